@@ -23,7 +23,6 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from functools import cache
 from typing import Any, Literal, TypeVar, Union
 
 from overopt.errors import ConfigError
@@ -74,6 +73,21 @@ class RuntimeConfig:
             self.micro_batch,
             "must be at least 1, or none to leave it to the stage",
         )
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Environment variables that hold numerical libraries to ``threads`` threads.
+
+        They are read when a library is loaded, so they have to be set before. Threads that wait
+        passively leave the cores to the other stage processes.
+        """
+        count = str(self.threads)
+        names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+        return {
+            **dict.fromkeys(names, count),
+            "OMP_WAIT_POLICY": "passive",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
 
 
 # --- validation -----------------------------------------------------------------------------------
@@ -275,7 +289,6 @@ def _build(make: Any, where: str) -> Any:
 # --- annotations ----------------------------------------------------------------------------------
 
 
-@cache
 def _hints(cls: Any) -> dict[str, Any]:
     if not dataclasses.is_dataclass(cls):
         raise ConfigError(f"{cls.__name__} is not a dataclass; a configuration must be one")
@@ -405,7 +418,7 @@ def _encode(value: Any, annotation: Any, name: str, omit_defaults: bool) -> Any:
 
 def _decode(value: Any, annotation: Any, name: str) -> Any:
     members = _members(annotation)
-    classes: list[type] = [member for member in members if dataclasses.is_dataclass(member)]
+    classes: list[Any] = [member for member in members if dataclasses.is_dataclass(member)]
     if isinstance(value, Mapping) and classes:
         if len(classes) == 1:
             return from_dict(classes[0], value, name)

@@ -17,10 +17,10 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from scipy.optimize import brentq, minimize_scalar
 
@@ -59,7 +59,7 @@ class Points(NamedTuple):
     """(K,)"""
     covariance: Array
     """(K, K)"""
-    rows: Array
+    rows: NDArray[np.intp]
     """(K,) index of each point in the caller's arrays."""
 
 
@@ -148,7 +148,7 @@ class FitResult:
             quantile=lambda _: t_quantile(self.ci_level, min(self.quantile_dof.values())),
         )
 
-    def to_dict(self) -> dict[str, object]:
+    def to_dict(self) -> Any:
         """Plain lists, numbers and strings for JSON; see `jsonable`."""
         return jsonable(self)
 
@@ -225,9 +225,9 @@ def fit_curve(
     nu = math.inf if covariance_dof is None else float(covariance_dof)
     # Whitened rows turn every estimator into ordinary least squares.
     if estimator == "wls":
-        whiten = np.diag(1.0 / points.sigma)
+        whiten: Array = np.diag(1.0 / points.sigma)
     else:
-        whiten = np.linalg.inv(_cholesky(points))
+        whiten = _whitener(points)
     shape, start, at_bound = _fit_shape(model, points, whiten)
     basis = model.basis(points.sqrt_kl, shape)
     coef = linear_operator(whiten @ basis) @ (whiten @ points.gold)
@@ -386,7 +386,7 @@ def profile_ci(
     if turn is None:
         raise ConfigError(f"form {form!r} has no closed-form peak")
     points = check_points(sqrt_kl, gold, sigma, covariance=covariance, min_points=3)
-    whiten = np.linalg.inv(_cholesky(points))
+    whiten = _whitener(points)
     basis = whiten @ model.basis(points.sqrt_kl, np.nan)
     target = whiten @ points.gold
     theta = linear_operator(basis) @ target
@@ -543,7 +543,7 @@ def t_quantile(level: float, dof: float) -> float:
     return float(stats.t.ppf(0.5 + level / 2.0, dof))
 
 
-def jsonable(value: object) -> object:
+def jsonable(value: object) -> Any:
     """Dataclasses, arrays and mappings as JSON types; nan becomes None, ±inf becomes a string."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
@@ -591,9 +591,10 @@ def quadratic_form_p(chi2: float, noise: Array, residual_maker: Array) -> float:
     return float(stats.chi2.sf(chi2 / scale, mean / scale))
 
 
-def _cholesky(points: Points) -> Array:
+def _whitener(points: Points) -> Array:
+    """L⁻¹ with L Lᵀ the covariance of the points: whitened points have covariance 1."""
     try:
-        return np.linalg.cholesky(points.covariance)
+        return np.asarray(np.linalg.inv(np.linalg.cholesky(points.covariance)))
     except np.linalg.LinAlgError:
         raise FitError(
             "covariance of the points is not positive definite (points of one pool nearly "

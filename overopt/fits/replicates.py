@@ -397,7 +397,7 @@ class WeightedCurve(NamedTuple):
 
 
 def pool_weights(curves: Sequence[ReplicateCurve]) -> list[WeightedCurve]:
-    """Prompt stderr of each point; one for all where all share d, so that means commute with fits."""
+    """Prompt stderr of each point; one for all where all share d, so that means and fits commute."""
     n = np.asarray(curves[0].gold_KP).shape[1]
     if n < 2:
         return [WeightedCurve(curve, np.ones(len(curve.d))) for curve in curves]

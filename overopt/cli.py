@@ -1,0 +1,330 @@
+"""The command line: ``overopt plan | run | status | fit | figures | bench | forecast``.
+
+Level 3, the outermost layer and the only one that prints. It parses arguments, calls the other
+modules and turns the errors that overopt raises on purpose into one message each. Everything heavy
+is imported inside the command that needs it, so that ``--help`` answers at once.
+
+Exit status: 0 done; 1 stages failed; 2 the request cannot be carried out, and nothing was started;
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from overopt.config import RuntimeConfig
+from overopt.errors import ConfigError, OveroptError
+
+if TYPE_CHECKING:
+    from overopt.graph import Plan, Stage
+
+PRESETS = ("smoke", "quick", "desk", "gpu", "smollm", "quantile")
+STATE_MARKS = {
+    "done": "done",
+    "running": "running",
+    "in-flight": "resumable",
+    "missing": "to do",
+    "not needed": "-",
+    "stale": "STALE",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    args = _parse(argv)
+    try:
+        return args.command(args)
+    except OveroptError as error:
+        if args.debug:
+            raise
+        print(f"overopt: error: {error}", file=sys.stderr)
+        from overopt.executors import StageError
+
+        return 1 if isinstance(error, StageError) else 2
+    except KeyboardInterrupt:
+        print(
+            "overopt: interrupted; what is finished is kept, and running the same command again"
+            " resumes",
+            file=sys.stderr,
+        )
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # The reader of our output went away (`overopt plan desk | head`): not worth a word.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+# --- arguments ------------------------------------------------------------------------------------
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    # argparse takes positionals that follow an option for unknown arguments.
+    for extra in rest:
+        if extra.startswith("-") or not hasattr(args, "overrides"):
+            parser.error(f"unknown argument {extra!r}; see `overopt {args.name} --help`")
+    if rest:
+        args.overrides = [*args.overrides, *rest]
+    return args
+
+
+def _parser() -> argparse.ArgumentParser:
+    from overopt import __version__
+
+    parser = argparse.ArgumentParser(
+        prog="overopt",
+        description="A sandbox for reward-model overoptimization: gold and proxy reward models,"
+        " best-of-n and PPO, fits and figures.",
+        epilog="Start with `overopt plan smoke` and `overopt run smoke`.",
+    )
+    parser.add_argument("--version", action="version", version=f"overopt {__version__}")
+    commands = parser.add_subparsers(dest="name", required=True, metavar="command")
+
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show the traceback of every error")
+
+    experiment = argparse.ArgumentParser(add_help=False)
+    experiment.add_argument(
+        "experiment",
+        help=f"a preset ({', '.join(PRESETS)}) or an experiment file with a function build()",
+    )
+    experiment.add_argument(
+        "overrides", nargs="*", metavar="name=value", help="settings, such as proxy.n_pairs=2000"
+    )
+    experiment.add_argument(
+        "--store", type=Path, default=Path("runs"), help="directory of results (default: runs)"
+    )
+    experiment.add_argument(
+        "--accept-changes",
+        action="store_true",
+        help="let changed settings or code replace what the experiment's name stood for",
+    )
+
+    plan = commands.add_parser(
+        "plan", parents=[experiment, common], help="show what a run would compute, and its cost"
+    )
+    plan.add_argument("--workers", type=_count, default=None, help="processes to plan for")
+    plan.set_defaults(command=_plan)
+
+    run = commands.add_parser(
+        "run", parents=[experiment, common], help="compute what is missing, then collect records"
+    )
+    run.add_argument(
+        "--workers", type=_count, default=None, help="stages side by side (default: all cores)"
+    )
+    run.add_argument("--threads", type=_count, default=1, help="threads per stage (default: 1)")
+    run.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps (default: cpu)")
+    run.add_argument(
+        "--gpu-jobs", type=_count, default=1, help="stages that share the device (default: 1)"
+    )
+    run.add_argument(
+        "--micro-batch", type=_count, default=None, help="largest batch through a network at once"
+    )
+    run.add_argument("--quiet", action="store_true", help="show no progress")
+    run.add_argument(
+        "--results", type=Path, default=None, help="where records go (default: results/<name>)"
+    )
+    run.set_defaults(command=_run)
+
+    status = commands.add_parser(
+        "status", parents=[experiment, common], help="count what is done, running and missing"
+    )
+    status.set_defaults(command=_status)
+
+    fit = commands.add_parser("fit", parents=[common], help="fit the functional forms to records")
+    fit.add_argument("records", type=Path, help="directory with records.jsonl")
+    fit.set_defaults(command=_fit)
+
+    figures = commands.add_parser("figures", parents=[common], help="draw figures from records")
+    figures.add_argument("records", help="a preset's name or a directory with records.jsonl")
+    figures.add_argument(
+        "--out", type=Path, default=Path("figures"), help="where figures go (default: figures)"
+    )
+    figures.set_defaults(command=_figures)
+
+    bench = commands.add_parser("bench", parents=[common], help="time the package on this machine")
+    bench.add_argument("--threads", type=_count, default=1, help="threads (default: 1)")
+    bench.set_defaults(command=_bench)
+
+    forecast = commands.add_parser(
+        "forecast", parents=[common], help="predict the gold curve beyond the measured KL"
+    )
+    forecast.add_argument("records", type=Path, help="directory with records.jsonl")
+    forecast.set_defaults(command=_forecast)
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    return int(text)
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+# --- commands -------------------------------------------------------------------------------------
+
+
+class _Loaded(NamedTuple):
+    """An experiment, its stages, and the name under which its results are known."""
+
+    experiment: Any
+    stages: list[Stage]
+    record_name: str
+
+
+def _load(args: argparse.Namespace) -> _Loaded:
+    from overopt import pipeline, presets
+
+    experiment = presets.load_experiment(args.experiment, args.overrides)
+    # Overrides make it another experiment: `quick` and `quick seed=1` may both have results.
+    name = " ".join([experiment.name, *sorted(args.overrides)])
+    return _Loaded(experiment, pipeline.build_graph(experiment), name)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from overopt.graph import check_not_stale, find_stale, make_plan
+    from overopt.progress import Clock, duration
+    from overopt.store import Store
+
+    loaded, store = _load(args), Store(args.store)
+    plan = make_plan(loaded.stages, store)
+    workers = args.workers or _cores()
+    stale = find_stale(loaded.record_name, loaded.stages, store)
+    for stage in plan.stages:
+        changed = stage.title in stale and plan.states[stage.fingerprint] != "done"
+        state = "stale" if changed else plan.states[stage.fingerprint]
+        cost = "" if state == "done" else duration(stage.cost_s)
+        print(f"{STATE_MARKS[state]:>9}  {stage.fingerprint}  {cost:>12}  {stage.title}")
+    left = duration(Clock(plan, workers).seconds_left())
+    print(
+        f"{_summary(plan)}: {duration(plan.cost_s)} of CPU time, about {left} on {workers}"
+        f" worker{'s' * (workers > 1)}, {plan.disk_mb:.0f} MB"
+    )
+    if not args.accept_changes:
+        check_not_stale(loaded.record_name, loaded.stages, store)
+    return 0
+
+
+def _run(args: argparse.Namespace) -> int:
+    runtime = RuntimeConfig(
+        device=args.device,
+        threads=args.threads,
+        micro_batch=args.micro_batch,
+        gpu_jobs=args.gpu_jobs,
+        quiet=args.quiet,
+    )
+    os.environ.update(runtime.environment)  # before numpy and torch are loaded
+
+    from overopt import pipeline
+    from overopt.executors import execute
+    from overopt.graph import check_not_stale, snapshot
+    from overopt.progress import Silent, TextReporter, duration
+    from overopt.store import Store
+
+    loaded, store = _load(args), Store(args.store)
+    if not args.accept_changes:
+        check_not_stale(loaded.record_name, loaded.stages, store)
+    _check_device(runtime.device)
+    results = args.results or Path("results") / loaded.experiment.name
+    workers = max(1, _cores() // runtime.threads) if args.workers is None else args.workers
+    summary = execute(
+        loaded.stages,
+        store,
+        runtime,
+        workers=workers,
+        reporter=Silent() if runtime.quiet else TextReporter(),
+    )
+    written = pipeline.collect(loaded.experiment, store, results)
+    store.record(loaded.record_name, snapshot(loaded.stages))
+    if not runtime.quiet:
+        took = duration(summary.wall_s)
+        print(f"{summary.computed} stages computed in {took}; records in {written}")
+    return 0
+
+
+def _status(args: argparse.Namespace) -> int:
+    from overopt.graph import find_stale, make_plan
+    from overopt.progress import duration
+    from overopt.store import Store
+
+    loaded, store = _load(args), Store(args.store)
+    plan = make_plan(loaded.stages, store)
+    print(f"{loaded.record_name}: {_summary(plan)}")
+    for stage in plan.todo:
+        state = plan.states[stage.fingerprint]
+        if state != "missing":
+            print(f"{STATE_MARKS[state]:>9}  {stage.fingerprint}  {stage.title}")
+    if plan.todo:
+        print(f"about {duration(plan.cost_s)} of CPU time to go")
+    for label, reason in find_stale(loaded.record_name, loaded.stages, store).items():
+        print(f"{STATE_MARKS['stale']:>9}  {label}: {reason}")
+    return 0
+
+
+def _fit(args: argparse.Namespace) -> int:
+    from overopt import pipeline
+
+    print(pipeline.fit(args.records))
+    return 0
+
+
+def _figures(args: argparse.Namespace) -> int:
+    from overopt import pipeline
+
+    for path in pipeline.draw(args.records, args.out):
+        print(path)
+    return 0
+
+
+def _bench(args: argparse.Namespace) -> int:
+    os.environ.update(RuntimeConfig(threads=args.threads).environment)
+    from overopt import pipeline
+
+    print(pipeline.bench(args.threads))
+    return 0
+
+
+def _forecast(args: argparse.Namespace) -> int:
+    from overopt import pipeline
+
+    print(pipeline.forecast(args.records))
+    return 0
+
+
+def _summary(plan: Plan) -> str:
+    counts: dict[str, int] = {}
+    for state in plan.states.values():
+        counts[STATE_MARKS[state]] = counts.get(STATE_MARKS[state], 0) + 1
+    shown = (f"{count} {mark}" for mark, count in counts.items() if mark != "-")
+    return f"{len(plan.stages)} stages, " + ", ".join(shown)
+
+
+def _check_device(device: str) -> None:
+    """Raise ConfigError if torch cannot use ``device``, before any stage is started."""
+    if device == "cpu":
+        return
+    import torch
+
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"device = {device!r}: torch cannot use it ({reason}); use --device cpu"
+        ) from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,554 @@
+"""Run a graph of stages: in this process, or side by side in a pool of local processes.
+
+Level 3, between ``graph`` (what has to be computed) and ``store`` (where it goes). Which process
+computes a stage never shows in the result: a stage gets its inputs from the store, its seeds from
+its config, and the same number of threads wherever it runs.
+
+Several runs may work on one store at the same time, even on different experiments: whoever holds
+the lock of an artefact computes it, the others go on with something else and reuse it afterwards.
+
+What it does differently from ``concurrent.futures``: a worker that is killed costs its own stage
+only and is named in the error, and workers whose parent dies stop by themselves and so give back
+their locks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any, Literal
+
+from overopt.config import RuntimeConfig
+from overopt.errors import OveroptError, StoreError
+from overopt.graph import Plan, Stage, StageContext, critical_path, make_plan
+from overopt.progress import Reporter, Silent
+from overopt.store import Identity, Store
+
+Outcome = Literal["computed", "reused", "busy"]
+RETRY_S = 0.3
+PROGRESS_S = 0.2
+SPARE_MB = 200.0
+
+
+class StageError(OveroptError, RuntimeError):
+    """One or more stages failed; everything else that could be computed is in the store.
+
+    Attributes
+    ----------
+    failures : tuple of Failure
+        What went wrong, in the order in which it happened.
+    """
+
+    def __init__(self, message: str, failures: tuple[Failure, ...] = ()) -> None:
+        super().__init__(message)
+        self.failures = failures
+
+    def __reduce__(self) -> tuple:
+        return (type(self), (self.args[0], self.failures))
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a stage failed: its title, the exception, and the traceback as text.
+
+    The traceback is empty where the exception is one that overopt raises on purpose, and where
+    there is none because the process died.
+    """
+
+    title: str
+    error: BaseException
+    trace: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What ``execute`` did: stages computed here, and stages another process computed meanwhile."""
+
+    computed: int
+    reused: int
+    wall_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A stage as it travels to a worker: its inputs are named, not contained."""
+
+    identity: Identity
+    config: Any
+    run: Callable[[StageContext], None]
+    inputs: Mapping[str, tuple[str, str]]
+    runtime: RuntimeConfig
+
+
+def execute(
+    targets: Sequence[Stage],
+    store: Store,
+    runtime: RuntimeConfig | None = None,
+    *,
+    workers: int = 1,
+    reporter: Reporter | None = None,
+) -> Summary:
+    """Compute all ``targets`` that are not in the store yet, and what they need.
+
+    Stages whose inputs are done run side by side, those on the longest remaining path first. If
+    one fails, those that need it are skipped, everything else goes on, and one error is raised at
+    the end. After a StoreError (a full disk, say) nothing new is started.
+
+    Parameters
+    ----------
+    targets : sequence of Stage
+        Their inputs need not be listed.
+    store : Store
+        Is created if necessary.
+    runtime : RuntimeConfig
+        Device, threads and the like for every stage.
+    workers : int
+        Processes; 0 or 1 runs the stages in this one.
+    reporter : Reporter
+        Is told what happens; nothing is shown by default.
+
+    Raises
+    ------
+    StoreError
+        Before anything runs: the store cannot be written, has too little room, or holds a damaged
+        artefact that this graph would use.
+    StageError
+        At the end: stages failed.
+    """
+    runtime = runtime or RuntimeConfig()
+    reporter = reporter or Silent()
+    started = time.monotonic()
+    plan = prepare(targets, store)
+    schedule = _Schedule(plan, runtime.gpu_jobs if runtime.device != "cpu" else len(plan.stages))
+    width = max(1, min(workers, len(plan.todo)))
+    if plan.todo:
+        reporter.begin(plan, width)
+        try:
+            with _environment(runtime.environment):
+                if workers > 1:
+                    _run_pool(schedule, store, runtime, width, reporter)
+                else:
+                    _run_here(schedule, store, runtime, reporter)
+        finally:
+            reporter.end()
+            store.sweep()
+    schedule.raise_failures()
+    return Summary(
+        computed=schedule.computed, reused=schedule.reused, wall_s=time.monotonic() - started
+    )
+
+
+def prepare(targets: Sequence[Stage], store: Store) -> Plan:
+    """The plan for ``targets``, after checking that the store can take and give what it needs.
+
+    Raises
+    ------
+    StoreError
+        The store cannot be written, has too little room, or a finished artefact is damaged.
+    """
+    store.create()
+    plan = make_plan(targets, store)
+    for stage in plan.stages:
+        if plan.states[stage.fingerprint] == "done":
+            store.open(stage.name, stage.fingerprint)
+    needed, free = plan.disk_mb + SPARE_MB, store.free_bytes() / 1e6
+    if plan.todo and free < needed:
+        raise StoreError(
+            f"{store.root}: has {free:.0f} MB left, this run needs about {needed:.0f} MB; free some"
+            " space or give another --store"
+        )
+    return plan
+
+
+# --- one stage ------------------------------------------------------------------------------------
+
+
+def make_task(stage: Stage, runtime: RuntimeConfig) -> Task:
+    """``stage`` as a task; stages that use no accelerator run on the CPU whatever the runtime."""
+    return Task(
+        identity=stage.identity,
+        config=stage.config,
+        run=stage.run,
+        inputs={role: (up.name, up.fingerprint) for role, up in stage.upstream.items()},
+        runtime=runtime if stage.gpu else dataclasses.replace(runtime, device="cpu"),
+    )
+
+
+def perform(task: Task, store: Store, progress: Callable[[int, int], None]) -> Outcome:
+    """Compute the task's artefact unless it exists or another process is at it."""
+    key = (task.identity.stage, task.identity.fingerprint)
+    with store.lock(*key) as mine:
+        # Looked up under the lock: the previous holder may have finished a moment ago.
+        if store.has(*key):
+            store.open(*key)
+            return "reused"
+        if not mine:
+            return "busy"
+        inputs = {role: store.open(*source) for role, source in task.inputs.items()}
+        with store.workspace(task.identity) as work:
+            _pin_torch(task.runtime.threads)
+            context = StageContext(
+                config=task.config,
+                inputs=inputs,
+                out=work.out,
+                checkpoint=work.checkpoint,
+                runtime=task.runtime,
+                progress=progress,
+            )
+            task.run(context)
+            store.commit(work, task.runtime)
+    return "computed"
+
+
+def _pin_torch(threads: int) -> None:
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables inside the block; processes started there inherit them."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+# --- the order of work ----------------------------------------------------------------------------
+
+
+class _Schedule:
+    """Which stage comes next, and what became of the others."""
+
+    def __init__(self, plan: Plan, gpu_slots: int) -> None:
+        self._waiting = {stage.fingerprint: stage for stage in plan.todo}
+        self._length = critical_path(plan.todo)
+        self._running: dict[str, Stage] = {}
+        self._retry: dict[str, float] = {}
+        self._skipped: list[Stage] = []
+        self._gpu_slots = gpu_slots
+        self._stopped = False
+        self.failures: list[Failure] = []
+        self.computed = self.reused = 0
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing runs and nothing can be started any more."""
+        return not self._running and not self._waiting
+
+    def take(self) -> Stage | None:
+        """The most urgent stage that can start now, which then counts as running."""
+        gpu_full = sum(stage.gpu for stage in self._running.values()) >= self._gpu_slots
+        pending = self._waiting.keys() | self._running.keys()
+        now = time.monotonic()
+        ready = [
+            stage
+            for fp, stage in self._waiting.items()
+            if self._retry.get(fp, now) <= now
+            and not (stage.gpu and gpu_full)
+            and not any(source.fingerprint in pending for source in stage.upstream.values())
+        ]
+        if not ready:
+            return None
+        stage = max(ready, key=lambda stage: self._length[stage.fingerprint])
+        self._running[stage.fingerprint] = self._waiting.pop(stage.fingerprint)
+        return stage
+
+    def settle(self, stage: Stage, outcome: Outcome, reporter: Reporter) -> None:
+        """A worker came back with the stage."""
+        del self._running[stage.fingerprint]
+        if outcome == "busy":
+            self.put_back(stage)
+            reporter.waiting(stage)
+            return
+        self.computed += outcome == "computed"
+        self.reused += outcome == "reused"
+        reporter.finished(stage, outcome == "computed")
+
+    def put_back(self, stage: Stage) -> None:
+        """Try the stage again a little later."""
+        self._running.pop(stage.fingerprint, None)
+        self._waiting[stage.fingerprint] = stage
+        self._retry[stage.fingerprint] = time.monotonic() + RETRY_S
+
+    def fail(self, stage: Stage, failure: Failure, reporter: Reporter) -> None:
+        """The stage failed: skip what needs it."""
+        del self._running[stage.fingerprint]
+        self.failures.append(failure)
+        reporter.failed(stage, failure.error)
+        lost = {stage.fingerprint}
+        for fp, other in list(self._waiting.items()):  # inputs come before users
+            if any(source.fingerprint in lost for source in other.upstream.values()):
+                lost.add(fp)
+                self._skipped.append(self._waiting.pop(fp))
+        if isinstance(failure.error, StoreError | _CannotStart):
+            self._skipped += self._waiting.values()
+            self._waiting.clear()
+
+    def raise_failures(self) -> None:
+        """Raise one StageError that tells of all failures, if there were any."""
+        if not self.failures:
+            return
+        lines = []
+        for failure in self.failures:
+            lines.append(f"stage {failure.title!r} failed: {_describe(failure.error)}")
+            if failure.trace:
+                lines.append(failure.trace.rstrip())
+        if self._skipped:
+            names = ", ".join(repr(stage.title) for stage in self._skipped[:5])
+            more = f" and {len(self._skipped) - 5} more" if len(self._skipped) > 5 else ""
+            lines.append(f"not run because of it: {names}{more}")
+        lines.append(
+            f"{self.computed + self.reused} other stages finished and are kept; running the same"
+            " command again continues from here"
+        )
+        raise StageError("\n".join(lines), tuple(self.failures)) from self.failures[0].error
+
+
+class _CannotStart(OveroptError, RuntimeError):
+    """A worker process died before it was ready."""
+
+
+class _WorkerDied(OveroptError, RuntimeError):
+    """A worker process died while it ran a stage."""
+
+
+def _describe(error: BaseException) -> str:
+    return str(error) if isinstance(error, OveroptError) else f"{type(error).__name__}: {error}"
+
+
+def _failure(title: str, error: BaseException) -> Failure:
+    trace = "" if isinstance(error, OveroptError) else "".join(traceback.format_exception(error))
+    return Failure(title, error, trace)
+
+
+# --- in this process ------------------------------------------------------------------------------
+
+
+def _run_here(
+    schedule: _Schedule, store: Store, runtime: RuntimeConfig, reporter: Reporter
+) -> None:
+    torch = sys.modules.get("torch")
+    threads_before = None if torch is None else torch.get_num_threads()
+    try:
+        while not schedule.over:
+            stage = schedule.take()
+            if stage is None:
+                time.sleep(RETRY_S / 3)
+                continue
+            reporter.started(stage)
+            report = _Throttled(functools.partial(reporter.progress, stage))
+            try:
+                outcome = perform(make_task(stage, runtime), store, report)
+            except Exception as error:  # whatever a stage raises is reported with its name
+                schedule.fail(stage, _failure(stage.title, error), reporter)
+            else:
+                schedule.settle(stage, outcome, reporter)
+    finally:
+        if threads_before is not None:
+            _pin_torch(threads_before)
+
+
+class _Throttled:
+    """Calls ``report(done, total)`` at most every PROGRESS_S seconds."""
+
+    def __init__(self, report: Callable[[int, int], None]) -> None:
+        self._report = report
+        self._last = float("-inf")
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._last >= PROGRESS_S:
+            self._last = now
+            self._report(done, total)
+
+
+# --- in worker processes --------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class _Worker:
+    """A process, the pipe to it, and the stage it is working on."""
+
+    process: Any
+    pipe: connection.Connection
+    stage: Stage | None = None
+    ready: bool = False
+
+
+def _run_pool(
+    schedule: _Schedule, store: Store, runtime: RuntimeConfig, width: int, reporter: Reporter
+) -> None:
+    workers: list[_Worker] = []
+    try:
+        while not schedule.over:
+            _hand_out(schedule, workers, store, runtime, width, reporter)
+            handles: dict[Any, _Worker] = {worker.pipe: worker for worker in workers}
+            handles |= {worker.process.sentinel: worker for worker in workers}
+            ready = connection.wait(list(handles), timeout=RETRY_S)
+            heard = [handles[handle] for handle in ready]
+            for worker in [worker for worker in workers if worker in heard]:
+                if not _listen(worker, schedule, reporter):
+                    workers.remove(worker)
+                    _bury(worker, schedule, reporter)
+    except BaseException:
+        # Interrupted: a stage in flight keeps its checkpoints and loses the work since the last.
+        for worker in workers:
+            worker.process.kill()
+        raise
+    finally:
+        for worker in workers:
+            worker.pipe.close()  # an idle worker reads the end of the pipe and returns
+        for worker in workers:
+            worker.process.join()
+
+
+def _hand_out(
+    schedule: _Schedule,
+    workers: list[_Worker],
+    store: Store,
+    runtime: RuntimeConfig,
+    width: int,
+    reporter: Reporter,
+) -> None:
+    """Give stages to idle workers, starting workers up to ``width`` as they are needed."""
+    while True:
+        idle = next((worker for worker in workers if worker.stage is None), None)
+        if idle is None and len(workers) >= width:
+            return
+        stage = schedule.take()
+        if stage is None:
+            return
+        reporter.started(stage)
+        try:
+            message = pickle.dumps(make_task(stage, runtime))
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            hint = "a stage's function and config class must be defined at the top of a module"
+            error.add_note(hint)
+            schedule.fail(stage, _failure(stage.title, error), reporter)
+            continue
+        if idle is None:
+            idle = _start_worker(store.root)
+            workers.append(idle)
+        idle.stage = stage
+        # If it died meanwhile, the loop will read the end of its pipe.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            idle.pipe.send_bytes(message)
+
+
+def _start_worker(root: Path) -> _Worker:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, root), daemon=False)
+    # Blocked signals stay blocked in the child: Ctrl-C is the parent's to handle.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    theirs.close()
+    return _Worker(process, ours)
+
+
+def _listen(worker: _Worker, schedule: _Schedule, reporter: Reporter) -> bool:
+    """Take in all messages of a worker; returns whether it is still alive."""
+    try:
+        while worker.pipe.poll():
+            kind, content = worker.pipe.recv()
+            if kind == "ready":
+                worker.ready = True
+                continue
+            stage = worker.stage
+            assert stage is not None, "a worker without a stage has nothing to say"
+            if kind == "progress":
+                reporter.progress(stage, *content)
+                continue
+            worker.stage = None
+            if kind == "failed":
+                failure = dataclasses.replace(content, title=stage.title)
+                schedule.fail(stage, failure, reporter)
+            else:
+                schedule.settle(stage, content, reporter)
+    except (EOFError, OSError):
+        return False
+    return worker.process.is_alive() or worker.pipe.poll()
+
+
+def _bury(worker: _Worker, schedule: _Schedule, reporter: Reporter) -> None:
+    worker.pipe.close()
+    worker.process.join()
+    if worker.stage is None:
+        return
+    code = worker.process.exitcode
+    if not worker.ready:
+        error: OveroptError = _CannotStart(
+            f"a worker process could not start (exit code {code}); a script that starts workers"
+            " needs `if __name__ == '__main__':` around its entry point, or workers=1"
+        )
+    elif code == -signal.SIGKILL:
+        error = _WorkerDied(
+            "its process was killed (signal 9); if the machine ran out of memory, use fewer"
+            " --workers or a smaller micro_batch"
+        )
+    else:
+        how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+        error = _WorkerDied(f"its process died ({how})")
+    schedule.fail(worker.stage, Failure(worker.stage.title, error), reporter)
+
+
+def _serve(pipe: connection.Connection, root: Path) -> None:
+    """Life of a worker: perform the tasks that come through the pipe until it is closed."""
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    store = Store(root)
+    pipe.send(("ready", None))
+    while True:
+        try:
+            message = pipe.recv_bytes()
+        except EOFError:
+            return
+        try:
+            task = pickle.loads(message)
+            report = _Throttled(lambda done, total: pipe.send(("progress", (done, total))))
+            outcome = perform(task, store, report)
+        except Exception as error:  # crosses to the parent, which raises it with the stage's name
+            pipe.send(("failed", _portable(error)))
+        else:
+            pipe.send(("settled", outcome))
+
+
+def _portable(error: Exception) -> Failure:
+    """The failure in a form that survives the way to the parent process."""
+    failure = _failure("", error)
+    try:
+        pickle.loads(pickle.dumps(failure))
+    except Exception:  # a foreign exception may fail to pickle in any way
+        return Failure("", RuntimeError(f"{type(error).__name__}: {error}"), failure.trace)
+    return failure
+
+
+def _die_with_parent() -> None:
+    """End this process at once, in whatever it is doing, when its parent is gone."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)

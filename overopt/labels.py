@@ -1,0 +1,53 @@
+"""Synthetic preferences: gold scores of K responses a prompt become labelled pairs.
+
+Ties in gold carry no information about which is better: a coin decides them, and it is recorded in
+``gold_margin`` = 0. Nothing is dropped, so the number of pairs is what was asked for.
+"""
+
+import torch
+from torch import Tensor
+
+from overopt.datatypes import PreferenceSet, Responses
+from overopt.seeding import torch_generator
+
+
+def label_pairs(
+    responses: Responses,
+    gold: Tensor,
+    *,
+    copies: int,
+    n_pairs: int,
+    rule: str,
+    flip_rate: float,
+    seed: int,
+) -> PreferenceSet:
+    """Label all K(K−1)/2 pairs of each prompt's K responses, the first ``n_pairs`` of them.
+
+    Parameters
+    ----------
+    responses : P·K rows, K adjacent rows a prompt.
+    gold : (R,) scores; their difference is the margin, in standard deviations of gold.
+    copies : K.
+    rule : "argmax" (the better wins) or "bradley_terry" (wins with probability σ(margin)).
+    flip_rate : probability that a label is inverted afterwards.
+    seed : streams "labels" and "flips" are derived from it, so that flips do not move labels.
+    """
+    i, j = torch.triu_indices(copies, copies, offset=1)
+    starts = torch.arange(0, len(responses), copies)[:, None]
+    first, second = (starts + i).flatten()[:n_pairs], (starts + j).flatten()[:n_pairs]
+    margin = gold[first] - gold[second]
+    coin = torch.rand(len(margin), generator=torch_generator(seed, "labels"))
+    if rule == "bradley_terry":
+        first_wins = coin < torch.sigmoid(margin)
+    else:
+        first_wins = torch.where(margin == 0, coin < 0.5, margin > 0)
+    flipped = torch.rand(len(margin), generator=torch_generator(seed, "flips")) < flip_rate
+    labelled = first_wins ^ flipped
+    return PreferenceSet(
+        responses=responses,
+        chosen=torch.where(labelled, first, second),
+        rejected=torch.where(labelled, second, first),
+        gold_margin=torch.where(first_wins, margin, -margin),
+        flipped=flipped,
+        prompt_id=responses.prompts.prompt_id[first],
+    )

@@ -1,0 +1,51 @@
+"""Measuring a policy: KL by every estimator on its own responses, lengths, diversity.
+
+Scores of gold and rubric are added afterwards, outside any method; see `overopt.pipeline`.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from overopt.datatypes import Responses
+from overopt.kl import exact_token_kl, sequence_kl
+from overopt.nets import Llama
+from overopt.functional import token_logprobs
+from overopt.sampling import response_hidden, response_view, sequence_batches
+
+
+class KLTable(NamedTuple):
+    """KL(π‖π_ref) per response (R,) in nats: exact (full vocabulary), k1, k2, k3."""
+
+    exact: Tensor
+    k1: Tensor
+    k2: Tensor
+    k3: Tensor
+
+
+@torch.no_grad()
+def measure_kl(
+    policy: Llama, ref_policy: Llama, responses: Responses, *, batch_tokens: int = 4096
+) -> KLTable:
+    """KL of ``policy`` to ``ref_policy`` on responses sampled from ``policy``.
+
+    Both log-probabilities come from the same code on the same batch, so that equal weights give
+    exactly 0.
+    """
+    out = torch.zeros(4, len(responses), dtype=torch.float64)
+    for rows, seq in sequence_batches(responses, batch_tokens):
+        view = response_view(seq)
+        logits = policy.logits(response_hidden(policy, seq, view))
+        ref = ref_policy.logits(response_hidden(ref_policy, seq, view))
+        log_ratio = token_logprobs(logits, view.tokens) - token_logprobs(ref, view.tokens)
+        sampled = sequence_kl(log_ratio, view.mask)
+        exact = (exact_token_kl(logits, ref) * view.mask).double().sum(1)
+        out[:, rows] = torch.stack([exact, sampled.k1, sampled.k2, sampled.k3])
+    return KLTable(*out)
+
+
+def distinct_share(responses: Responses) -> float:
+    """Share of responses that differ from every other one, prompt included: 1 = all different."""
+    rows = torch.cat([responses.prompts.prompt_id[:, None], responses.ids * responses.mask], 1)
+    return len(torch.unique(rows, dim=0)) / len(rows)
