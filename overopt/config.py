@@ -252,6 +252,8 @@ def _override(config: Any, tree: Mapping[str, Any], where: str, known: list[str]
         value = getattr(config, key)
         if not isinstance(new, str):
             if not dataclasses.is_dataclass(value):
+                if value is None and any(map(dataclasses.is_dataclass, _members(hints[key]))):
+                    raise ConfigError(f"{name} is none here, so {name}.* cannot be set")
                 raise _unknown(_join(name, next(iter(new))), known)
             changes[key] = _override(value, new, name, known)
         elif dataclasses.is_dataclass(value) and not (
@@ -281,9 +283,10 @@ def _build(make: Any, where: str) -> Any:
     try:
         return make()
     except ConfigError as error:
-        if where:
-            raise ConfigError(f"{where}: {error}") from error
-        raise
+        # A message may name its group already: "ppo.batch = 3: ...".
+        outer, _, group = where.rpartition(".")
+        prefix = outer if str(error).startswith(f"{group}.") else where
+        raise ConfigError(f"{prefix}: {error}" if prefix else str(error)) from error
 
 
 # --- annotations ----------------------------------------------------------------------------------

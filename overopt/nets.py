@@ -118,6 +118,26 @@ class _Layer(nn.Module):
         gate, up = self.gate_up(F.rms_norm(x, (d,), self.norm2, self.eps)).chunk(2, dim=-1)
         return x + self.down(F.silu(gate) * up)
 
+    def step(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], keys: Tensor, values: Tensor, slot: int,
+        bias: Tensor,
+    ) -> Tensor:
+        """One block on one new token a row, (R, D); see `Llama.step`."""
+        n_rows, d = x.shape
+        y = F.rms_norm(x, (d,), self.norm1, self.eps)
+        qkv = self.qkv(y).view(n_rows, 3, self.n_heads, -1)
+        qk = _rotate(qkv[:, :2], *rope)
+        keys[:, :, slot], values[:, :, slot] = qk[:, 1], qkv[:, 2]
+        # All slots are multiplied and those ahead hidden by the bias: products with a slice of the
+        # cache, which is not contiguous, take longer.
+        q = qk[:, 0].reshape(n_rows * self.n_heads, 1, -1)
+        scale = q.shape[-1] ** -0.5
+        scores = torch.baddbmm(bias, q, keys.flatten(0, 1).transpose(1, 2), alpha=scale)
+        y = torch.bmm(scores.softmax(-1), values.flatten(0, 1))
+        x = torch.addmm(x, y.view(n_rows, d), self.out.weight.T)
+        gate, up = self.gate_up(F.rms_norm(x, (d,), self.norm2, self.eps)).chunk(2, dim=-1)
+        return torch.addmm(x, F.silu(gate).mul_(up), self.down.weight.T)
+
 
 class Llama(nn.Module):
     """Llama trunk with tied input and output embeddings.
@@ -162,7 +182,7 @@ class Llama(nn.Module):
         """An empty cache for ``n_rows`` sequences of at most ``n_slots`` tokens."""
         cfg, w = self.cfg, self.embed.weight
         shape = (n_rows, cfg.num_attention_heads, n_slots, cfg.head_dim)
-        make = [w.new_empty(shape) for _ in range(2 * cfg.num_hidden_layers)]
+        make = [w.new_zeros(shape) for _ in range(2 * cfg.num_hidden_layers)]
         return KVCache(make[::2], make[1::2])
 
     def extend(
@@ -180,6 +200,22 @@ class Llama(nn.Module):
         x = self.embed(input_ids)
         for i, layer in enumerate(self.layers):
             x = layer(x, rope, (cache.keys[i], cache.values[i]), slot, mask)
+        return F.rms_norm(x, (x.shape[-1],), self.norm, self.cfg.rms_norm_eps)
+
+    @torch.no_grad()
+    def step(
+        self, input_ids: Tensor, position_ids: Tensor, cache: KVCache, slot: int, bias: Tensor
+    ) -> Tensor:
+        """Hidden states (R, D) of one new token a row, (R,), given cached ones.
+
+        The token goes to cache slot ``slot``. ``bias`` (1 or R·H, 1, S) is added to the attention
+        scores: −inf at every slot that is padding or not filled yet. A slot's content must be
+        finite even there.
+        """
+        rope = tuple(t[position_ids][:, None, None] for t in (self.rope_cos, self.rope_sin))
+        x = self.embed(input_ids)
+        for i, layer in enumerate(self.layers):
+            x = layer.step(x, rope, cache.keys[i], cache.values[i], slot, bias)
         return F.rms_norm(x, (x.shape[-1],), self.norm, self.cfg.rms_norm_eps)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -13,16 +13,18 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from overopt.datatypes import Prompts, Responses, Sequences, concat_responses, length_sorted
+from overopt.errors import DataError
 from overopt.functional import token_logprobs
 from overopt.nets import KVCache, Llama
 from overopt.seeding import torch_generator
 
 SAMPLE_BLOCK = 256  # rows sampled together; semantic: it defines the random streams
-_CHUNK = 64  # vocabulary entries per first-level bin of the inverse CDF
-_COMPACT_EVERY = 6  # steps between looks at whether finished rows should leave
+_BIN = 64  # vocabulary entries per first-level bin of the inverse CDF
+_COMPACT_BELOW = 0.8  # finished rows leave the batch when fewer than this share of it still runs
 
 
 def sample(
@@ -34,34 +36,109 @@ def sample(
     copies: int = 1,
     temperature: float = 1.0,
     logit_bias: Tensor | None = None,
+    first_block: int = 0,
 ) -> Responses:
     """Sample ``copies`` responses to each prompt, copies of one prompt adjacent.
 
     Parameters
     ----------
-    prompts : P rows, left-padded.
+    prompts : P rows, left-padded, at least one real token each.
     n_tokens : longest response T, end token included.
     seed : of this use (`derive_seed`); the same seed gives the same responses.
     temperature : divides the logits; log-probabilities are those at this temperature.
-    logit_bias : (V,) added to the logits, or None.
+    logit_bias : (V,) added to the logits before the temperature, or None.
+    first_block : number of the first block of SAMPLE_BLOCK rows, for a caller that samples a large
+        table in pieces of whole blocks and wants the same responses as from one call.
 
     Returns
     -------
     Responses
         P·copies rows; ``logprobs`` under the full softmax sampled from.
+
+    Raises
+    ------
+    DataError
+        No prompts, a prompt without tokens, or more tokens than the policy's context holds.
     """
-    n_rows = len(prompts) * copies
+    _check(policy, prompts, n_tokens, copies, temperature)
     prompt_of_row = torch.arange(len(prompts)).repeat_interleave(copies)
     parts = []
-    for block, start in enumerate(range(0, n_rows, SAMPLE_BLOCK)):
-        rows = prompt_of_row[start : start + SAMPLE_BLOCK]
+    for i, rows in enumerate(prompt_of_row.split(SAMPLE_BLOCK)):
+        generator = torch_generator(seed, "uniform", first_block + i)
+        # The whole block's table, also where fewer rows are left: a row's numbers never depend on
+        # how many rows follow it.
         uniform = torch.rand(
-            (SAMPLE_BLOCK, n_tokens),
-            generator=torch_generator(seed, "uniform", block),
-            dtype=torch.float64,
+            (SAMPLE_BLOCK, n_tokens), generator=generator, dtype=torch.float64
         )[: len(rows)]
         parts.append(_sample_block(policy, prompts, rows, uniform, temperature, logit_bias))
     return concat_responses(parts)
+
+
+def _check(
+    policy: Llama, prompts: Prompts, n_tokens: int, copies: int, temperature: float
+) -> None:
+    """Raise DataError where `sample` cannot do what it is asked."""
+    for name, value in (("n_tokens", n_tokens), ("copies", copies), ("temperature", temperature)):
+        if not value > 0:
+            raise DataError(f"{name} = {value}: it must be above 0")
+    if len(prompts) == 0:
+        raise DataError("prompts has 0 rows: pass at least one prompt")
+    length = prompts.mask.sum(1)
+    if int(length.min()) == 0:
+        raise DataError(
+            f"prompts row {int(length.argmin())} has no tokens: start it with the policy's "
+            f"bos_token_id, {policy.cfg.bos_token_id}"
+        )
+    longest, context = int(length.max()) + n_tokens, policy.cfg.max_position_embeddings
+    if longest > context:
+        raise DataError(
+            f"prompts row {int(length.argmax())} and n_tokens make {longest} tokens; the policy's "
+            f"context is {context}: use shorter prompts or fewer response tokens"
+        )
+
+
+class _Prefill(NamedTuple):
+    """State after the prompts, R rows: last hidden state (R, D), cache of width + T slots, prompt
+    lengths (R,), width, and the attention bias (1 or R·H, 1, width + T), −inf where hidden."""
+
+    hidden: Tensor
+    cache: KVCache
+    n_prompt: Tensor
+    width: int
+    bias: Tensor
+
+
+def _prefill(policy: Llama, prompts: Prompts, rows: Tensor, n_tokens: int) -> _Prefill:
+    """Forward each distinct prompt once and spread the result over the rows of a block."""
+    device = policy.embed.weight.device
+    distinct, inverse = (t.to(device) for t in rows.unique_consecutive(return_inverse=True))
+    few = prompts.select(distinct.cpu())
+    n_prompt = few.mask.sum(1).to(device)
+    width = int(n_prompt.max())
+    ids, real = few.ids[:, -width:].to(device), few.mask[:, -width:].to(device)
+    mask = None
+    hidden_slots = torch.zeros((1, 1, width), device=device)
+    if not bool(real.all()):
+        hidden_slots = torch.zeros((len(few), 1, width), device=device)
+        hidden_slots = hidden_slots.masked_fill(~real[:, None], -torch.inf)
+        causal = torch.full((width, width), -torch.inf, device=device).triu(1)
+        # Finite, because the row of a padding slot may see nothing at all.
+        mask = (hidden_slots[:, None] + causal).clamp_min(-1e9)
+    small = policy.new_cache(len(few), width)
+    position = (real.cumsum(1) - 1).clamp_min(0)
+    hidden = policy.extend(ids, position, small, 0, mask)[:, -1]
+
+    cache = policy.new_cache(len(rows), width + n_tokens)
+    for to, of in zip(cache.keys + cache.values, small.keys + small.values, strict=True):
+        to[:, :, :width] = of[inverse]
+    bias = torch.full((1, 1, width + n_tokens), -torch.inf, device=device)
+    if mask is None:
+        bias[..., :width] = 0
+    else:
+        bias = bias.repeat(len(rows), 1, 1)
+        bias[..., :width] = hidden_slots[inverse]
+        bias = bias.repeat_interleave(policy.cfg.num_attention_heads, 0)
+    return _Prefill(hidden[inverse], cache, n_prompt[inverse], width, bias)
 
 
 @torch.no_grad()
@@ -76,102 +153,71 @@ def _sample_block(
     """One block: prefill each distinct prompt once, then decode all rows together."""
     cfg, device = policy.cfg, policy.embed.weight.device
     n_rows, n_tokens = uniform.shape
-    # 1. Prefill the distinct prompts, cut to the longest of them.
-    distinct, inverse = torch.unique_consecutive(rows, return_inverse=True)
-    few = prompts.select(distinct)
-    width = int(few.mask.sum(1).max())
-    prompt_ids, prompt_mask = few.ids[:, -width:].to(device), few.mask[:, -width:].to(device)
-    position = (prompt_mask.cumsum(1) - 1).clamp_min(0)
-    padded = not bool(prompt_mask.all())
-    hidden_pad = None  # additive mask over prompt slots, only if some row is padded
-    prefill_mask = None
-    if padded:
-        blocked = torch.zeros(prompt_mask.shape, device=device).masked_fill(~prompt_mask, -1e9)
-        causal = torch.full((width, width), -1e9, device=device).triu(1)
-        prefill_mask = (blocked[:, None, None, :] + causal).clamp_min(-1e9)
-        hidden_pad = torch.zeros((len(distinct), 1, 1, width + n_tokens), device=device)
-        hidden_pad[..., :width] = blocked[:, None, None, :]
-    cache = policy.new_cache(len(distinct), width + n_tokens)
-    hidden = policy.extend(prompt_ids, position, cache, 0, prefill_mask)[:, -1]
-    inverse = inverse.to(device)
-    cache = KVCache([k[inverse] for k in cache.keys], [v[inverse] for v in cache.values])
-    hidden, next_position = hidden[inverse], prompt_mask.sum(1)[inverse]
-    if hidden_pad is not None:
-        hidden_pad = hidden_pad[inverse]
-
-    # 2. Decode; `alive` maps batch rows to rows of the result.
-    ids = torch.full((n_rows, n_tokens), cfg.pad_token_id, dtype=torch.int64)
-    logprobs = torch.zeros((n_rows, n_tokens))
-    length = torch.full((n_rows,), n_tokens, dtype=torch.int64)
-    ended = torch.zeros(n_rows, dtype=torch.bool)
-    alive, uniform = torch.arange(n_rows), uniform.to(device)
-    u = uniform
+    hidden, cache, n_prompt, width, bias = _prefill(policy, prompts, rows, n_tokens)
+    uniform = uniform.to(device)
+    # 1. Sample on past an end token where the row has not left yet; what follows it is cut below.
+    ids = torch.full((n_rows, n_tokens), cfg.eos_token_id, device=device)
+    logprobs = torch.zeros((n_rows, n_tokens), device=device)
+    alive = torch.arange(n_rows, device=device)  # the row of the block that each batch row is
+    running = torch.ones(n_rows, dtype=torch.bool, device=device)
     for t in range(n_tokens):
         logits = policy.logits(hidden)
         if logit_bias is not None:
-            logits = logits + logit_bias
+            logits += logit_bias
         if temperature != 1.0:
-            logits = logits / temperature
-        token, logp = _inverse_cdf(logits, u[:, t])
-        on_cpu, running = token.cpu(), ~ended[alive]
-        ids[alive, t] = torch.where(running, on_cpu, ids[alive, t])
-        logprobs[alive, t] = torch.where(running, logp.float().cpu(), 0.0)
-        stops = running & (on_cpu == cfg.eos_token_id)
-        length[alive[stops]] = t + 1
-        ended[alive[stops]] = True
-        if t + 1 == n_tokens or bool(ended.all()):
+            logits /= temperature
+        token, logp = _inverse_cdf(logits, uniform[:, t])
+        ids[alive, t], logprobs[alive, t] = token, logp.float()
+        running &= token != cfg.eos_token_id
+        n_running = int(running.sum())
+        if t + 1 == n_tokens or n_running == 0:
             break
-        if (t + 1) % _COMPACT_EVERY == 0:
-            keep = torch.nonzero(~ended[alive])[:, 0]
-            if len(keep) < 0.8 * len(alive):
-                on = keep.to(device)
-                slot = width + t
-                cache = KVCache(
-                    [_keep_rows(k, on, slot) for k in cache.keys],
-                    [_keep_rows(v, on, slot) for v in cache.values],
-                )
-                alive, token, u, next_position = alive[keep], token[on], u[on], next_position[on]
-                hidden_pad = None if hidden_pad is None else hidden_pad[on]
-        mask = None if hidden_pad is None else hidden_pad[..., : width + t + 1]
-        hidden = policy.extend(
-            token[:, None], (next_position + t)[:, None], cache, width + t, mask
-        )[:, 0]
-    mask = torch.arange(n_tokens) < length[:, None]
-    return Responses(prompts.select(rows), ids, mask, logprobs, ended)
-
-
-def _keep_rows(table: Tensor, rows: Tensor, n_used: int) -> Tensor:
-    """Rows of a cache table, copying only the slots in use."""
-    kept = table.new_empty((len(rows), *table.shape[1:]))
-    kept[:, :, :n_used] = table[:, :, :n_used].index_select(0, rows)
-    return kept
+        if n_running < _COMPACT_BELOW * len(alive):
+            keep = running.nonzero()[:, 0]
+            cache = KVCache([k[keep] for k in cache.keys], [v[keep] for v in cache.values])
+            alive, running, uniform, token = alive[keep], running[keep], uniform[keep], token[keep]
+            n_prompt = n_prompt[keep]
+            if bias.shape[0] > 1:
+                bias = bias.view(-1, cfg.num_attention_heads, *bias.shape[1:])[keep].flatten(0, 1)
+        slot = width + t
+        bias[..., slot] = 0
+        hidden = policy.step(token, n_prompt + t, cache, slot, bias)
+    # 2. A token is real if no end token comes before it.
+    is_end = (ids == cfg.eos_token_id).cpu()
+    mask = (is_end.cumsum(1) - is_end.long()) == 0
+    return Responses(
+        prompts.select(rows),
+        ids.cpu().masked_fill(~mask, cfg.pad_token_id),
+        mask,
+        logprobs.cpu().masked_fill(~mask, 0),
+        is_end.any(1),
+    )
 
 
 def _inverse_cdf(logits: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     """Token ids (R,) at quantile ``u`` (R,) of the softmax of (R, V), and their log-probabilities.
 
-    Two levels: sums of 64 entries locate the bin, a cumulative sum inside it the token. Sums are
-    accumulated in float64, so the only rounding is that of each single probability.
+    Two levels: sums of 64 entries locate the bin, a cumulative sum inside it the token. Both are
+    accumulated in float64 and renormalized by their total, so that what is left is the rounding of
+    single probabilities and bins, about 1e-7 of each.
     """
     n_rows, vocab = logits.shape
-    top = logits.amax(1, keepdim=True)
-    weight = (logits - top).exp()
-    spill = -vocab % _CHUNK
-    padded = torch.nn.functional.pad(weight, (0, spill)) if spill else weight
-    bins = padded.view(n_rows, -1, _CHUNK)
+    p = logits.softmax(1)
+    if vocab % _BIN:
+        p = F.pad(p, (0, -vocab % _BIN))
+    bins = p.view(n_rows, -1, _BIN)
     upper = bins.sum(-1).double().cumsum(1)
-    total = upper[:, -1]
-    target = u * total
-    which = (upper <= target[:, None]).sum(1).clamp_max(upper.shape[1] - 1)
-    below = torch.where(which > 0, upper.gather(1, (which - 1).clamp_min(0)[:, None])[:, 0], 0.0)
-    inside = bins[torch.arange(n_rows, device=logits.device), which].double()
-    inner = inside.cumsum(1)
-    at = (inner <= (target - below)[:, None]).sum(1)
-    # Rounding can push the target past the bin's last entry with mass: step back to that entry.
-    last = (inside > 0).long().mul(torch.arange(1, _CHUNK + 1, device=logits.device)).amax(1) - 1
-    token = which * _CHUNK + torch.minimum(at, last)
-    logp = (logits.gather(1, token[:, None]) - top)[:, 0].double() - total.log()
-    return token, logp
+    total = upper[:, -1:]
+    target = u[:, None] * total
+    which = (upper <= target).sum(1, keepdim=True).clamp_max(upper.shape[1] - 1)
+    below = F.pad(upper, (1, 0)).gather(1, which)
+    inner = bins.gather(1, which[..., None].expand(-1, 1, _BIN))[:, 0].double().cumsum(1)
+    # The two levels round differently: keep the target inside the bin, so that the entry it falls
+    # in always has mass.
+    target = torch.minimum(target - below, inner[:, -1:] * (1 - 1e-12))
+    token = which * _BIN + (inner <= target).sum(1, keepdim=True)
+    logp = p.gather(1, token).double().log() - total.log()
+    return token[:, 0], logp[:, 0]
 
 
 class ResponseView(NamedTuple):

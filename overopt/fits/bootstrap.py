@@ -6,7 +6,8 @@ seeds are drawn, then RM seeds within each drawn data seed. Every draw is refitt
 linear algebra rather than a loop.
 
 **Few seeds.** The bootstrap variance of a mean of S seeds is (S − 1)/S of the right one and its
-quantiles are normal, not t: with 3 to 5 seeds a nominal 95 % interval covers about 75 to 88 %.
+quantiles are normal, not t: where seeds dominate, a nominal 95 % interval covers about 75 % with 3
+seeds and 85 % with 5.
 `BootstrapFit.undercovers` says when that is so; `replicates.fit_replicates` is the interval to
 report then.
 """

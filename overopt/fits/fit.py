@@ -450,9 +450,11 @@ def check_points(
     covariance: ArrayLike | None = None,
     cut_off: float | None = None,
     min_points: int = 1,
+    increasing: bool = True,
 ) -> Points:
     """Validate the points of a curve and keep those that inform a fit: 0 < d <= ``cut_off``.
 
+    ``increasing=False`` is for a measured KL, which noise may send back a little.
     Raises `DataError` naming the column (argument), the row index, the value and the remedy.
     """
     d = _column(sqrt_kl, "sqrt_kl")
@@ -475,13 +477,13 @@ def check_points(
     else:
         raise DataError("sigma is None; give the standard error of each point, or a covariance")
 
-    for row in np.flatnonzero(np.diff(d) <= 0)[:1] + 1:
+    for row in np.flatnonzero(np.diff(d) <= 0)[:1] + 1 if increasing else ():
         raise DataError(
             f"sqrt_kl must increase strictly: row {row} is {d[row]:g} after {d[row - 1]:g}; sort "
             "the points and merge repeated ones"
         )
-    if len(d) and d[0] < 0:
-        raise DataError(f"sqrt_kl row 0 is {d[0]:g}; a root of a KL is at least 0")
+    for row in np.flatnonzero(d < 0)[:1]:
+        raise DataError(f"sqrt_kl row {row} is {d[row]:g}; a root of a KL is at least 0")
     for row in np.flatnonzero((s < 0) | ((s == 0) & (d > 0)))[:1]:
         raise DataError(
             f"sigma row {row} is {s[row]:g}; it is the standard error of the point and must be "

@@ -159,7 +159,8 @@ def estimate_peak(
 
     q_where = quantile(np.array([1.0, -alpha / beta])) if beta > 0 else q_beta
     ratio_ci, bounded = fieller(alpha, beta, covar, q_where)
-    low, high = (float(v) for v in turn.location(np.array(ratio_ci)))
+    with np.errstate(over="ignore", divide="ignore"):
+        low, high = (float(v) for v in turn.location(np.array(ratio_ci)))
     significant = bounded and beta - q_beta * math.sqrt(covar[1, 1]) > 0
     if significant and where < d_min:
         return PeakEstimate(status="before_range", sqrt_kl_ci=Interval(0.0, max(high, d_min)))

@@ -235,7 +235,7 @@ def fit_replicates(
         estimator="replicates",
         ci_level=ci_level,
         n_points=n_points,
-        d_range=(min(x.d[0] for x in pieces), max(x.d[-1] for x in pieces)),
+        d_range=(float(min(x.d.min() for x in pieces)), float(max(x.d.max() for x in pieces))),
         cut_off=cut_off,
         chi2=chi2,
         p_value=p_value,
@@ -397,7 +397,7 @@ class WeightedCurve(NamedTuple):
 
 
 def pool_weights(curves: Sequence[ReplicateCurve]) -> list[WeightedCurve]:
-    """Prompt stderr of each point; one for all where all share d, so that means and fits commute."""
+    """Prompt stderr of each point; one for all with the same d, so that means and fits commute."""
     n = np.asarray(curves[0].gold_KP).shape[1]
     if n < 2:
         return [WeightedCurve(curve, np.ones(len(curve.d))) for curve in curves]
@@ -432,6 +432,7 @@ def per_prompt_fit(weighted: WeightedCurve, form: Form, cut_off: float | None) -
         weighted.sigma,
         cut_off=cut_off,
         min_points=len(form.params),
+        increasing=curve.kl_seq_nats_KP is None,
     )
     basis = form.basis(d, np.nan)
     operator = linear_operator(basis / sigma[:, None]) / sigma

@@ -1,0 +1,187 @@
+"""The record schema: one row per measured point, validated when written, readable without torch.
+
+`FIELDS` is the dictionary of every column, with unit and meaning; docs/metrics.md says the same at
+length and a test holds the two together. An unavailable value is null with a ``missing_reason``,
+never 0 and never NaN. Per-prompt values stand beside the rows in ``curves.npz``.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from overopt.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA_VERSION = 1
+
+
+class Field(NamedTuple):
+    """Type, unit and meaning of one column; required columns are never null."""
+
+    type: type
+    unit: str
+    meaning: str
+    required: bool = True
+
+
+FIELDS: dict[str, Field] = {
+    "schema_version": Field(int, "", "version of this schema"),
+    "experiment": Field(str, "", "name of the experiment"),
+    "run_id": Field(str, "", "fingerprint of the artefact that holds the curve"),
+    "method": Field(str, "", "bon or ppo"),
+    "coord": Field(str, "", "name of the coordinate: n or ppo_step"),
+    "value": Field(int, "", "value of the coordinate"),
+    "backbone": Field(str, "", "pretrained model under the proxy's head"),
+    "n_params": Field(int, "parameters", "non-embedding parameters of the proxy"),
+    "n_params_total": Field(int, "parameters", "all parameters of the proxy"),
+    "n_pairs": Field(int, "pairs", "unique comparisons the proxy was trained on"),
+    "label_rule": Field(str, "", "argmax or bradley_terry"),
+    "label_flip_rate": Field(float, "probability", "labels inverted after the rule"),
+    "data_seed": Field(int, "", "replicate of the comparisons"),
+    "rm_seed": Field(int, "", "replicate of the proxy's training"),
+    "ppo_seed": Field(int, "", "replicate of PPO", False),
+    "kl_coef": Field(float, "score/nat", "weight of the KL penalty in PPO's reward", False),
+    "proxy_accuracy": Field(float, "share", "validation pairs the proxy ranks as gold does"),
+    "proxy_val_loss": Field(float, "nats", "Bradley-Terry loss on validation pairs"),
+    "n_prompts": Field(int, "prompts", "prompts behind every mean of this row"),
+    "n_responses": Field(int, "responses", "responses behind every mean of this row"),
+    "kl_seq_nats": Field(float, "nats", "KL(pi||pi_ref) per response; the x-axis squared"),
+    "kl_seq_nats_stderr": Field(float, "nats", "its standard error over prompts", False),
+    "kl_estimator": Field(str, "", "estimator of kl_seq_nats: exact or bon_bound"),
+    "sqrt_kl": Field(float, "sqrt(nats)", "square root of kl_seq_nats"),
+    "kl_k1": Field(float, "nats", "mean of the k1 estimator", False),
+    "kl_k1_stderr": Field(float, "nats", "its standard error over prompts", False),
+    "kl_k2": Field(float, "nats", "mean of the k2 estimator (biased)", False),
+    "kl_k3": Field(float, "nats", "mean of the k3 estimator", False),
+    "kl_bon_ties": Field(float, "nats", "best-of-n KL that respects ties", False),
+    "proxy_score": Field(float, "sd of the proxy", "mean score of the proxy"),
+    "proxy_score_stderr": Field(float, "sd of the proxy", "its standard error over prompts"),
+    "proxy_gain": Field(float, "sd of the proxy", "proxy score minus that at the start, paired"),
+    "proxy_gain_stderr": Field(float, "sd of the proxy", "its standard error over prompts"),
+    "proxy_raw": Field(float, "logit", "mean proxy score before normalisation"),
+    "proxy_recalibration": Field(float, "", "factor from raw margins to soft gold labels", False),
+    "gold_score": Field(float, "sd of gold", "mean score of the gold model"),
+    "gold_score_stderr": Field(float, "sd of gold", "its standard error over prompts"),
+    "gold_gain": Field(float, "sd of gold", "gold score minus that at the start, paired"),
+    "gold_gain_stderr": Field(float, "sd of gold", "its standard error over prompts"),
+    "rubric_score": Field(float, "sd of the rubric", "mean score of the rubric (human intent)"),
+    "rubric_score_stderr": Field(float, "sd of the rubric", "its standard error over prompts"),
+    "gap": Field(float, "sd", "proxy_gain minus gold_gain"),
+    "response_tokens": Field(float, "tokens", "mean response length, end token included"),
+    "ended_share": Field(float, "share", "responses that ended before the limit"),
+    "distinct_share": Field(float, "share", "distinct among the responses", False),
+    "entropy_token_nats": Field(float, "nats", "policy entropy per token in training", False),
+    "update_kl_token_nats": Field(float, "nats", "largest KL(old||new) of the last step", False),
+    "clip_fraction": Field(float, "share", "largest share of clipped ratios, last step", False),
+    "missing_reason": Field(str, "", "why nulls of this row are null", False),
+}
+
+CURVE_ARRAYS = ("gold", "proxy", "rubric", "kl", "length")
+
+
+def validate_record(row: Mapping[str, Any]) -> None:
+    """Raise DataError unless ``row`` has the schema's columns, types, and finite numbers."""
+    where = f"record of run {row.get('run_id')} at {row.get('coord')} = {row.get('value')}"
+    unknown = sorted(set(row) - set(FIELDS))
+    if unknown:
+        raise DataError(f"{where}: unknown column {unknown[0]!r}")
+    if row.get("schema_version") != SCHEMA_VERSION:
+        raise DataError(
+            f"{where}: schema_version {row.get('schema_version')!r}, this package reads"
+            f" {SCHEMA_VERSION}: use the version that wrote it, or run again"
+        )
+    for name, field in FIELDS.items():
+        value = row.get(name)
+        if value is None:
+            if field.required:
+                raise DataError(f"{where}: column {name!r} is missing")
+            if name != "missing_reason" and not row.get("missing_reason"):
+                raise DataError(f"{where}: column {name!r} is null without a missing_reason")
+            continue
+        right = isinstance(value, int | float) if field.type is float else type(value) is field.type
+        if not right or isinstance(value, bool):
+            raise DataError(f"{where}: column {name!r} is {value!r}, not {field.type.__name__}")
+        if field.type is float and not math.isfinite(value):
+            raise DataError(f"{where}: column {name!r} is {value!r}, not finite")
+    if row["kl_seq_nats"] < 0:
+        raise DataError(f"{where}: kl_seq_nats = {row['kl_seq_nats']} is negative")
+
+
+def validate_records(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Validate each row, and that no (run, coordinate) occurs twice."""
+    seen: set[tuple] = set()
+    for row in rows:
+        validate_record(row)
+        key = (row["run_id"], row["coord"], row["value"])
+        if key in seen:
+            raise DataError(f"two records of run {key[0]} at {key[1]} = {key[2]}")
+        seen.add(key)
+
+
+def read_records(path: str | Path) -> list[dict[str, Any]]:
+    """Rows of a ``records.jsonl`` (or of the one in a directory), validated."""
+    file = Path(path)
+    file = file / "records.jsonl" if file.is_dir() else file
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except OSError as e:
+        raise DataError(f"records {str(file)!r} cannot be read: {e.strerror}") from e
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as e:
+            raise DataError(f"records {str(file)!r}, line {number}: not valid JSON: {e}") from e
+    validate_records(rows)
+    return rows
+
+
+def load_records(path: str | Path) -> "pd.DataFrame":
+    """Records as a DataFrame, a row per measured point; see docs/metrics.md for the columns."""
+    import pandas as pd
+
+    return pd.DataFrame(read_records(path), columns=list(FIELDS))
+
+
+@dataclass(frozen=True)
+class Curve:
+    """All points of one run in order, with per-prompt values.
+
+    rows: K records; arrays: name -> (K, P) per-prompt means of gold, proxy, rubric, kl, length.
+    """
+
+    rows: tuple[dict[str, Any], ...]
+    arrays: dict[str, np.ndarray]
+
+    def __getitem__(self, column: str) -> np.ndarray:
+        """Column ``column`` over the K points."""
+        return np.array([row[column] for row in self.rows])
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """The first record: method, proxy and seeds are the same in all."""
+        return self.rows[0]
+
+
+def load_curves(directory: str | Path) -> list[Curve]:
+    """Curves of a results directory (records.jsonl and curves.npz), in the order of the records."""
+    folder = Path(directory)
+    by_run: dict[str, list[dict[str, Any]]] = {}
+    for row in read_records(folder):
+        by_run.setdefault(row["run_id"], []).append(row)
+    with np.load(folder / "curves.npz", allow_pickle=False) as table:
+        curves = []
+        for run_id, rows in by_run.items():
+            rows.sort(key=lambda r: r["value"])
+            arrays = {name: table[f"{run_id}.{name}"].astype(float) for name in CURVE_ARRAYS}
+            if any(a.shape != (len(rows), rows[0]["n_prompts"]) for a in arrays.values()):
+                raise DataError(f"curves.npz of {folder}: run {run_id} does not fit its records")
+            curves.append(Curve(tuple(rows), arrays))
+    return curves

@@ -1,0 +1,151 @@
+"""A small graph with checkpointing stages, and a script that runs it, for the executor tests.
+
+``python fake_graph.py STORE [--workers N] [--steps N]`` runs the graph. Every stage that begins to
+compute appends its name and process to the file named by ``FAKE_GRAPH_LOG``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from overopt.errors import DivergenceError
+from overopt.executors import execute
+from overopt.graph import Stage, StageContext
+from overopt.seeding import numpy_rng
+from overopt.store import Store, load_arrays, load_json, save_arrays, save_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    root_seed: int = 0
+    size: int = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    root_seed: int = 0
+    steps: int = 40
+    every: int = 4
+    pause_s: float = 0.005
+    fate: str = "finish"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeConfig:
+    scale: float = 1.0
+
+
+def log(context: StageContext, what: str) -> None:
+    path = os.environ.get("FAKE_GRAPH_LOG")
+    if path:
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        os.write(fd, f"{what} {context.out.name} {os.getpid()}\n".encode())
+        os.close(fd)
+
+
+def run_source(context: StageContext) -> None:
+    log(context, "compute")
+    rng = numpy_rng(context.config.root_seed, "source")
+    save_arrays(context.out / "x.npz", {"x": rng.standard_normal(context.config.size)})
+
+
+def run_train(context: StageContext) -> None:
+    """A loop whose state (values, generator, counter, metrics) is checkpointed as one file pair."""
+    log(context, "compute")
+    config = context.config
+    match config.fate:
+        case "diverge":
+            raise DivergenceError("loss = nan at step 3; lower lr")
+        case "bug":
+            raise ZeroDivisionError("division by zero")
+        case "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "exit":
+            os._exit(3)
+        case "pid":
+            save_json(context.out / "pid.json", os.getpid())
+    rng = numpy_rng(config.root_seed, "train")
+    x, start, norms = load_arrays(context.inputs["source"].path / "x.npz")["x"], 0, []
+    saved = sorted(context.checkpoint.glob("step*.json"))
+    if saved:
+        state = load_json(saved[-1])
+        rng.bit_generator.state = state["rng"]
+        x, start, norms = np.array(state["x"]), state["step"], state["norms"]
+    for step in range(start, config.steps):
+        x = np.sin(x + 0.1 * rng.standard_normal(x.shape))
+        norms.append(float(np.linalg.norm(x)))
+        time.sleep(config.pause_s)
+        if (step + 1) % config.every == 0:
+            state = {"rng": rng.bit_generator.state, "x": x.tolist(), "norms": norms}
+            path = context.checkpoint / f"step{step + 1:06d}.json"
+            save_json(path, {**state, "step": step + 1})
+        context.progress(step + 1, config.steps)
+    save_arrays(context.out / "final.npz", {"x": x, "norms": np.array(norms)})
+    save_json(
+        context.out / "summary.json", {"norm": norms[-1], "omp": os.environ["OMP_NUM_THREADS"]}
+    )
+
+
+def run_merge(context: StageContext) -> None:
+    log(context, "compute")
+    parts = [
+        load_arrays(context.inputs[role].path / "final.npz")["x"]
+        for role in sorted(context.inputs)
+        if role != "source"
+    ]
+    save_arrays(context.out / "merged.npz", {"mean": context.config.scale * np.mean(parts, axis=0)})
+
+
+def build(steps: int = 40, fates: tuple[str, ...] = ("finish",) * 3, pause_s: float = 0.005):
+    """Stages source -> train[0..] -> merge; train stage i ends as ``fates[i]`` says."""
+    source = Stage(
+        name="source", version=1, config=SourceConfig(), run=run_source, label="source", cost_s=0.01
+    )
+    trains = [
+        Stage(
+            name="train",
+            version=1,
+            config=TrainConfig(root_seed=i, steps=steps, fate=fate, pause_s=pause_s),
+            run=run_train,
+            upstream={"source": source},
+            label=f"train {i}",
+            cost_s=steps * pause_s,
+        )
+        for i, fate in enumerate(fates)
+    ]
+    merge = Stage(
+        name="merge",
+        version=1,
+        config=MergeConfig(),
+        run=run_merge,
+        upstream={f"train{i}": train for i, train in enumerate(trains)},
+        label="merge",
+        cost_s=0.01,
+    )
+    return [source, *trains, merge]
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    """Every file of every artefact except the manifests, by path."""
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for stage in ("source", "train", "merge")
+        for path in sorted((Path(root) / stage).rglob("*"))
+        if path.is_file() and path.name != "manifest.json"
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("store", type=Path)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=40)
+    args = parser.parse_args()
+    execute(build(args.steps), Store(args.store), workers=args.workers)

@@ -1,0 +1,109 @@
+"""Real processes, really killed: nothing is damaged, nothing is computed twice, nothing lingers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from fake_graph import build, contents
+
+from overopt.executors import execute
+from overopt.seeding import numpy_rng
+from overopt.store import Store, load_json
+
+SCRIPT = Path(__file__).with_name("fake_graph.py")
+STEPS = 120
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    """Files of an uninterrupted run in one process."""
+    root = tmp_path_factory.mktemp("reference") / "runs"
+    execute(build(STEPS, pause_s=0.005), Store(root))
+    return contents(root)
+
+
+def start(root, log, workers):
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), str(root), f"--workers={workers}", f"--steps={STEPS}"],
+        env={**os.environ, "FAKE_GRAPH_LOG": str(log)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process):
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+
+
+def entries(log):
+    return [line.split() for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def is_alive(pid):
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_run_killed_at_random_moments_ends_with_the_same_files(tmp_path, expected, workers):
+    root, log = tmp_path / "runs", tmp_path / "log"
+    rng = numpy_rng(20, "kill", workers)
+    kills = 0
+    for _ in range(5):
+        seen = len(entries(log))
+        process = start(root, log, workers)
+        # Wait for a stage to begin, so that the kill hits the work and not the imports.
+        while len(entries(log)) == seen and process.poll() is None:
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0.0, 0.4))
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.communicate(timeout=60)
+        deadline = time.monotonic() + 10
+        while any(is_alive(int(pid)) for _, _, pid in entries(log)):
+            assert time.monotonic() < deadline, "a worker outlived its parent"
+            time.sleep(0.02)
+    finish(start(root, log, workers))
+    assert kills >= 3
+    assert contents(root) == expected
+    manifests = [load_json(path) for path in root.glob("*/*/manifest.json")]
+    assert any(manifest["resumed"] for manifest in manifests), "no kill hit a stage in flight"
+    for left in (".scratch", ".inflight", ".locks"):
+        assert list((root / left).iterdir()) == []
+
+
+def test_two_runs_on_one_store_compute_each_artefact_once(tmp_path, expected):
+    root, log = tmp_path / "runs", tmp_path / "log"
+    first, second = start(root, log, 1), start(root, log, 2)
+    finish(first)
+    finish(second)
+    counts = Counter(name for _, name, _ in entries(log))
+    assert len(counts) == 5
+    assert set(counts.values()) == {1}
+    assert contents(root) == expected
+    assert execute(build(STEPS, pause_s=0.005), Store(root)).computed == 0
+
+
+def test_a_run_takes_over_when_the_run_it_waits_for_is_killed(tmp_path, expected):
+    root, log = tmp_path / "runs", tmp_path / "log"
+    first = start(root, log, 1)
+    while not any(name.startswith("train") for _, name, _ in entries(log)):
+        time.sleep(0.005)
+    second = start(root, log, 1)
+    time.sleep(0.3)
+    first.kill()
+    first.communicate()
+    finish(second)
+    assert contents(root) == expected
