@@ -274,32 +274,32 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _fit(args: argparse.Namespace) -> int:
-    from overopt import pipeline
+    from overopt import analysis
 
-    print(pipeline.fit(args.records))
+    print(analysis.fit(args.records))
     return 0
 
 
 def _figures(args: argparse.Namespace) -> int:
-    from overopt import pipeline
+    from overopt import analysis
 
-    for path in pipeline.draw(args.records, args.out):
+    for path in analysis.draw(args.records, args.out):
         print(path)
     return 0
 
 
 def _bench(args: argparse.Namespace) -> int:
     os.environ.update(RuntimeConfig(threads=args.threads).environment)
-    from overopt import pipeline
+    from overopt import analysis
 
-    print(pipeline.bench(args.threads))
+    print(analysis.bench(args.threads))
     return 0
 
 
 def _forecast(args: argparse.Namespace) -> int:
-    from overopt import pipeline
+    from overopt import analysis
 
-    print(pipeline.forecast(args.records))
+    print(analysis.forecast(args.records))
     return 0
 
 

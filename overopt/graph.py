@@ -214,9 +214,20 @@ def critical_path(stages: Sequence[Stage]) -> dict[str, float]:
 def snapshot(targets: Sequence[Stage]) -> dict[str, dict[str, str]]:
     """Stage name and fingerprint by label, as the store records it for a finished experiment."""
     return {
-        f"{stage.title}": {"stage": stage.name, "fingerprint": stage.fingerprint}
-        for stage in targets
+        title: {"stage": stage.name, "fingerprint": stage.fingerprint}
+        for title, stage in _by_title(targets).items()
     }
+
+
+def _by_title(targets: Sequence[Stage]) -> dict[str, Stage]:
+    """Each identity once, under a title that no other has: the second of a kind is numbered."""
+    titled: dict[str, Stage] = {}
+    for stage in {stage.fingerprint: stage for stage in targets}.values():
+        title, number = stage.title, 2
+        while title in titled:
+            title, number = f"{stage.title} ({number})", number + 1
+        titled[title] = stage
+    return titled
 
 
 def find_stale(experiment: str, targets: Sequence[Stage], store: Store) -> dict[str, str]:
@@ -229,7 +240,7 @@ def find_stale(experiment: str, targets: Sequence[Stage], store: Store) -> dict[
         experiment was never finished.
     """
     recorded = (store.recorded(experiment) or {}).get("stages", {})
-    current = {stage.title: stage for stage in targets}
+    current = _by_title(targets)
     stale = {}
     for label, old in recorded.items():
         stage = current.get(label)

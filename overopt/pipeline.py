@@ -404,7 +404,7 @@ def run_proxy(ctx: StageContext) -> None:
             )
         except DivergenceError as e:
             raise _saved(e, ctx, dict(model.state_dict())) from e
-        history = {"loss": log.loss, "validation": log.validation, "pairs_seen": log.pairs_seen}
+        history = {"train_loss": log.loss, "validation": log.validation, "pairs_seen": log.pairs_seen}
         mean, std = mean_std(raw_scores(model.eval(), base))
         scorer = RewardModelScorer(model, mean, std)
     raw = raw_scores(scorer.model, held_out).numpy()

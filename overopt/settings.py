@@ -155,9 +155,9 @@ class ProxyConfig:
 
     kind: Literal["learned", "gold"] = "learned"
     backbone: str = "ladder:0.2m"
-    epochs: int = 3
-    lr: float = 1e-3
-    batch_prompts: int = 8
+    epochs: int = 2
+    lr: float = 3e-3
+    batch_prompts: int = 4
     weight_decay: float = 0.01
     rm_seed: int = 0
 

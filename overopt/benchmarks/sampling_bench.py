@@ -58,7 +58,9 @@ def sampling_rows(
     def ours() -> None:
         made = sample(policy, prompts, n_tokens=n_tokens, seed=root_seed, logit_bias=no_end)
         if not bool(made.mask.all()):
-            raise RuntimeError("a row ended although end tokens were suppressed: nothing to compare")
+            raise RuntimeError(
+                "a row ended although end tokens were suppressed: nothing to compare"
+            )
 
     sides = {
         "ours": ours,
@@ -70,7 +72,9 @@ def sampling_rows(
     work += f"{torch.get_num_threads()} thread(s), median of {repeats}"
     return [
         _row("sample_vs_generate", seconds["ours"], seconds["generate"], work),
-        _row("sample_vs_products", seconds["ours"], seconds["products"], work + "; ratio at most 1"),
+        _row(
+            "sample_vs_products", seconds["ours"], seconds["products"], work + "; ratio at most 1"
+        ),
     ]
 
 

@@ -135,8 +135,8 @@ def extrapolate(
 ) -> list[ExtrapolationScore]:
     """Fit each form to the points with d <= ``cut_off``, score those beyond, best rmse first.
 
-    Weighted least squares; arguments as in `fit_curve`; ``forms`` may name `BASELINES` too. Nothing beyond the cut-off
-    enters a fit, its weights included.
+    Weighted least squares; arguments as in `fit_curve`; ``forms`` may name `BASELINES` too.
+    Nothing beyond the cut-off enters a fit, its weights included.
 
     Raises
     ------

@@ -123,10 +123,13 @@ def peak(form: str, alpha: ArrayLike, beta: ArrayLike) -> Peak:
 def best_of_from_sqrt_kl(sqrt_kl: ArrayLike) -> Array:
     """The n, not rounded, whose best-of-n has log n − (n−1)/n = d² nats.
 
-    With x = 1/n the equation reads x e^(−x) = e^(−1−d²), so x is a branch of Lambert's W.
+    With x = 1/n the equation reads x e^(−x) = e^(−1−d²), so x is a branch of Lambert's W. At d = 0
+    that branch ends, and next to it log n = √2 d + d²/3 + O(d³) takes over.
     """
     d = np.asarray(sqrt_kl, dtype=float)
-    return -1.0 / np.real(lambertw(-np.exp(-1.0 - d**2)))
+    small = d < 1e-4
+    inverse = -np.real(lambertw(-np.exp(-1.0 - np.where(small, 1.0, d) ** 2)))
+    return np.where(small, np.exp(np.sqrt(2.0) * d + d**2 / 3.0), 1.0 / inverse)
 
 
 def expected_gaussian_max(sqrt_kl: ArrayLike) -> Array:

@@ -332,16 +332,17 @@ def test_time_left_scales_costs_by_the_measured_speed():
     time_ = FakeClock()
     clock = Clock(plan, 2, time_)
     assert clock.seconds_left() == pytest.approx((0.02 + 30) / 2)
+    clock.finished(stages[0], False)
     clock.started(stages[1])
     time_.now = 20.0
     clock.finished(stages[1], True)  # took twice as long as estimated
-    assert clock.seconds_left() == pytest.approx(2 * (0.02 + 20) / 2)
+    assert clock.seconds_left() == pytest.approx(2 * (10 + 0.01))  # the longest chain
     clock.started(stages[2])
     clock.progress(stages[2], 0.5)  # resumed half-way
     time_.now = 30.0
     clock.progress(stages[2], 0.75)
     # 30 s for 12.5 s of cost; 2.5 + 10 s of cost left on two workers, the longest chain is 10.01.
-    assert clock.seconds_left() == pytest.approx(30 / 12.5 * 10.02)
+    assert clock.seconds_left() == pytest.approx(30 / 12.5 * 10.01)
 
 
 def test_without_a_terminal_lines_come_now_and_then():
@@ -364,7 +365,7 @@ def test_without_a_terminal_lines_come_now_and_then():
     assert sum("train 0 (" in line for line in lines) == 2  # at 10 s and at 20 s
     assert any(line.startswith("   34% train 0 (10 s)") for line in lines)
     assert "done   train 0 in 30 s [2/5" in stream.getvalue()
-    assert lines[-1] == "FAILED train 2: no"
+    assert lines[-1] == "FAILED train 1: no"
     assert "\x1b" not in stream.getvalue()
 
 

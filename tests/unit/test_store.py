@@ -1,4 +1,4 @@
-"""The store: whole or absent artefacts, checked on opening, and locks that die with their holder."""
+"""The store: whole or absent artefacts, checked on opening; locks that die with their holder."""
 
 from __future__ import annotations
 
@@ -242,7 +242,7 @@ def test_the_lock_and_scratch_of_a_killed_process_are_free_again(store):
     script = (
         "import sys, time, pathlib\n"
         "from overopt.store import *\n"
-        f"identity = Identity(stage='pool', version=2, canonical={{'n': 3}},"
+        "identity = Identity(stage='pool', version=2, canonical={'n': 3},"
         " config={'n': 3, 'root_seed': 7}, upstream={'gold': 'ab'})\n"
         "store = Store(pathlib.Path(sys.argv[1]))\n"
         "with store.lock('pool', identity.fingerprint), store.workspace(identity) as work:\n"

@@ -1,0 +1,167 @@
+"""Figures: functions of curves and fits that return a matplotlib Figure. No files, no torch.
+
+A series looks the same in every figure: colour and marker by the proxy's backbone, gold solid,
+proxy dashed, rubric dotted. Colours are from the Okabe-Ito palette, which survives colour-blindness;
+markers differ as well, which survives grey printing.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from overopt.fits.fit import FitResult
+from overopt.records import Curve
+
+_COLORS = ("#D55E00", "#E69F00", "#009E73", "#0072B2", "#CC79A7", "#000000")
+_MARKERS = "osD^vP"
+X_LABELS = {
+    "bon_bound": r"$\sqrt{\mathrm{KL}}$ (√nats), KL = log n − (n−1)/n",
+    "exact": r"$\sqrt{\mathrm{KL}}$ (√nats), exact KL($\pi\Vert\pi_\mathrm{init}$)",
+}
+
+
+@dataclass(frozen=True)
+class Style:
+    """Colour and marker of a series."""
+
+    color: str
+    marker: str
+
+
+def series_styles(names: Sequence[str]) -> dict[str, Style]:
+    """A style for each name, in the order given."""
+    return {
+        name: Style(_COLORS[i % len(_COLORS)], _MARKERS[i % len(_MARKERS)])
+        for i, name in enumerate(names)
+    }
+
+
+def series_name(curve: Curve) -> str:
+    """What the legend calls a curve: its proxy's size."""
+    n = curve.meta["n_params"]
+    return "gold as proxy" if curve.meta["backbone"] == "gold" else f"{n / 1e6:.2g}M proxy"
+
+
+@dataclass(frozen=True)
+class MeanCurve:
+    """Curves of one series averaged over seeds; error bars are standard errors.
+
+    With one curve the error is over prompts; with several it is the spread over replicates.
+    """
+
+    d: np.ndarray
+    gold: np.ndarray
+    gold_stderr: np.ndarray
+    proxy: np.ndarray
+    rubric: np.ndarray
+    n_curves: int
+
+
+def average(curves: Sequence[Curve]) -> MeanCurve:
+    """Mean over replicates, point by point; all must have the same coordinates."""
+    gold = np.stack([c["gold_gain"] for c in curves])
+    within = np.stack([c["gold_gain_stderr"] for c in curves])
+    if len(curves) == 1:
+        stderr = within[0]
+    else:
+        # Prompts are shared between replicates: their error does not average out over seeds.
+        between = gold.var(axis=0, ddof=1) / len(curves)
+        stderr = np.sqrt(between + (within.mean(0) ** 2))
+    rubric = np.stack([c["rubric_score"] - c["rubric_score"][0] for c in curves])
+    return MeanCurve(
+        d=np.stack([c["sqrt_kl"] for c in curves]).mean(0),
+        gold=gold.mean(0),
+        gold_stderr=stderr,
+        proxy=np.stack([c["proxy_gain"] for c in curves]).mean(0),
+        rubric=rubric.mean(0),
+        n_curves=len(curves),
+    )
+
+
+def overoptimization(
+    groups: Mapping[str, Mapping[str, Sequence[Curve]]], fits: Mapping[str, Mapping[str, FitResult]]
+) -> Figure:
+    """Gold and proxy score against √KL, best-of-n in panel a and PPO in panel b.
+
+    Parameters
+    ----------
+    groups : method ("bon", "ppo") -> series name -> replicate curves.
+    fits : the same keys -> fitted form of gold, drawn as a thin line over the range of the data.
+    """
+    methods = [m for m in ("bon", "ppo") if groups.get(m)]
+    names = list(dict.fromkeys(name for m in methods for name in groups[m]))
+    styles = series_styles(names)
+    fig = Figure(figsize=(5.4 * len(methods), 4.4), layout="constrained")
+    axes = np.atleast_1d(fig.subplots(1, len(methods)))
+    titles = {"bon": "best-of-n", "ppo": "PPO"}
+    for letter, method, ax in zip("ab", methods, axes, strict=False):
+        for name, curves in groups[method].items():
+            _draw_series(ax, average(curves), styles[name], fits.get(method, {}).get(name))
+        first = next(iter(groups[method].values()))[0]
+        ax.set_title(f"({letter}) {titles[method]}", loc="left")
+        ax.set_xlabel(X_LABELS[first.meta["kl_estimator"]])
+        ax.set_ylabel("score gain over the initial policy (sd)")
+        ax.axhline(0, color="0.8", lw=0.8, zorder=0)
+        ax.spines[["top", "right"]].set_visible(False)
+    handles = [
+        Line2D([], [], color=styles[n].color, marker=styles[n].marker, ms=5, label=n) for n in names
+    ]
+    handles += [
+        Line2D([], [], color="0.3", marker="o", ms=4, ls="-", lw=0.6, label="gold ± 1 stderr"),
+        Line2D([], [], color="0.3", ls="--", label="proxy"),
+        Line2D([], [], color="0.3", ls="-", lw=2.4, alpha=0.35, label="fit to gold"),
+    ]
+    fig.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False)
+    return fig
+
+
+def _draw_series(ax: Axes, mean: MeanCurve, style: Style, fit: FitResult | None) -> None:
+    ax.plot(mean.d, mean.proxy, ls="--", lw=1.1, color=style.color, alpha=0.8)
+    ax.errorbar(
+        mean.d,
+        mean.gold,
+        yerr=mean.gold_stderr,
+        color=style.color,
+        marker=style.marker,
+        ms=4,
+        lw=0.6,
+        elinewidth=0.8,
+        capsize=1.5,
+    )
+    if fit is not None:
+        grid = np.linspace(fit.d_min, fit.d_max, 200)
+        ax.plot(grid, fit.predict(grid), lw=2.6, color=style.color, alpha=0.3)
+
+
+def size_and_peak(peaks: Mapping[str, Sequence[tuple[float, float, float]]]) -> Figure:
+    """Peak gold against proxy size; a point per replicate.
+
+    Parameters
+    ----------
+    peaks : method -> (n_params, peak gold, stderr) of each run.
+    """
+    fig = Figure(figsize=(5.2, 3.8), layout="constrained")
+    ax = fig.subplots()
+    for (method, points), style in zip(peaks.items(), series_styles("bp").values(), strict=False):
+        n, peak, err = (np.array(x) for x in zip(*points, strict=True))
+        ax.errorbar(
+            n * (1.0 if method == "bon" else 1.06),
+            peak,
+            yerr=err,
+            ls="none",
+            marker=style.marker,
+            ms=5,
+            color=style.color,
+            label={"bon": "best-of-n", "ppo": "PPO"}[method],
+            capsize=2,
+        )
+    ax.set_xscale("log")
+    ax.set_xlabel("proxy size (non-embedding parameters)")
+    ax.set_ylabel("peak gold gain (sd of gold) ± 1 stderr")
+    ax.legend(frameon=False)
+    ax.spines[["top", "right"]].set_visible(False)
+    return fig

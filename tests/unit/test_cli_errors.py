@@ -1,0 +1,240 @@
+"""The command line: one clear message per error, the right exit status, a light --help."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import types
+from dataclasses import dataclass, field
+
+import pytest
+
+import overopt
+from overopt import cli
+from overopt.config import apply_overrides, check_types, require
+from overopt.errors import ConfigError
+from overopt.graph import Stage
+from overopt.store import Store, save_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountConfig:
+    root_seed: int = 0
+    n: int = 3
+    fate: str = "finish"
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(self.n > 0, "n", self.n, "must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FakeExperiment:
+    name: str = "tiny"
+    count: CountConfig = field(default_factory=CountConfig)
+
+
+def run_count(context):
+    match context.config.fate:
+        case "diverge":
+            from overopt.errors import DivergenceError
+
+            raise DivergenceError("loss = nan at step 3; lower lr")
+        case "bug":
+            raise ZeroDivisionError("a bug")
+        case "interrupt":
+            raise KeyboardInterrupt
+    save_json(context.out / "n.json", context.config.n)
+
+
+def load_experiment(name, overrides):
+    if name != "tiny":
+        raise ConfigError(f"no preset {name!r}; did you mean tiny?")
+    return apply_overrides(FakeExperiment(), overrides)
+
+
+def build_graph(experiment):
+    count = Stage(name="count", version=1, config=experiment.count, run=run_count, label="count")
+    return [count]
+
+
+def collect(experiment, store, results_dir):
+    results_dir.mkdir(parents=True, exist_ok=True)
+    stage = sys.modules["overopt.pipeline"].build_graph(experiment)[0]
+    artefact = store.open(stage.name, stage.fingerprint)
+    (results_dir / "records.jsonl").write_bytes((artefact.path / "n.json").read_bytes())
+    return results_dir
+
+
+@pytest.fixture(autouse=True)
+def fake_pipe(monkeypatch, tmp_path):
+    """Stand-ins for the presets and the pipeline, and an empty working directory."""
+    presets, pipeline, analysis = map(types.ModuleType, ("presets", "pipeline", "analysis"))
+    presets.load_experiment = load_experiment
+    pipeline.build_graph, pipeline.collect = build_graph, collect
+    analysis.fit = lambda records: f"fitted {records}"
+    analysis.draw = lambda records, out: [f"{out}/{records}.pdf"]
+    modules = {"presets": presets, "pipeline": pipeline, "analysis": analysis}
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, f"overopt.{name}", module)
+        monkeypatch.setattr(overopt, name, module, raising=False)
+    monkeypatch.chdir(tmp_path)
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        monkeypatch.setenv(variable, "1")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+
+
+def run(*args):
+    return cli.main(list(args))
+
+
+def test_help_starts_fast_and_loads_nothing_heavy():
+    code = (
+        "import sys, time\n"
+        "from overopt.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit as end:\n    assert end.code == 0\n"
+        "assert not {'torch', 'numpy', 'transformers', 'scipy', 'pandas'} & set(sys.modules)\n"
+        "print('cpu', time.process_time())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for command in ("plan", "run", "status", "fit", "figures", "bench", "forecast"):
+        assert command in done.stdout
+    assert float(done.stdout.split()[-1]) < 0.3
+
+
+def test_plan_run_status_tell_the_story_of_an_experiment(tmp_path, capsys):
+    assert run("plan", "tiny") == 0
+    assert "to do" in capsys.readouterr().out
+    assert not (tmp_path / "runs").exists(), "plan must not write"
+    assert run("run", "tiny", "--workers", "1") == 0
+    out, err = capsys.readouterr()
+    assert "1 stages computed" in out and "done   count" in err
+    assert (tmp_path / "results" / "tiny" / "records.jsonl").read_text() == "3\n"
+    assert run("status", "tiny") == 0
+    assert capsys.readouterr().out == "tiny: 1 stages, 1 done\n"
+    assert run("plan", "tiny") == 0
+    assert " done" in capsys.readouterr().out
+
+
+def test_overrides_may_come_before_and_after_options(tmp_path, capsys):
+    command = ("run", "tiny", "count.n=5", "--workers", "1", "--quiet", "--results", "out")
+    assert run(*command, "count.root_seed=2") == 0
+    assert capsys.readouterr() == ("", "")
+    assert (tmp_path / "out" / "records.jsonl").read_text() == "5\n"
+    recorded = Store("runs").recorded("tiny count.n=5 count.root_seed=2")
+    assert list(recorded["stages"]) == ["count"]
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("run", "tny"), ["no preset 'tny'", "did you mean tiny"]),
+        (("run", "tiny", "count.m=1"), ["unknown setting 'count.m'", "count.n"]),
+        (("run", "tiny", "count.n=x"), ["count.n = 'x'", "an int"]),
+        (("run", "tiny", "count.n=0"), ["count: n = 0: must be positive"]),
+        (("plan", "tiny", "oops"), ["'oops'", "name=value"]),
+        (("run", "tiny", "--threads", "0"), ["threads = 0: must be at least 1"]),
+        (("run", "tiny", "--store", "file"), ["file: is a file", "--store"]),
+        (("run", "tiny", "--store", "file/runs"), ["--store"]),
+        (("status", "tiny", "--store", "foreign"), ["format = 99"]),
+    ],
+)
+def test_a_request_that_cannot_be_carried_out_is_one_message(tmp_path, capsys, args, words):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "foreign").mkdir()
+    save_json(tmp_path / "foreign" / "store.json", {"format": 99})
+    assert run(*args) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("overopt: error: ") and err.count("\n") == 1
+    for word in words:
+        assert word in err
+    assert not (tmp_path / "runs").exists(), "work was started"
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ((), "command"),
+        (("ran",), "invalid choice"),
+        (("run", "tiny", "--wrkers", "2"), "--wrkers"),
+        (("run", "tiny", "--workers", "-1"), "not a whole number"),
+        (("fit", "dir", "extra"), "'extra'"),
+    ],
+)
+def test_wrong_usage_exits_with_status_2(capsys, args, words):
+    with pytest.raises(SystemExit) as caught:
+        run(*args)
+    assert caught.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+def test_debug_shows_the_traceback():
+    with pytest.raises(ConfigError, match="no preset"):
+        run("run", "tny", "--debug")
+
+
+def test_a_failed_stage_exits_with_status_1_without_a_traceback(capsys):
+    assert run("run", "tiny", "count.fate=diverge", "--workers", "1", "--quiet") == 1
+    err = capsys.readouterr().err
+    assert "stage 'count' failed: loss = nan at step 3; lower lr" in err
+    assert "Traceback" not in err
+
+
+def test_a_bug_keeps_its_traceback(capsys, monkeypatch):
+    assert run("run", "tiny", "count.fate=bug", "--workers", "1", "--quiet") == 1
+    err = capsys.readouterr().err
+    assert "Traceback" in err and "in run_count" in err and "ZeroDivisionError: a bug" in err
+    monkeypatch.setattr(sys.modules["overopt.pipeline"], "build_graph", lambda experiment: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run("run", "tiny")
+
+
+def test_an_interrupt_says_how_to_go_on(capsys):
+    assert run("run", "tiny", "count.fate=interrupt", "--workers", "1", "--quiet") == 130
+    assert "running the same command again resumes" in capsys.readouterr().err
+
+
+def test_changed_code_under_one_name_is_an_error_until_accepted(capsys, monkeypatch):
+    assert run("run", "tiny", "--workers", "1", "--quiet") == 0
+
+    def changed(experiment):
+        stage = build_graph(experiment)[0]
+        return [Stage(name="count", version=2, config=stage.config, run=run_count, label="count")]
+
+    monkeypatch.setattr(sys.modules["overopt.pipeline"], "build_graph", changed)
+    for command in ("run", "plan"):
+        assert run(command, "tiny") == 2
+        out, err = capsys.readouterr()
+        assert "version 1 -> 2" in err and "--accept-changes" in err
+    assert "STALE" in out
+    assert run("run", "tiny", "count.n=9", "--workers", "1", "--quiet") == 0, "another experiment"
+    assert run("run", "tiny", "--accept-changes", "--workers", "1", "--quiet") == 0
+    assert run("plan", "tiny") == 0
+
+
+def test_an_unusable_device_is_refused_before_work(capsys, tmp_path):
+    pytest.importorskip("torch")
+    assert run("run", "tiny", "--device", "cuda:99") == 2
+    assert "device = 'cuda:99': torch cannot use it" in capsys.readouterr().err
+    assert run("run", "tiny", "--device", "gpu") == 2
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_read_only_store_is_one_message(capsys, monkeypatch):
+    import errno
+    import os
+
+    def refuse(*args, **kwargs):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), "runs")
+
+    monkeypatch.setattr(os, "mkdir", refuse)
+    assert run("run", "tiny") == 2
+    err = capsys.readouterr().err
+    assert "read-only; give a writable directory with --store" in err and err.count("\n") == 1
+
+
+def test_fit_and_figures_print_what_the_analysis_returns(capsys):
+    assert run("fit", "somewhere") == 0
+    assert run("figures", "quick", "--out", "plots") == 0
+    assert capsys.readouterr().out == "fitted somewhere\nplots/quick.pdf\n"
