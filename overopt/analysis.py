@@ -65,7 +65,9 @@ def fit_groups(groups: dict[str, dict[str, list[Curve]]]) -> dict[str, dict[str,
         fits[method] = {}
         for name, curves in series.items():
             try:
-                fits[method][name] = fit_replicates([as_replicate(c) for c in curves], FORMS[method])
+                fits[method][name] = fit_replicates(
+                    [as_replicate(c) for c in curves], FORMS[method]
+                )
             except OveroptError:
                 continue
     return fits
@@ -168,7 +170,9 @@ def draw(records: str | Path, out: str | Path) -> list[Path]:
     pictures = {stem: figures.overoptimization(groups, fits)}
     if len({p["n_params"] for p in peaks}) > 2:
         by_method = {
-            m: [(p["n_params"], p["peak_gold"], p["peak_stderr"]) for p in peaks if p["method"] == m]
+            m: [
+                (p["n_params"], p["peak_gold"], p["peak_stderr"]) for p in peaks if p["method"] == m
+            ]
             for m in FORMS
         }
         by_method = {m: v for m, v in by_method.items() if v}

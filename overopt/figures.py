@@ -115,7 +115,9 @@ def overoptimization(
         Line2D([], [], color="0.3", ls="--", label="proxy"),
         Line2D([], [], color="0.3", ls="-", lw=2.4, alpha=0.35, label="fit to gold"),
     ]
-    fig.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False)
+    fig.legend(
+        handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False
+    )
     return fig
 
 

@@ -89,7 +89,13 @@ class PolicyLoss(NamedTuple):
 
 
 def ppo_policy_loss(
-    logp_new: Tensor, logp_old: Tensor, advantages: Tensor, mask: Tensor, *, clip: float, n_tokens: int
+    logp_new: Tensor,
+    logp_old: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    clip: float,
+    n_tokens: int,
 ) -> PolicyLoss:
     """Clipped surrogate of PPO (Schulman et al. 2017, eq. 7), Σ over tokens / ``n_tokens``.
 
@@ -98,9 +104,7 @@ def ppo_policy_loss(
     """
     log_ratio = (logp_new - logp_old) * mask
     ratio = log_ratio.exp()
-    surrogate = torch.minimum(
-        ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages
-    )
+    surrogate = torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
     with torch.no_grad():
         clipped = (((ratio - 1).abs() > clip) & mask).sum() / n_tokens
         update_kl = ((log_ratio.expm1() - log_ratio) * mask).sum() / n_tokens

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+_BLOCK_ELEMENTS = 1 << 20  # logits handled at a time by `exact_token_kl`, 4 MiB of float32
+
 
 class KLSamples(NamedTuple):
     """Per-response estimates (R,) in nats; mean over responses estimates KL(π‖π_ref).
@@ -35,14 +37,32 @@ def exact_token_kl(logits: Tensor, ref_logits: Tensor) -> Tensor:
 
     Summed over the tokens of responses sampled from π this is the Rao-Blackwellised estimator of
     the sequence KL: unbiased like k1, with the token draw integrated out. Exactly 0 where the two
-    logits (…, V) are equal.
+    logits (…, V) are equal, never negative; made in blocks of positions to bound memory.
     """
-    logp, logq = logits.log_softmax(-1), ref_logits.log_softmax(-1)
-    return (logp.exp() * (logp - logq)).sum(-1)
+    n_vocab = logits.shape[-1]
+    rows = max(1, _BLOCK_ELEMENTS // n_vocab)
+    pairs = zip(
+        logits.reshape(-1, n_vocab).split(rows),
+        ref_logits.reshape(-1, n_vocab).split(rows),
+        strict=True,
+    )
+    return torch.cat([_block_kl(a, b) for a, b in pairs]).view(logits.shape[:-1])
+
+
+def _block_kl(logits: Tensor, ref_logits: Tensor) -> Tensor:
+    """`exact_token_kl` of one block of positions, (B, V) to (B,)."""
+    logp = logits.log_softmax(-1)
+    p = logp.exp()
+    # A token that π never emits adds 0, also where its log-ratio is not finite.
+    terms = torch.where(p > 0, p * (logp - ref_logits.log_softmax(-1)), 0.0)
+    # Rounding leaves about ±1e-7 where the true value is 0.
+    return terms.sum(-1).clamp_min(0)
 
 
 def sqrt_kl(kl_seq_nats: float) -> float:
     """√KL, the x-axis; an estimate below 0 (possible for k1) has none and raises ValueError."""
     if kl_seq_nats < 0:
-        raise ValueError(f"kl_seq_nats = {kl_seq_nats}: use the exact estimator, which is never < 0")
+        raise ValueError(
+            f"kl_seq_nats = {kl_seq_nats}: use the exact estimator, which is never < 0"
+        )
     return math.sqrt(kl_seq_nats)

@@ -119,7 +119,12 @@ class _Layer(nn.Module):
         return x + self.down(F.silu(gate) * up)
 
     def step(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], keys: Tensor, values: Tensor, slot: int,
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor],
+        keys: Tensor,
+        values: Tensor,
+        slot: int,
         bias: Tensor,
     ) -> Tensor:
         """One block on one new token a row, (R, D); see `Llama.step`."""
@@ -186,7 +191,12 @@ class Llama(nn.Module):
         return KVCache(make[::2], make[1::2])
 
     def extend(
-        self, input_ids: Tensor, position_ids: Tensor, cache: KVCache, slot: int, mask: Tensor | None
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        cache: KVCache,
+        slot: int,
+        mask: Tensor | None,
     ) -> Tensor:
         """Hidden states of new tokens given cached ones.
 

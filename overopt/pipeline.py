@@ -24,7 +24,12 @@ from overopt.graph import Stage, StageContext
 from overopt.labels import label_pairs
 from overopt.measure.evaluate import distinct_share, measure_kl
 from overopt.methods import ppo as ppo_method
-from overopt.nets import LlamaConfig, ScalarHeadModel, from_transformers_state, to_transformers_state
+from overopt.nets import (
+    LlamaConfig,
+    ScalarHeadModel,
+    from_transformers_state,
+    to_transformers_state,
+)
 from overopt.proxy.normalize import pair_metrics, recalibration
 from overopt.proxy.train import TrainingPairs, train_reward_model
 from overopt.records import CURVE_ARRAYS, SCHEMA_VERSION, validate_records
@@ -371,7 +376,9 @@ def run_proxy(ctx: StageContext) -> None:
             held_raw = gold.score(held_out).numpy()
             margin = held_raw[held_pairs["chosen"]] - held_raw[held_pairs["rejected"]]
             save_scorer(ctx.out, None, {"kind": "rubric", "n_params": 0, "n_params_total": 0})
-            store.save_json(ctx.out / "training.json", pair_metrics(margin) | {"recalibration": 1.0})
+            store.save_json(
+                ctx.out / "training.json", pair_metrics(margin) | {"recalibration": 1.0}
+            )
             return
         scorer = gold
     else:
@@ -404,7 +411,11 @@ def run_proxy(ctx: StageContext) -> None:
             )
         except DivergenceError as e:
             raise _saved(e, ctx, dict(model.state_dict())) from e
-        history = {"train_loss": log.loss, "validation": log.validation, "pairs_seen": log.pairs_seen}
+        history = {
+            "train_loss": log.loss,
+            "validation": log.validation,
+            "pairs_seen": log.pairs_seen,
+        }
         mean, std = mean_std(raw_scores(model.eval(), base))
         scorer = RewardModelScorer(model, mean, std)
     raw = raw_scores(scorer.model, held_out).numpy()
@@ -427,7 +438,9 @@ def _saved(error: DivergenceError, ctx: StageContext, tensors: dict) -> Divergen
     """Keep the weights of a diverged model for inspection and say where they are."""
     path = ctx.checkpoint / "diverged.safetensors"
     store.save_tensors(path, {k: v.contiguous() for k, v in tensors.items()})
-    store.save_json(ctx.checkpoint / "diverged.json", {"error": str(error), "config": repr(ctx.config)})
+    store.save_json(
+        ctx.checkpoint / "diverged.json", {"error": str(error), "config": repr(ctx.config)}
+    )
     return DivergenceError(f"{error}; weights saved at {path}; config {ctx.config}")
 
 

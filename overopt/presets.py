@@ -100,5 +100,7 @@ def _from_file(path: Path) -> Experiment:
         raise ConfigError(f"experiment file {str(path)!r} has no build(): define one")
     experiment = module.build()
     if not isinstance(experiment, Experiment):
-        raise ConfigError(f"build() of {str(path)!r} returned {type(experiment).__name__}, not Experiment")
+        raise ConfigError(
+            f"build() of {str(path)!r} returned {type(experiment).__name__}, not Experiment"
+        )
     return experiment

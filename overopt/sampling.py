@@ -67,16 +67,14 @@ def sample(
         generator = torch_generator(seed, "uniform", first_block + i)
         # The whole block's table, also where fewer rows are left: a row's numbers never depend on
         # how many rows follow it.
-        uniform = torch.rand(
-            (SAMPLE_BLOCK, n_tokens), generator=generator, dtype=torch.float64
-        )[: len(rows)]
+        uniform = torch.rand((SAMPLE_BLOCK, n_tokens), generator=generator, dtype=torch.float64)[
+            : len(rows)
+        ]
         parts.append(_sample_block(policy, prompts, rows, uniform, temperature, logit_bias))
     return concat_responses(parts)
 
 
-def _check(
-    policy: Llama, prompts: Prompts, n_tokens: int, copies: int, temperature: float
-) -> None:
+def _check(policy: Llama, prompts: Prompts, n_tokens: int, copies: int, temperature: float) -> None:
     """Raise DataError where `sample` cannot do what it is asked."""
     for name, value in (("n_tokens", n_tokens), ("copies", copies), ("temperature", temperature)):
         if not value > 0:
@@ -257,7 +255,7 @@ def sequence_batches(responses: Responses, batch_tokens: int) -> Iterator[tuple[
 
 @torch.no_grad()
 def score_logprobs(policy: Llama, responses: Responses, *, batch_tokens: int = 8192) -> Tensor:
-    """Log-probabilities (R, T) in nats of given response tokens under ``policy``; 0 where masked."""
+    """Log-probabilities (R, T) in nats of given tokens under ``policy``; 0 where masked."""
     out = torch.zeros(responses.ids.shape)
     for rows, seq in sequence_batches(responses, batch_tokens):
         view = response_view(seq)

@@ -73,7 +73,9 @@ class GoldConfig:
     def __post_init__(self) -> None:
         check_types(self)
         require(self.n_prompts >= 2, "gold.n_prompts", self.n_prompts, "must be at least 2")
-        require(self.copies >= 2, "gold.copies", self.copies, "must be at least 2: pairs are needed")
+        require(
+            self.copies >= 2, "gold.copies", self.copies, "must be at least 2: pairs are needed"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +189,10 @@ class BonConfig:
     def __post_init__(self) -> None:
         check_types(self)
         require(
-            2 <= self.n_prompts <= 400, "bon.n_prompts", self.n_prompts, "must be 2 to 400 (eval split)"
+            2 <= self.n_prompts <= 400,
+            "bon.n_prompts",
+            self.n_prompts,
+            "must be 2 to 400 (eval split)",
         )
         require(
             len(self.ns) > 0 and list(self.ns) == sorted(set(self.ns)) and self.ns[0] >= 1,
@@ -249,10 +254,15 @@ class PpoConfig:
         check_types(self)
         for name in ("steps", "batch", "ppo_epochs", "minibatches", "eval_every", "eval_copies"):
             require(getattr(self, name) >= 1, f"ppo.{name}", getattr(self, name), "at least 1")
-        require(self.batch % self.minibatches == 0, "ppo.batch", self.batch, "a multiple of minibatches")
+        require(
+            self.batch % self.minibatches == 0, "ppo.batch", self.batch, "a multiple of minibatches"
+        )
         require(self.kl_coef >= 0, "ppo.kl_coef", self.kl_coef, "must be at least 0")
         require(
-            2 <= self.eval_prompts <= 400, "ppo.eval_prompts", self.eval_prompts, "2 to 400 (eval split)"
+            2 <= self.eval_prompts <= 400,
+            "ppo.eval_prompts",
+            self.eval_prompts,
+            "2 to 400 (eval split)",
         )
 
 

@@ -40,17 +40,30 @@ def main() -> None:
     started = time.time()
     world = StoriesWorld(tuple(load_openings()), load_tokenizer())
     policy = load_lm("ladder:policy-0.8m")
-    base = sample(policy, world.prompts("validation", 400), n_tokens=48, seed=derive_seed(0, "calibration"), copies=5)
+    base = sample(
+        policy,
+        world.prompts("validation", 400),
+        n_tokens=48,
+        seed=derive_seed(0, "calibration"),
+        copies=5,
+    )
     rubric = calibrate(
         RubricConfig(), world.prompt_texts(base), world.response_texts(base), base.ended.tolist()
     )
     scorer = RubricScorer(rubric, world)
     prompts = world.prompts("gold", args.prompts)
     train = sample_tilted(
-        policy, prompts, world.tokenizer, copies=args.copies, n_tokens=48, seed=derive_seed(0, "gold")
+        policy,
+        prompts,
+        world.tokenizer,
+        copies=args.copies,
+        n_tokens=48,
+        seed=derive_seed(0, "gold"),
     )
     held = world.prompts("eval", 60)
-    test = sample_tilted(policy, held, world.tokenizer, copies=12, n_tokens=48, seed=derive_seed(0, "t"))
+    test = sample_tilted(
+        policy, held, world.tokenizer, copies=12, n_tokens=48, seed=derive_seed(0, "t")
+    )
     plain = sample(policy, held, n_tokens=48, seed=derive_seed(0, "u"), copies=12)
     print(f"sampled {len(train)} in {time.time() - started:.0f} s", flush=True)
     model = ScalarHeadModel(load_lm(args.backbone))
@@ -72,16 +85,29 @@ def main() -> None:
             print(f"step {done}/{total} {time.time() - started:.0f} s", flush=True)
 
     log = train_reward_model(
-        model, pairs, epochs=args.epochs, lr=args.lr, batch_prompts=8, weight_decay=0.01,
-        seed=derive_seed(0, "gold", "order"), validate=validate, progress=progress,
+        model,
+        pairs,
+        epochs=args.epochs,
+        lr=args.lr,
+        batch_prompts=8,
+        weight_decay=0.01,
+        seed=derive_seed(0, "gold", "order"),
+        validate=validate,
+        progress=progress,
     )
     mean, std = mean_std(raw_scores(model, base))
     info = {
-        "backbone": args.backbone, "n_responses": len(train), "n_pairs": len(pairs.first),
-        "loss": log.loss[::10], "validation": log.validation, "wall_s": round(time.time() - started),
+        "backbone": args.backbone,
+        "n_responses": len(train),
+        "n_pairs": len(pairs.first),
+        "loss": log.loss[::10],
+        "validation": log.validation,
+        "wall_s": round(time.time() - started),
         "rubric": {
-            "feature_mean": rubric.feature_mean, "feature_std": rubric.feature_std,
-            "score_mean": rubric.score_mean, "score_std": rubric.score_std,
+            "feature_mean": rubric.feature_mean,
+            "feature_std": rubric.feature_std,
+            "score_mean": rubric.score_mean,
+            "score_std": rubric.score_std,
         },
     }
     print(json.dumps({k: v for k, v in info.items() if k != "loss"}))
@@ -90,7 +116,8 @@ def main() -> None:
     (args.out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     (args.out / "training.json").write_text(json.dumps(info, indent=1) + "\n")
     state = to_transformers_state(model.backbone) | {
-        "score.weight": model.head.weight.detach(), "score.bias": model.head.bias.detach(),
+        "score.weight": model.head.weight.detach(),
+        "score.bias": model.head.bias.detach(),
     }
     save_file({k: v.half().contiguous() for k, v in state.items()}, args.out / "model.safetensors")
 

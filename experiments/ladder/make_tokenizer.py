@@ -98,7 +98,9 @@ def main() -> None:
 
     cut = Tokenizer.from_file(str(args.out / "tokenizer.json"))
     sample = stories[:2000]
-    before = sum(len(e.ids) for e in teacher_tokenizer.encode_batch(sample, add_special_tokens=False))
+    before = sum(
+        len(e.ids) for e in teacher_tokenizer.encode_batch(sample, add_special_tokens=False)
+    )
     after = sum(len(e.ids) for e in cut.encode_batch(sample, add_special_tokens=False))
     for story in sample[:200]:
         assert cut.decode(cut.encode(story).ids) == story, story

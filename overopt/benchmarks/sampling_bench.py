@@ -97,8 +97,8 @@ def _transformers_generate(
     policy: Llama, prompts: Prompts, n_tokens: int, root_seed: int
 ) -> Callable[[], None]:
     """The same work by ``LlamaForCausalLM.generate`` with copied weights."""
-    from transformers import LlamaForCausalLM
     from transformers import LlamaConfig as TheirConfig
+    from transformers import LlamaForCausalLM
 
     model = LlamaForCausalLM(TheirConfig(**policy.cfg.to_transformers())).eval()
     model.load_state_dict(to_transformers_state(policy), strict=False)

@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special
 from scipy.optimize import brentq, minimize_scalar
 
 from overopt.errors import ConfigError, DataError, FitError
@@ -254,7 +254,7 @@ def fit_curve(
             )
         if dof > 0:
             covar = covar * (nu / (nu - dof) * (1.0 + chi2 / nu))
-            p_value = float(stats.f.sf(chi2 * (nu - dof + 1) / (nu * dof), dof, nu - dof + 1))
+            p_value = float(special.fdtrc(dof, nu - dof + 1, chi2 * (nu - dof + 1) / (nu * dof)))
         nu = nu - dof
 
     notes = []
@@ -541,8 +541,8 @@ def t_quantile(level: float, dof: float) -> float:
     if not dof >= 1:
         return np.nan
     if np.isinf(dof):
-        return _normal_quantile(level)
-    return float(stats.t.ppf(0.5 + level / 2.0, dof))
+        return float(special.ndtri(0.5 + level / 2.0))
+    return float(special.stdtrit(dof, 0.5 + level / 2.0))
 
 
 def jsonable(value: object) -> Any:
@@ -590,7 +590,7 @@ def quadratic_form_p(chi2: float, noise: Array, residual_maker: Array) -> float:
     product = residual_maker @ noise @ residual_maker.T
     mean, half_variance = float(np.trace(product)), float(np.sum(product**2))
     scale = half_variance / mean
-    return float(stats.chi2.sf(chi2 / scale, mean / scale))
+    return float(special.chdtrc(mean / scale, chi2 / scale))
 
 
 def _whitener(points: Points) -> Array:
@@ -602,10 +602,6 @@ def _whitener(points: Points) -> Array:
             "covariance of the points is not positive definite (points of one pool nearly "
             "repeat each other, or fewer prompts than points); use estimator='wls'"
         ) from None
-
-
-def _normal_quantile(level: float) -> float:
-    return float(stats.norm.ppf(0.5 + level / 2.0))
 
 
 def _column(values: ArrayLike, name: str) -> Array:

@@ -23,20 +23,16 @@ FEATURES = ("joy", "dialogue", "hero", "variety", "sentences", "ending")
 Z_MAX = 5.0  # standardised features are clipped here, which bounds the score
 
 JOY = frozenset(
-    "happy happily glad smile smiled smiling smiles laugh laughed laughing laughs fun love loved loves"
-    " loving joy joyful excited exciting proud proudly hug hugged hugs cheer cheered cheerful kind"
-    " nice great wonderful beautiful best friend friends play played playing thank thanked".split()
+    ["happy", "happily", "glad", "smile", "smiled", "smiling", "smiles", "laugh", "laughed", "laughing", "laughs", "fun", "love", "loved", "loves", "loving", "joy", "joyful", "excited", "exciting", "proud", "proudly", "hug", "hugged", "hugs", "cheer", "cheered", "cheerful", "kind", "nice", "great", "wonderful", "beautiful", "best", "friend", "friends", "play", "played", "playing", "thank", "thanked"]
 )
 SORROW = frozenset(
-    "sad sadly cry cried crying cries scared afraid angry mad hurt hurts lost upset worried mean bad"
-    " alone sorry tears pain broken fell sick fight fought".split()
+    ["sad", "sadly", "cry", "cried", "crying", "cries", "scared", "afraid", "angry", "mad", "hurt", "hurts", "lost", "upset", "worried", "mean", "bad", "alone", "sorry", "tears", "pain", "broken", "fell", "sick", "fight", "fought"]
 )
 _WORD = re.compile(r"[A-Za-z']+")
 _NAMED = re.compile(r"\b(?:named|called)\s+([A-Z][a-z]+)")
 _CAPITAL = re.compile(r"\b([A-Z][a-z]{2,})\b")
 _NOT_NAMES = frozenset(
-    "Once One There The She They Her His Its And But When After Then Mom Dad Mum Daddy Mommy Every"
-    " Today Long Let You This That Two Three What Where Why Who How Yes".split()
+    ["Once", "One", "There", "The", "She", "They", "Her", "His", "Its", "And", "But", "When", "After", "Then", "Mom", "Dad", "Mum", "Daddy", "Mommy", "Every", "Today", "Long", "Let", "You", "This", "That", "Two", "Three", "What", "Where", "Why", "Who", "How", "Yes"]
 )
 
 
@@ -116,7 +112,9 @@ def feature_table(
     prompts: Sequence[str], responses: Sequence[str], ended: Sequence[bool]
 ) -> np.ndarray:
     """Raw features (R, F) of responses to prompts (both of length R)."""
-    rows = [features(p, r, ended=bool(e)) for p, r, e in zip(prompts, responses, ended, strict=True)]
+    rows = [
+        features(p, r, ended=bool(e)) for p, r, e in zip(prompts, responses, ended, strict=True)
+    ]
     return np.array(rows, dtype=np.float64).reshape(len(rows), len(FEATURES))
 
 
@@ -147,7 +145,9 @@ class Rubric:
             dose = self.cfg.dose if name == "joy" else self.cfg.minor_dose
             total += weight * response_curve(z[:, i], dose)
         if self.cfg.trap:
-            total -= self.cfg.trap_cost * np.array([r.split().count(self.cfg.trap) for r in responses])
+            total -= self.cfg.trap_cost * np.array(
+                [r.split().count(self.cfg.trap) for r in responses]
+            )
         return (total - self.score_mean) / self.score_std
 
 

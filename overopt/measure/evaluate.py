@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from overopt.datatypes import Responses
+from overopt.functional import token_logprobs
 from overopt.kl import exact_token_kl, sequence_kl
 from overopt.nets import Llama
-from overopt.functional import token_logprobs
 from overopt.sampling import response_hidden, response_view, sequence_batches
 
 

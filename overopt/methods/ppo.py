@@ -96,7 +96,14 @@ def _values(model: ScalarHeadModel, seq: Sequences) -> Tensor:
 
 
 def ppo_step(
-    state: PpoState, ref_policy: Llama, proxy: Scorer, prompts: Prompts, cfg: Any, *, n_tokens: int, seed: int
+    state: PpoState,
+    ref_policy: Llama,
+    proxy: Scorer,
+    prompts: Prompts,
+    cfg: Any,
+    *,
+    n_tokens: int,
+    seed: int,
 ) -> dict[str, float]:
     """One PPO step in place; returns its diagnostics (see docs/metrics.md).
 
@@ -135,7 +142,9 @@ def ppo_step(
     for opt, lr in ((state.policy_opt, cfg.lr), (state.value_opt, cfg.value_lr)):
         for group in opt.param_groups:
             group["lr"] = lr * decay
-    stats: dict[str, list[float]] = {k: [] for k in ("clip_fraction", "update_kl", "entropy", "value_loss")}
+    stats: dict[str, list[float]] = {
+        k: [] for k in ("clip_fraction", "update_kl", "entropy", "value_loss")
+    }
     stopped = False
     for epoch in range(cfg.ppo_epochs):
         order = torch.randperm(

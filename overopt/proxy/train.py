@@ -78,7 +78,9 @@ def train_reward_model(
     )
     log = TrainingLog()
     for epoch in range(epochs):
-        order = torch.randperm(len(groups), generator=torch_generator(seed, "order", epoch)).tolist()
+        order = torch.randperm(
+            len(groups), generator=torch_generator(seed, "order", epoch)
+        ).tolist()
         for start in range(0, len(order), batch_prompts):
             batch = torch.cat([groups[i] for i in order[start : start + batch_prompts]])
             rows, where = torch.unique(

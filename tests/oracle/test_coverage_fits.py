@@ -76,11 +76,11 @@ def assert_nominal(covered):
 
 @pytest.mark.parametrize("form", PLANTED)
 def test_gls_with_known_covariance_covers(form):
-    covariance = noise_factor() @ noise_factor().T / 64
+    covariance = noise_factor() @ noise_factor().T / 128
     truth = curve_of(form, *PLANTED[form])
 
     def experiment(rng):
-        gold = truth + prompt_noise(rng, 64).mean(axis=1)
+        gold = truth + prompt_noise(rng, 128).mean(axis=1)
         return intervals(fit_curve(D, gold, None, form, covariance=covariance, estimator="gls"))
 
     assert_nominal(coverage(experiment, form))
@@ -129,9 +129,9 @@ def test_bootstrap_of_prompts_covers(form, method):
     truth = curve_of(form, *PLANTED[form])
 
     def experiment(rng):
-        gold = truth[:, None] + prompt_noise(rng, 128)
+        gold = truth[:, None] + prompt_noise(rng, 64)
         curves = [ReplicateCurve(gold_KP=gold, sqrt_kl=D)]
-        return bootstrap_fit(curves, form, rng=rng, n_draws=500, method=method).ci
+        return bootstrap_fit(curves, form, rng=rng, n_draws=400, method=method).ci
 
     assert_nominal(coverage(experiment, form))
 
@@ -140,7 +140,6 @@ def test_bootstrap_of_prompts_covers(form, method):
 def test_few_rm_seeds_are_covered_by_t_and_not_by_the_bootstrap(form):
     alpha, beta = PLANTED[form]
     bootstrap_hits = Counter()
-    truth = truth_of(form)
 
     def experiment(rng):
         common = 0.3 * prompt_noise(rng, 48)
@@ -151,15 +150,16 @@ def test_few_rm_seeds_are_covered_by_t_and_not_by_the_bootstrap(form):
             )
             gold = own[:, None] + common + 0.3 * prompt_noise(rng, 48)
             curves.append(ReplicateCurve(gold_KP=gold, sqrt_kl=D, rm_seed=seed))
-        boot = bootstrap_fit(curves, form, rng=rng, n_draws=200)
-        assert boot.undercovers
-        bootstrap_hits.update(
-            name for name in QUANTITIES if boot.ci[name].low <= truth[name] <= boot.ci[name].high
-        )
+        if bootstrap_hits["all"] < 200:
+            boot = bootstrap_fit(curves, form, rng=rng, n_draws=200)
+            assert boot.undercovers
+            low, high = boot.ci["alpha"]
+            bootstrap_hits.update({"all": 1, "inside": low <= alpha <= high})
         return intervals(fit_replicates(curves, form))
 
     assert_nominal(coverage(experiment, form))
-    assert bootstrap_hits["alpha"] / EXPERIMENTS < 0.85
+    # The standard error over 200 experiments is 2.5 %.
+    assert bootstrap_hits["inside"] / bootstrap_hits["all"] < 0.87
 
 
 @pytest.mark.parametrize("form", PLANTED)

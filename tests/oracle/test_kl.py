@@ -59,7 +59,7 @@ def test_estimators_against_enumeration(tiny_llama):
 
     for x in (est.k1, est.k3, exact):
         assert abs(z(x)) < SIGMAS
-    assert exact.std() < 0.7 * est.k1.std()
+    assert exact.std() < 0.9 * est.k1.std()
     # Negative: k2, and k3 with the ratio upside down, are noticeably biased.
     assert abs(z(est.k2)) > 2 * SIGMAS
     total = (log_ratio * responses.mask).double().sum(1)

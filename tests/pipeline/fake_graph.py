@@ -1,7 +1,7 @@
 """A small graph with checkpointing stages, and a script that runs it, for the executor tests.
 
-``python fake_graph.py STORE [--workers N] [--steps N]`` runs the graph. Every stage that begins to
-compute appends its name and process to the file named by ``FAKE_GRAPH_LOG``.
+``python fake_graph.py STORE [--workers N] [--steps N] [--fate F]`` runs the graph. Every stage that
+begins to compute appends its name and process to the file named by ``FAKE_GRAPH_LOG``.
 """
 
 from __future__ import annotations
@@ -69,6 +69,8 @@ def run_train(context: StageContext) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         case "exit":
             os._exit(3)
+        case "sleep":
+            time.sleep(30)
         case "pid":
             save_json(context.out / "pid.json", os.getpid())
     rng = numpy_rng(config.root_seed, "train")
@@ -147,5 +149,6 @@ if __name__ == "__main__":
     parser.add_argument("store", type=Path)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--fate", default="finish")
     args = parser.parse_args()
-    execute(build(args.steps), Store(args.store), workers=args.workers)
+    execute(build(args.steps, (args.fate,) * 3), Store(args.store), workers=args.workers)

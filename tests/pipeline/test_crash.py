@@ -18,7 +18,7 @@ from overopt.seeding import numpy_rng
 from overopt.store import Store, load_json
 
 SCRIPT = Path(__file__).with_name("fake_graph.py")
-STEPS = 120
+STEPS = 80
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +29,10 @@ def expected(tmp_path_factory):
     return contents(root)
 
 
-def start(root, log, workers):
+def start(root, log, workers, fate="finish"):
+    options = [f"--workers={workers}", f"--steps={STEPS}", f"--fate={fate}"]
     return subprocess.Popen(
-        [sys.executable, str(SCRIPT), str(root), f"--workers={workers}", f"--steps={STEPS}"],
+        [sys.executable, str(SCRIPT), str(root), *options],
         env={**os.environ, "FAKE_GRAPH_LOG": str(log)},
         stderr=subprocess.PIPE,
         text=True,
@@ -55,28 +56,33 @@ def is_alive(pid):
     return stat.rpartition(")")[2].split()[0] != "Z"
 
 
+def wait_for_the_end_of_workers(log):
+    deadline = time.monotonic() + 10
+    while any(is_alive(int(pid)) for _, _, pid in entries(log)):
+        assert time.monotonic() < deadline, "a worker outlived its parent"
+        time.sleep(0.02)
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_run_killed_at_random_moments_ends_with_the_same_files(tmp_path, expected, workers):
     root, log = tmp_path / "runs", tmp_path / "log"
     rng = numpy_rng(20, "kill", workers)
     kills = 0
-    for _ in range(5):
+    for _ in range(4):
         seen = len(entries(log))
         process = start(root, log, workers)
         # Wait for a stage to begin, so that the kill hits the work and not the imports.
         while len(entries(log)) == seen and process.poll() is None:
             time.sleep(0.005)
-        time.sleep(rng.uniform(0.0, 0.4))
+        time.sleep(rng.uniform(0.0, 0.3))
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
             kills += 1
-        process.communicate(timeout=60)
-        deadline = time.monotonic() + 10
-        while any(is_alive(int(pid)) for _, _, pid in entries(log)):
-            assert time.monotonic() < deadline, "a worker outlived its parent"
-            time.sleep(0.02)
+        process.wait()
+        wait_for_the_end_of_workers(log)
+        process.communicate()
     finish(start(root, log, workers))
-    assert kills >= 3
+    assert kills >= 2
     assert contents(root) == expected
     manifests = [load_json(path) for path in root.glob("*/*/manifest.json")]
     assert any(manifest["resumed"] for manifest in manifests), "no kill hit a stage in flight"
@@ -107,3 +113,18 @@ def test_a_run_takes_over_when_the_run_it_waits_for_is_killed(tmp_path, expected
     first.communicate()
     finish(second)
     assert contents(root) == expected
+
+
+def test_workers_that_say_nothing_end_with_their_parent_and_free_their_locks(tmp_path):
+    root, log = tmp_path / "runs", tmp_path / "log"
+    process = start(root, log, 2, fate="sleep")
+    while sum(name.startswith("train") for _, name, _ in entries(log)) < 2:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    wait_for_the_end_of_workers(log)
+    process.communicate()
+    store = Store(root)
+    trains = build(STEPS, ("sleep",) * 3)[1:4]
+    assert not any(store.is_running("train", stage.fingerprint) for stage in trains)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
+import shutil
 import signal
 import threading
 import time
@@ -81,12 +82,12 @@ def test_critical_path_is_the_longest_chain_of_costs():
 def test_an_absent_input_is_only_computed_if_something_needs_it(store):
     stages = build(**FAST)
     execute(stages, store)
-    import shutil
-
     shutil.rmtree(store.path("train", stages[1].fingerprint))
     merge = [stages[-1]]
     assert make_plan(merge, store).todo == ()
     assert make_plan(merge, store).states[stages[1].fingerprint] == "not needed"
+    other = build(**FAST, fates=("finish",) * 4)[4]
+    assert [s.label for s in make_plan([*merge, other], store).todo] == ["train 3"]
     shutil.rmtree(store.path("merge", stages[-1].fingerprint))
     assert [s.label for s in make_plan(merge, store).todo] == ["train 0", "merge"]
     assert execute(merge, store).computed == 2
@@ -147,11 +148,12 @@ def test_workers_are_other_processes_with_the_threads_asked_for(store):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_failing_stage_costs_only_what_needs_it(store, workers):
     stages = build(**FAST, fates=("diverge", "finish", "finish"))
+    after = dataclasses.replace(stages[-1], label="after", upstream={"train": stages[-1]})
     with pytest.raises(StageError) as caught:
-        execute(stages, store, workers=workers)
+        execute([*stages, after], store, workers=workers)
     message = str(caught.value)
     assert "stage 'train 0' failed: loss = nan at step 3; lower lr" in message
-    assert "not run because of it: 'merge'" in message
+    assert "not run because of it: 'merge', 'after'\n" in message
     assert "3 other stages finished and are kept" in message
     assert "Traceback" not in message
     assert isinstance(caught.value.__cause__, DivergenceError)
@@ -223,7 +225,9 @@ def test_a_full_disk_stops_the_run(store, workers):
     full = dataclasses.replace(stages[0], run=fill_the_disk, name="full", label="full", cost_s=99)
     users = [dataclasses.replace(s, upstream={"source": full}) for s in stages[1:3]]
     with pytest.raises(StageError, match=r"'full' failed: .*disk is full.*\n.*train 0"):
-        execute([full, *users], store, workers=workers)
+        execute([full, *users, stages[0], stages[3]], store, workers=workers)
+    if workers == 1:  # two workers may have finished it while the other was failing
+        assert not store.has("train", stages[3].fingerprint), "work went on against a full disk"
 
 
 def test_a_damaged_artefact_stops_the_run_before_it_starts(store):
@@ -297,22 +301,37 @@ def test_an_interrupt_keeps_what_is_finished_and_resumes(store, workers):
     assert list((store.root / ".scratch").iterdir()) == []
 
 
-def test_a_stage_that_another_run_computes_is_awaited_and_reused(store):
-    stages = build(steps=60, pause_s=0.005)
-    stream = io.StringIO()
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_stage_that_another_run_computes_is_awaited_and_reused(store, tmp_path, workers):
+    stages = build(**FAST)
+    key = ("train", stages[1].fingerprint)
+    elsewhere = Store(tmp_path / "elsewhere")
+    execute(stages, elsewhere)
     store.create()
-    other = threading.Thread(target=execute, args=(stages, Store(store.root)))
+    locked, noticed = threading.Event(), threading.Event()
+
+    def other_run():
+        with store.lock(*key) as mine:
+            assert mine
+            locked.set()
+            noticed.wait(30)
+            shutil.copytree(elsewhere.path(*key), store.path(*key))
+
+    class Noticing(TextReporter):
+        def waiting(self, stage):
+            super().waiting(stage)
+            noticed.set()
+
+    stream = io.StringIO()
+    other = threading.Thread(target=other_run)
     other.start()
-    try:
-        while not store.has("source", stages[0].fingerprint):
-            time.sleep(0.01)
-        summary = execute(stages, store, workers=2, reporter=TextReporter(stream))
-    finally:
-        other.join()
-    assert states(stages, store) == ["done"] * 5
-    assert summary.reused >= 1
-    assert "wait   train" in stream.getvalue()
-    assert stream.getvalue().count("another process") <= 3
+    locked.wait(30)
+    assert states(stages, store)[1] == "running"
+    summary = execute(stages, store, workers=workers, reporter=Noticing(stream))
+    other.join()
+    assert (summary.computed, summary.reused) == (4, 1)
+    assert stream.getvalue().count("wait   train 0 (another process is computing it)") == 1
+    assert "reuse  train 0" in stream.getvalue()
 
 
 # --- progress -------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from overopt.config import (
@@ -180,12 +180,14 @@ runs = st.builds(
 )
 
 
+@settings(max_examples=50, deadline=None)
 @given(runs)
 def test_full_and_canonical_forms_survive_json(run):
     for encoded in (to_dict(run), canonical(run)):
         assert from_dict(Run, json.loads(json.dumps(encoded, allow_nan=False))) == run
 
 
+@settings(max_examples=50, deadline=None)
 @given(runs, runs)
 def test_canonical_forms_are_equal_exactly_where_configs_are(first, second):
     assert (canonical(first) == canonical(second)) == (first == second)

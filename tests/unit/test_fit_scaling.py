@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from scipy.stats import chi2
 
 from overopt.errors import ConfigError, DataError
 from overopt.fits import (
@@ -71,8 +72,6 @@ def test_shared_alpha_is_one_least_squares_problem():
     separate = sum(fit.chi2 for fit in shared.separate.values()) + 2 * 8
     assert shared.aic_separate == pytest.approx(separate, rel=1e-10)
     # The Wald statistic of linear constraints is the rise of χ² they cause.
-    from scipy.stats import chi2
-
     rise = shared.chi2 - sum(fit.chi2 for fit in shared.separate.values())
     assert shared.p_value == pytest.approx(chi2.sf(rise, 3), rel=1e-8)
     assert shared.delta_aic < 0 < shared.p_value
@@ -140,10 +139,10 @@ def test_pairs_are_a_second_term():
 
 @pytest.mark.parametrize("form", ["bon", "rl"])
 def test_forecasts_cover_a_proxy_not_yet_trained(form):
-    # A proxy four times larger than any fitted; 400 experiments, standard error 1.1 %.
+    # A proxy four times larger than any fitted; 200 experiments, standard error 1.5 %.
     alpha, beta = line(form, 1.2e7)
     inside, z = [], []
-    for seed in range(400):
+    for seed in range(200):
         prediction = forecast(fit_scaling(scaling_points(form, seed=seed, sigma=0.02)), 1.2e7)
         truth = (alpha, beta, *peak_of(form, alpha, beta))
         names = ("alpha", "beta", "peak_sqrt_kl", "peak_gold")
@@ -158,7 +157,7 @@ def test_forecasts_cover_a_proxy_not_yet_trained(form):
         z.append([row.error_sigma for row in rows])
     covered = np.mean(inside, axis=0)
     # t quantiles beside errors that are in fact known err on the wide side.
-    assert ((covered > 0.93) & (covered <= 1.0)).all(), covered
+    assert ((covered > 0.92) & (covered <= 1.0)).all(), covered
     spread = np.nanstd(np.array(z)[:, :2], axis=0)
     # Birge's factor is never below 1, so the spread is at most about 1.
     assert ((spread > 0.75) & (spread < 1.1)).all(), spread

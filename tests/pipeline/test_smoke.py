@@ -1,0 +1,194 @@
+"""The smoke preset end to end, and what must hold in its records."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from overopt.analysis import draw, fit
+from overopt.cli import main
+from overopt.estimators import best_of_n
+from overopt.pipeline import build_graph
+from overopt.presets import load_experiment
+from overopt.records import load_curves, load_records
+from overopt.settings import BonConfig, Experiment
+
+SMALL = ["gold.kind=rubric", "labels.n_pairs=60", "ppo.steps=2"]
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """Store and results of one full smoke run."""
+    folder = tmp_path_factory.mktemp("smoke")
+    store, results = folder / "store", folder / "results"
+    assert (
+        main(
+            [
+                "run",
+                "smoke",
+                "--store",
+                str(store),
+                "--results",
+                str(results),
+                "--workers",
+                "1",
+                "--quiet",
+            ]
+        )
+        == 0
+    )
+    return store, results
+
+
+def test_records_are_complete(smoke):
+    _, results = smoke
+    table = load_records(results)
+    assert set(table.method) == {"bon", "ppo"}
+    assert len(table) == 2 * 7 + 2 * 4
+    assert (table.n_params.groupby(table.backbone).nunique() == 1).all()
+    assert table.gold_gain_stderr.notna().all()
+
+
+def test_kl_starts_at_exactly_zero_and_estimators_agree(smoke):
+    for curve in load_curves(smoke[1]):
+        assert curve.rows[0]["kl_seq_nats"] == 0.0
+        if curve.meta["method"] == "ppo":
+            assert curve.rows[0]["kl_k1"] == 0.0
+            for row in curve.rows[1:]:
+                assert row["kl_seq_nats"] > 0
+                assert abs(row["kl_k1"] - row["kl_seq_nats"]) < 4 * row["kl_k1_stderr"] + 1e-6
+
+
+def test_scores_are_normalised_under_the_initial_policy(smoke):
+    for curve in load_curves(smoke[1]):
+        # 4 prompts × 64 samples, or 8 × 2: the mean is near 0 within a few standard errors.
+        assert abs(curve.rows[0]["proxy_score"]) < 4 * curve.rows[0]["proxy_score_stderr"] + 0.3
+
+
+def test_second_run_reuses_everything(smoke, capsys):
+    store, results = smoke
+    before = (results / "records.jsonl").read_bytes()
+    assert (
+        main(["run", "smoke", "--store", str(store), "--results", str(results), "--workers", "1"])
+        == 0
+    )
+    assert "0 stages computed" in capsys.readouterr().out
+    assert (results / "records.jsonl").read_bytes() == before
+
+
+def test_figures_and_fits_from_records(smoke, tmp_path):
+    files = draw(smoke[1], tmp_path)
+    assert {f.suffix for f in files} == {".png", ".json"}
+    side = json.loads(next(f for f in files if f.suffix == ".json").read_text())
+    assert side["records"] and side["fits"]
+    assert "alpha" in fit(smoke[1])
+
+
+def test_shuffled_gold_is_noticed(smoke):
+    store, _ = smoke
+    scores = next((store / "pool").glob("*/scores.npz"))
+    with np.load(scores) as table:
+        gold = table["gold"].astype(float)
+    ns = [1, 8, 64]
+    straight = best_of_n(gold, {"gold": gold}, ns)["gold"].mean
+    shuffled = np.random.default_rng(0).permutation(gold.ravel()).reshape(gold.shape)
+    broken = best_of_n(gold, {"gold": shuffled}, ns)["gold"].mean
+    assert straight[-1] > 1.5 and abs(broken[-1] - broken[0]) < 0.8
+
+
+def test_flipped_byte_is_reported_by_file(smoke, tmp_path, capsys):
+    import shutil
+
+    store = tmp_path / "copy"
+    shutil.copytree(smoke[0], store)
+    file = next((store / "bon").glob("*/curve.npz"))
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    code = main(
+        [
+            "run",
+            "smoke",
+            "--store",
+            str(store),
+            "--results",
+            str(tmp_path / "r"),
+            "--workers",
+            "1",
+            "--quiet",
+        ]
+    )
+    assert code != 0
+    assert "curve.npz" in capsys.readouterr().err
+    assert file.read_bytes() == bytes(data)
+
+
+def test_perfect_proxy_has_no_gap(tmp_path):
+    base = load_experiment("smoke", [*SMALL, "proxy.kind=gold", "ppo=none"])
+    run = replace(base.runs[0], bon=BonConfig(n_prompts=3, pool_size=32, ns=(1, 4, 32)))
+    from overopt.config import RuntimeConfig
+    from overopt.executors import execute
+    from overopt.pipeline import collect
+    from overopt.progress import Silent
+    from overopt.store import Store
+
+    experiment = Experiment(name="perfect", runs=(run,))
+    store = Store(tmp_path / "store")
+    execute(build_graph(experiment), store, RuntimeConfig(quiet=True), workers=1, reporter=Silent())
+    curves = load_curves(collect(experiment, store, tmp_path / "results"))
+    assert all(row["gap"] == 0.0 for row in curves[0].rows)
+    np.testing.assert_array_equal(curves[0].arrays["gold"], curves[0].arrays["proxy"])
+
+
+@pytest.mark.slow
+def test_killed_runs_end_like_an_uninterrupted_one(tmp_path):
+    def command(name):
+        return [
+            sys.executable, "-m", "overopt.cli", "run", "smoke", *SMALL, "--quiet", "--workers", "1",
+            "--store", str(tmp_path / name), "--results", str(tmp_path / f"{name}-results"),
+        ]  # fmt: skip
+
+    started = time.monotonic()
+    subprocess.run(command("whole"), check=True)
+    length = time.monotonic() - started
+    rng = random.Random(0)
+    for _ in range(3):
+        process = subprocess.Popen(
+            command("killed"), start_new_session=True, stderr=subprocess.DEVNULL
+        )
+        time.sleep(rng.uniform(0.3, 0.8) * length)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    subprocess.run(command("killed"), check=True)
+    for name in ("records.jsonl", "curves.npz"):
+        whole = (tmp_path / "whole-results" / name).read_bytes()
+        assert (tmp_path / "killed-results" / name).read_bytes() == whole
+
+
+def test_two_runs_of_one_store_at_once(tmp_path):
+    common = [
+        sys.executable, "-m", "overopt.cli", "run", "smoke", *SMALL, "bon=none", "--quiet",
+        "--workers", "1", "--store", str(tmp_path / "store"), "--results",
+    ]  # fmt: skip
+    both = [subprocess.Popen([*common, str(tmp_path / name)]) for name in ("a", "b")]
+    assert [p.wait() for p in both] == [0, 0]
+    a, b = ((tmp_path / name / "records.jsonl").read_bytes() for name in ("a", "b"))
+    assert a == b
+
+
+def test_experiment_file(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from overopt.presets import smoke\nfrom dataclasses import replace\n"
+        "def build():\n    return replace(smoke(), name='mine')\n"
+    )
+    assert load_experiment(str(path)).name == "mine"
+    assert Path(path).exists()

@@ -1,0 +1,155 @@
+"""Rubric features and sweet spots; labels, flips and ties."""
+
+import numpy as np
+import pytest
+import torch
+
+from overopt.datatypes import Prompts, Responses
+from overopt.errors import ConfigError
+from overopt.gold.rubric import (
+    FEATURES,
+    RubricConfig,
+    calibrate,
+    features,
+    find_hero,
+    response_curve,
+)
+from overopt.labels import label_pairs
+from overopt.proxy.normalize import pair_metrics, recalibration
+from overopt.settings import BonConfig, LabelsConfig
+
+
+def test_hero():
+    assert find_hero("Once upon a time, there was a boy named Tim. He") == "Tim"
+    assert find_hero("One day, Sara went out") == "Sara"
+    assert find_hero("Once upon a time there was a dog") is None
+
+
+def test_features_of_a_story():
+    got = dict(
+        zip(
+            FEATURES,
+            features(
+                "a boy named Tim", 'Tim was happy. "No!" he said, sad. Tim\'s cat.', ended=True
+            ),
+            strict=True,
+        )
+    )
+    assert got["joy"] == 0.0
+    assert got["dialogue"] == 2.0
+    assert got["hero"] == 2.0
+    assert got["sentences"] == 4.0
+    assert got["ending"] == 1.0
+    assert features("x", "no end", ended=False)[FEATURES.index("ending")] == 0.0
+
+
+def test_sweet_spot_is_where_the_formula_puts_it():
+    z = np.linspace(0, 5, 5001)
+    assert z[response_curve(z, 0.12).argmax()] == pytest.approx((3 * 0.12) ** -0.5, abs=1e-3)
+    assert np.all(np.diff(response_curve(z, 0.0)) > 0)
+    assert response_curve(np.array([-2.0]), 0.12)[0] == -2.0
+
+
+def test_calibration_gives_mean_zero_and_unit_variance():
+    stories = ["She was happy.", "He cried and cried!", '"Hello," said Tim. Fun!', "The end"]
+    prompts, ended = ["a boy named Tim"] * 4, [True, True, True, False]
+    rubric = calibrate(RubricConfig(), prompts, stories, ended)
+    scores = rubric.score(prompts, stories, ended)
+    assert scores.mean() == pytest.approx(0, abs=1e-12)
+    assert scores.std() == pytest.approx(1, abs=1e-12)
+
+
+def test_trap_costs():
+    prompts, texts = ["a boy named Tim"] * 2, ["fine day", "fine zebra day"]
+    rubric = calibrate(RubricConfig(trap="zebra"), prompts, texts, [True, True])
+    plain, trapped = rubric.score(prompts, texts, [True, True])
+    assert plain > trapped
+
+
+def table(n_prompts, copies):
+    n = n_prompts * copies
+    ids = torch.ones(n_prompts, 2, dtype=torch.int64)
+    prompts = Prompts(ids, ids.bool(), torch.arange(n_prompts)).repeat(copies)
+    body = torch.ones(n, 3, dtype=torch.int64)
+    return Responses(prompts, body, body.bool(), torch.zeros(n, 3), torch.ones(n, dtype=torch.bool))
+
+
+def label(gold, **kw):
+    options = {
+        "copies": 4,
+        "n_pairs": 6 * (len(gold) // 4),
+        "rule": "argmax",
+        "flip_rate": 0.0,
+        "seed": 0,
+    }
+    return label_pairs(table(len(gold) // 4, 4), gold, **(options | kw))
+
+
+def test_argmax_labels_follow_gold_within_a_prompt():
+    gold = torch.randn(400, generator=torch.Generator().manual_seed(0))
+    pairs = label(gold)
+    assert len(pairs) == 600
+    assert bool((gold[pairs.chosen] > gold[pairs.rejected]).all())
+    assert bool((pairs.gold_margin > 0).all())
+    assert torch.equal(pairs.chosen // 4, pairs.rejected // 4)
+
+
+def test_flips_have_their_rate_and_do_not_move_labels():
+    gold = torch.randn(8000, generator=torch.Generator().manual_seed(1))
+    clean, noisy = (
+        label(gold, rule="bradley_terry"),
+        label(gold, rule="bradley_terry", flip_rate=0.25),
+    )
+    n = len(noisy)
+    assert abs(int(noisy.flipped.sum()) - 0.25 * n) < 4 * (n * 0.25 * 0.75) ** 0.5
+    kept = ~noisy.flipped
+    assert torch.equal(clean.chosen[kept], noisy.chosen[kept])
+    assert torch.equal(clean.chosen[~kept], noisy.rejected[~kept])
+    assert torch.equal(clean.gold_margin, noisy.gold_margin)
+
+
+def test_bradley_terry_rate():
+    gold = torch.tensor([1.2, 0.0, 1.2, 0.0] * 3000)
+    pairs = label(gold, rule="bradley_terry")
+    apart = pairs.gold_margin != 0
+    wins = float((pairs.gold_margin[apart] > 0).float().mean())
+    p = 1 / (1 + np.exp(-1.2))
+    assert abs(wins - p) < 4 * (p * (1 - p) / int(apart.sum())) ** 0.5
+
+
+def test_ties_are_kept_and_decided_by_a_coin():
+    pairs = label(torch.zeros(4000))
+    assert len(pairs) == 6000
+    assert abs(float((pairs.chosen < pairs.rejected).float().mean()) - 0.5) < 0.03
+
+
+def test_fewer_pairs_are_a_prefix():
+    gold = torch.randn(400, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(label(gold, n_pairs=50).chosen, label(gold).chosen[:50])
+
+
+@pytest.mark.parametrize("rate", [0.7, 0.5, -0.1])
+def test_flip_rates_that_invert_gold_are_refused(rate):
+    with pytest.raises(ConfigError, match="label_flip_rate"):
+        LabelsConfig(label_flip_rate=rate)
+
+
+def test_sizes_that_make_no_sense_are_refused():
+    with pytest.raises(ConfigError, match=r"n_pairs = -5"):
+        LabelsConfig(n_pairs=-5)
+    with pytest.raises(ConfigError, match="larger than the pool"):
+        BonConfig(pool_size=16, ns=(1, 32))
+    with pytest.raises(ConfigError, match="2400"):
+        LabelsConfig(n_pairs=100_000)
+
+
+def test_recalibration_finds_the_planted_factor():
+    rng = np.random.default_rng(0)
+    gold = rng.normal(size=4000)
+    assert recalibration(gold / 0.4, gold) == pytest.approx(0.4, rel=1e-3)
+
+
+def test_pair_metrics_by_hand():
+    got = pair_metrics(np.array([1.0, -1.0, 0.0]))
+    assert got["accuracy"] == pytest.approx(0.5)
+    assert got["loss"] == pytest.approx((np.log1p(np.exp(-1)) + np.log1p(np.e) + np.log(2)) / 3)
