@@ -12,7 +12,7 @@ not exist. Reward heads start at N(0, 1/(D+1)) as in Stiennon et al. 2020; value
 
 import math
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -157,8 +157,15 @@ class Llama(nn.Module):
         self.layers = nn.ModuleList(_Layer(cfg) for _ in range(cfg.num_hidden_layers))
         self.norm = nn.Parameter(torch.ones(cfg.hidden_size))
         cos, sin = _rope_tables(cfg)
+        self.rope_cos: Tensor
+        self.rope_sin: Tensor
         self.register_buffer("rope_cos", cos, persistent=False)
         self.register_buffer("rope_sin", sin, persistent=False)
+
+    @property
+    def blocks(self) -> list[_Layer]:
+        """The layers with their own type."""
+        return cast(list[_Layer], list(self.layers))
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:
@@ -179,7 +186,7 @@ class Llama(nn.Module):
             )
         rope = (self.rope_cos[:length], self.rope_sin[:length])
         x = self.embed(input_ids)
-        for layer in self.layers:
+        for layer in self.blocks:
             x = layer(x, rope, None, 0, None)
         return F.rms_norm(x, (x.shape[-1],), self.norm, self.cfg.rms_norm_eps)
 
@@ -208,7 +215,7 @@ class Llama(nn.Module):
             raise ValueError("several new tokens behind cached ones need an explicit mask")
         rope = (self.rope_cos[position_ids][:, None], self.rope_sin[position_ids][:, None])
         x = self.embed(input_ids)
-        for i, layer in enumerate(self.layers):
+        for i, layer in enumerate(self.blocks):
             x = layer(x, rope, (cache.keys[i], cache.values[i]), slot, mask)
         return F.rms_norm(x, (x.shape[-1],), self.norm, self.cfg.rms_norm_eps)
 
@@ -222,10 +229,10 @@ class Llama(nn.Module):
         scores: −inf at every slot that is padding or not filled yet. A slot's content must be
         finite even there.
         """
-        rope = tuple(t[position_ids][:, None, None] for t in (self.rope_cos, self.rope_sin))
+        cos, sin = (t[position_ids][:, None, None] for t in (self.rope_cos, self.rope_sin))
         x = self.embed(input_ids)
-        for i, layer in enumerate(self.layers):
-            x = layer.step(x, rope, cache.keys[i], cache.values[i], slot, bias)
+        for i, layer in enumerate(self.blocks):
+            x = layer.step(x, (cos, sin), cache.keys[i], cache.values[i], slot, bias)
         return F.rms_norm(x, (x.shape[-1],), self.norm, self.cfg.rms_norm_eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -236,7 +243,7 @@ class Llama(nn.Module):
 def to_transformers_state(model: Llama) -> dict[str, Tensor]:
     """State dict under transformers' names (projections split again)."""
     state = {"model.embed_tokens.weight": model.embed.weight, "model.norm.weight": model.norm}
-    for i, layer in enumerate(model.layers):
+    for i, layer in enumerate(model.blocks):
         p = f"model.layers.{i}."
         q, k, v = layer.qkv.weight.chunk(3)
         gate, up = layer.gate_up.weight.chunk(2)

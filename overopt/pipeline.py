@@ -511,7 +511,7 @@ def run_ppo(ctx: StageContext) -> None:
     world, ppo = load_world(cfg.world), cfg.ppo
     proxy = load_scorer(ctx.inputs["proxy"].path, ctx.inputs["calibration"].path, world)
     ref_policy = checkpoints.load_lm(cfg.world.policy)
-    value = ScalarHeadModel(checkpoints.load_lm(cfg.world.policy))
+    value = ScalarHeadModel(checkpoints.load_lm(ppo.value_backbone))
     state = ppo_method.new_state(checkpoints.load_lm(cfg.world.policy), value, ppo)
     prompts = world.prompts("rl", len_split(world, "rl"))
     held = world.prompts("eval", ppo.eval_prompts)
@@ -670,7 +670,7 @@ def curve_stages(run: RunConfig) -> list[Stage]:
         version=1,
         run=run_gold,
         label="gold",
-        cost_s=400 if run.gold.kind == "learned" else 6,
+        cost_s=6 + 0.025 * run.gold.n_prompts * run.gold.copies * (run.gold.kind == "learned"),
         config=GoldStage(world=world, gold=run.gold, root_seed=seed),
         upstream={"calibration": calibration},
     )
@@ -792,6 +792,7 @@ def build_graph(experiment: Experiment) -> list[Stage]:
         if run.bon is not None:
             world.prompts("eval", run.bon.n_prompts)
         if run.ppo is not None:
+            checkpoints.checkpoint_dir(run.ppo.value_backbone)
             world.prompts("eval", run.ppo.eval_prompts)
     return [stage for run in experiment.runs for stage in curve_stages(run)]
 

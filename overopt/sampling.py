@@ -221,11 +221,11 @@ def _inverse_cdf(logits: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
 class ResponseView(NamedTuple):
     """Positions of response tokens inside joined sequences.
 
-    index (R, T): position whose hidden state predicts response token t; tokens (R, T): the token
+    position (R, T): where the hidden state that predicts response token t is; tokens (R, T): the token
     ids, 0 where masked; mask (R, T).
     """
 
-    index: Tensor
+    position: Tensor
     tokens: Tensor
     mask: Tensor
 
@@ -242,7 +242,7 @@ def response_view(seq: Sequences) -> ResponseView:
 def response_hidden(model: Llama, seq: Sequences, view: ResponseView) -> Tensor:
     """Hidden states (R, T, D) that predict each response token; differentiable."""
     hidden = model(seq.ids)
-    return hidden.gather(1, view.index[..., None].expand(-1, -1, hidden.shape[-1]))
+    return hidden.gather(1, view.position[..., None].expand(-1, -1, hidden.shape[-1]))
 
 
 def sequence_batches(responses: Responses, batch_tokens: int) -> Iterator[tuple[Tensor, Sequences]]:

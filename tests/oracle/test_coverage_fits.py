@@ -144,7 +144,7 @@ def test_few_rm_seeds_are_covered_by_t_and_not_by_the_bootstrap(form):
     def experiment(rng):
         common = 0.3 * prompt_noise(rng, 48)
         curves = []
-        for seed in range(3):
+        for seed in range(4):
             own = curve_of(
                 form, alpha + 0.08 * rng.standard_normal(), beta + 0.03 * rng.standard_normal()
             )
@@ -159,7 +159,7 @@ def test_few_rm_seeds_are_covered_by_t_and_not_by_the_bootstrap(form):
 
     assert_nominal(coverage(experiment, form))
     # The standard error over 200 experiments is 2.5 %.
-    assert bootstrap_hits["inside"] / bootstrap_hits["all"] < 0.87
+    assert bootstrap_hits["inside"] / bootstrap_hits["all"] < 0.9
 
 
 @pytest.mark.parametrize("form", PLANTED)

@@ -1,0 +1,25 @@
+"""Figure 1: gold and proxy score against √KL, for best-of-n and PPO, by proxy size.
+
+Hypothesis (Gao, Schulman and Hilton 2022): optimising against a learned proxy first raises and then
+lowers the gold score, while the proxy score keeps rising; larger proxies peak later and higher.
+
+Predictions, written before the run, in standard deviations of gold under the initial policy:
+- PPO against the 0.05M and 0.2M proxies falls from its gold peak by more than two standard errors;
+- PPO's KL exceeds 36 nats (√KL of 6), best-of-n reaches √KL of 2.3 at n = 512;
+- best-of-n gold at its peak lies between 0.7 and 1.5 and grows with size from 0.05M to 0.8M.
+
+Cost: about 15 minutes of CPU time, 8 minutes on two cores.
+
+    overopt run experiments/exp001_figure1.py --results experiments/results/exp001_figure1
+    overopt figures experiments/results/exp001_figure1 --out figures
+"""
+
+from dataclasses import replace
+
+from overopt.presets import quick
+from overopt.settings import Experiment
+
+
+def build() -> Experiment:
+    """The preset ``quick`` under this experiment's name."""
+    return replace(quick(), name="exp001_figure1")
