@@ -22,18 +22,26 @@ from overopt.config import require
 FEATURES = ("joy", "dialogue", "hero", "variety", "sentences", "ending")
 Z_MAX = 5.0  # standardised features are clipped here, which bounds the score
 
-JOY = frozenset(
-    ["happy", "happily", "glad", "smile", "smiled", "smiling", "smiles", "laugh", "laughed", "laughing", "laughs", "fun", "love", "loved", "loves", "loving", "joy", "joyful", "excited", "exciting", "proud", "proudly", "hug", "hugged", "hugs", "cheer", "cheered", "cheerful", "kind", "nice", "great", "wonderful", "beautiful", "best", "friend", "friends", "play", "played", "playing", "thank", "thanked"]
-)
-SORROW = frozenset(
-    ["sad", "sadly", "cry", "cried", "crying", "cries", "scared", "afraid", "angry", "mad", "hurt", "hurts", "lost", "upset", "worried", "mean", "bad", "alone", "sorry", "tears", "pain", "broken", "fell", "sick", "fight", "fought"]
-)
+_JOY_TEXT = """
+    happy happily glad smile smiled smiling smiles laugh laughed laughing laughs fun love
+    loved loves loving joy joyful excited exciting proud proudly hug hugged hugs cheer
+    cheered cheerful kind nice great wonderful beautiful best friend friends play played
+    playing thank thanked
+"""
+JOY = frozenset(_JOY_TEXT.split())
+_SORROW_TEXT = """
+    sad sadly cry cried crying cries scared afraid angry mad hurt hurts lost upset worried
+    mean bad alone sorry tears pain broken fell sick fight fought
+"""
+SORROW = frozenset(_SORROW_TEXT.split())
 _WORD = re.compile(r"[A-Za-z']+")
 _NAMED = re.compile(r"\b(?:named|called)\s+([A-Z][a-z]+)")
 _CAPITAL = re.compile(r"\b([A-Z][a-z]{2,})\b")
-_NOT_NAMES = frozenset(
-    ["Once", "One", "There", "The", "She", "They", "Her", "His", "Its", "And", "But", "When", "After", "Then", "Mom", "Dad", "Mum", "Daddy", "Mommy", "Every", "Today", "Long", "Let", "You", "This", "That", "Two", "Three", "What", "Where", "Why", "Who", "How", "Yes"]
-)
+_NOT_NAMES_TEXT = """
+    Once One There The She They Her His Its And But When After Then Mom Dad Mum Daddy Mommy
+    Every Today Long Let You This That Two Three What Where Why Who How Yes
+"""
+_NOT_NAMES = frozenset(_NOT_NAMES_TEXT.split())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -210,3 +210,5 @@ def test_holm_by_hand():
     assert holm([0.5, 0.01, np.nan, 0.03, 0.02]) == pytest.approx(
         [0.5, 0.04, np.nan, 0.06, 0.06], nan_ok=True
     )
+    # 0.01·3, 0.02·2, 0.021·1 would fall at the end.
+    assert holm([0.01, 0.02, 0.021]) == pytest.approx([0.03, 0.04, 0.04])

@@ -1,0 +1,137 @@
+"""Measure every rung on held-out stories and write the model card and samples of the ladder.
+
+    python experiments/ladder/make_card.py --teacher DIR --stories FILE
+
+The teacher is measured with its own tokenizer on the same text, so its column is in nats per
+character; tokens differ.
+"""
+
+import argparse
+import json
+import lzma
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from make_ladder import N_VALIDATION, WINDOW, encode_stories, validation
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+
+from overopt.checkpoints import ladder_dir, load_lm, load_tokenizer
+from overopt.nets import LlamaConfig, from_transformers_state
+from overopt.sampling import sample
+from overopt.seeding import derive_seed
+from overopt.world.stories import StoriesWorld
+
+RUNGS = ("0.05m", "0.2m", "0.8m", "3m", "6m", "policy-0.8m")
+N_SAMPLES = 20
+
+HEAD = """# The ladder
+
+Small Llama-architecture language models of simple English stories: one tokenizer (4,096 byte-pair
+pieces), one corpus, one data order. They serve as initial policy, as backbones of proxy reward
+models and as backbone of gold. All are in the transformers layout, float16.
+
+| rung | non-embedding parameters | all parameters | tokens trained | nats/token | nats/character |
+|---|---|---|---|---|---|
+"""
+TAIL = """
+Validation: the first {window} tokens of {n} stories that no rung was trained on. The teacher is
+measured on the same text with its own 32,000 pieces.
+
+**Corpus and teacher.** 26,878 stories (19.9 million characters) sampled at temperature 1 from
+stories15M, the 15.2M-parameter Llama that Andrej Karpathy trained on TinyStories (llama2.c, MIT;
+upstream card `karpathy/tinyllamas`). TinyStories: Eldan and Li 2023, CDLA-Sharing-1.0. Training on
+a teacher's samples is sequence-level distillation (Kim and Rush 2016).
+
+**Training.** Rungs 0.05m to 0.8m start from random weights; 3m starts from the teacher's first three
+layers, 6m from all six, both with the embedding rows of the 4,096 kept pieces. 0.8m was trained in
+two stages, 14.0M tokens at a peak learning rate of 1e-2, then 4.5M at 4e-3, because the first rate
+was too high. Muon for matrices, AdamW for the rest, bfloat16 products, batch 16 × 128 tokens,
+on two CPU cores (`training.json` of each rung has rate, steps, seconds and loss curve).
+
+**policy-0.8m** is 0.8m fine-tuned on 1.0M tokens of stories that are cut behind a sentence and
+ended there, so that ending is a choice within 48 tokens. Its loss on whole stories is therefore
+higher than that of 0.8m.
+
+**gold-3m** is a reward model on 3m, fitted to 42,000 soft comparisons of 16,800 responses (a sixth
+from the initial policy, the rest from tilted copies of it) that the rubric labelled, then frozen.
+Held-out agreement with the rubric: {gold}.
+
+**Made by**
+
+    python experiments/ladder/make_tokenizer.py TEACHER STORIES OUT/tokenizer --pieces 4096
+    python experiments/ladder/make_ladder.py 0.05m ... --tokens 7e6    (0.2m: 9e6, 3m: 4e6)
+    python experiments/ladder/make_ladder.py 0.8m ... --tokens 14e6
+    python experiments/ladder/make_ladder.py 0.8m ... --tokens 4.5e6 --lr 4e-3 --go-on
+    python experiments/ladder/make_ladder.py 6m ... --tokens 8e5 --lr 3e-5
+    python experiments/ladder/make_ladder.py policy-0.8m ... --tokens 1e6 --lr 1e-3
+    python experiments/ladder/make_openings.py STORIES overopt/ladder/tokenizer overopt/ladder/openings.json.xz
+    python experiments/ladder/make_gold.py overopt/ladder/gold-3m --prompts 1400
+
+**What a GPU would improve.** 4 to 18 million tokens are few: 0.8m is barely better than 0.2m, and
+its stories wander. A hundred million tokens on a GPU take minutes and would open the steps between
+rungs. No rung was chosen among several seeds.
+
+`samples.md` has {samples} continuations a rung.
+"""
+
+
+def main() -> None:
+    """Measure, sample, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--teacher", type=Path, required=True)
+    parser.add_argument("--stories", type=Path, required=True)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    ladder, tokenizer = ladder_dir(), load_tokenizer()
+    with lzma.open(args.stories, "rt", encoding="utf-8") as f:
+        texts = [json.loads(line) for line in f][-N_VALIDATION:]
+    held = [ids[: WINDOW + 1] for ids in encode_stories(texts, tokenizer)]
+    held_texts = [tokenizer.decode(ids.tolist()) for ids in held]
+    world = StoriesWorld(tuple(json.load(lzma.open(ladder / "openings.json.xz"))), tokenizer)
+    prompts = world.prompts("eval", N_SAMPLES)
+
+    table, samples = HEAD, "# Samples\n\nTemperature 1, at most 48 tokens; the prompt in bold.\n"
+    for rung in RUNGS:
+        model = load_lm(f"ladder:{rung}")
+        file = ladder / rung / "training.json"
+        info = json.loads(file.read_text())
+        info["validation"] = validation(model, held, held_texts, "cpu")
+        file.write_text(json.dumps(info, indent=1) + "\n")
+        earlier = sum(e["tokens"] for e in info.get("continues", []) if rung == "0.8m")
+        v = info["validation"]
+        table += (
+            f"| {rung} | {info['n_params']:,} | {info['n_params_total']:,} |"
+            f" {(info['tokens'] + earlier) / 1e6:.1f}M | {v['nats_per_token']:.3f} |"
+            f" {v['nats_per_char']:.3f} |\n"
+        )
+        print(rung, v, flush=True)
+        r = sample(model, prompts, n_tokens=48, seed=derive_seed(0, "card", rung))
+        samples += f"\n## {rung}\n\n"
+        for prompt, text in zip(world.prompt_texts(r), world.response_texts(r), strict=True):
+            samples += f"1. **{prompt}** {' '.join(text.split())}\n"
+
+    spec = json.loads((args.teacher / "config.json").read_text())
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    state = load_file(args.teacher / "model.safetensors")
+    teacher = from_transformers_state(state, LlamaConfig(**{n: spec[n] for n in names}))
+    own = Tokenizer.from_file(str(args.teacher / "tokenizer.json"))
+    total, n_tokens = 0.0, 0
+    for text in held_texts:
+        ids = torch.tensor([[1, *own.encode(text, add_special_tokens=False).ids]])
+        with torch.no_grad():
+            logits = teacher.logits(teacher(ids[:, :-1]))[0]
+        total += F.cross_entropy(logits, ids[0, 1:], reduction="sum").item()
+        n_tokens += ids.shape[1] - 1
+    n_chars = sum(map(len, held_texts))
+    table += f"| teacher | 5,972,256 | 15,191,712 | | {total / n_tokens:.3f} | {total / n_chars:.3f} |\n"
+    gold = json.loads((ladder / "gold-3m" / "training.json").read_text())["validation"][-1]
+    agreement = ", ".join(f"{k.replace('_', ' ')} {v:.2f}" for k, v in gold.items())
+    card = table + TAIL.format(window=WINDOW, n=len(held), gold=agreement, samples=N_SAMPLES)
+    (ladder / "README.md").write_text(card)
+    (ladder / "samples.md").write_text(samples)
+
+
+if __name__ == "__main__":
+    main()
