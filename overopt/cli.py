@@ -1,4 +1,4 @@
-"""The command line: ``overopt plan | run | status | fit | figures | bench | forecast``.
+"""The command line: ``overopt plan | run | status | fit | figures | bench | forecast | replay``.
 
 Level 3, the outermost layer and the only one that prints. It parses arguments, calls the other
 modules and turns the errors that overopt raises on purpose into one message each. Everything heavy
@@ -154,10 +154,45 @@ def _parser() -> argparse.ArgumentParser:
     bench.set_defaults(command=_bench)
 
     forecast = commands.add_parser(
-        "forecast", parents=[common], help="predict the gold curve beyond the measured KL"
+        "forecast",
+        parents=[common],
+        help="predict the peak of a proxy size not yet trained, or score such a prediction",
     )
-    forecast.add_argument("records", type=Path, help="directory with records.jsonl")
+    forecast.add_argument("records", help="a preset's name or a directory with records.jsonl")
+    what = forecast.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--n-params", type=float, default=None, help="non-embedding parameters of the proxy to come"
+    )
+    what.add_argument(
+        "--score", type=Path, default=None, metavar="FILE", help="a forecast written earlier"
+    )
+    forecast.add_argument(
+        "--method", choices=("bon", "ppo"), default=None, help="with --n-params (default: bon)"
+    )
+    forecast.add_argument(
+        "--out", type=Path, default=None, help="file of the forecast (default: beside the records)"
+    )
     forecast.set_defaults(command=_forecast)
+
+    replay = commands.add_parser(
+        "replay", parents=[common], help="best-of-n, tilt and fit of scored samples of your own"
+    )
+    replay.add_argument("table", type=Path, help="scored responses, .jsonl or .parquet")
+    replay.add_argument(
+        "--proxy",
+        action="append",
+        default=None,
+        metavar="COLUMN",
+        help="proxy scores; may be repeated (default: every column that begins with proxy)",
+    )
+    replay.add_argument(
+        "--gold", default=None, metavar="COLUMN", help="gold scores (default: gold or gold_scores)"
+    )
+    replay.add_argument("--prompt-id", default=None, metavar="COLUMN", help="ids of the prompts")
+    replay.add_argument(
+        "--pool-size", type=_count, default=None, help="keep the first N responses of each prompt"
+    )
+    replay.set_defaults(command=_replay)
     return parser
 
 
@@ -314,7 +349,32 @@ def _bench(args: argparse.Namespace) -> int:
 def _forecast(args: argparse.Namespace) -> int:
     from overopt import analysis
 
-    print(analysis.forecast(args.records))
+    if args.score is None:
+        print(
+            analysis.forecast(
+                args.records, n_params=args.n_params, method=args.method or "bon", out=args.out
+            )
+        )
+        return 0
+    for option, value in (("--method", args.method), ("--out", args.out)):
+        if value is not None:
+            raise ConfigError(f"{option} goes with --n-params; --score takes it from the forecast")
+    print(analysis.score(args.records, args.score))
+    return 0
+
+
+def _replay(args: argparse.Namespace) -> int:
+    from overopt import analysis
+
+    print(
+        analysis.replay(
+            args.table,
+            proxies=args.proxy,
+            gold=args.gold,
+            prompt_id=args.prompt_id,
+            pool_size=args.pool_size,
+        )
+    )
     return 0
 
 

@@ -17,7 +17,7 @@ from make_ladder import N_VALIDATION, WINDOW, encode_stories, validation
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from overopt.checkpoints import ladder_dir, load_lm, load_tokenizer
+from overopt.checkpoints import ladder_dir, load_lm, load_openings, load_tokenizer
 from overopt.nets import LlamaConfig, from_transformers_state
 from overopt.sampling import sample
 from overopt.seeding import derive_seed
@@ -66,7 +66,7 @@ Held-out agreement with the rubric: {gold}.
     python experiments/ladder/make_ladder.py 0.8m ... --tokens 4.5e6 --lr 4e-3 --go-on
     python experiments/ladder/make_ladder.py 6m ... --tokens 8e5 --lr 3e-5
     python experiments/ladder/make_ladder.py policy-0.8m ... --tokens 1e6 --lr 1e-3
-    python experiments/ladder/make_openings.py STORIES overopt/ladder/tokenizer overopt/ladder/openings.json.xz
+    python experiments/ladder/make_openings.py STORIES TOKENIZER_DIR openings.json.xz
     python experiments/ladder/make_gold.py overopt/ladder/gold-3m --prompts 1400
 
 **What a GPU would improve.** 4 to 18 million tokens are few: 0.8m is barely better than 0.2m, and
@@ -89,7 +89,7 @@ def main() -> None:
         texts = [json.loads(line) for line in f][-N_VALIDATION:]
     held = [ids[: WINDOW + 1] for ids in encode_stories(texts, tokenizer)]
     held_texts = [tokenizer.decode(ids.tolist()) for ids in held]
-    world = StoriesWorld(tuple(json.load(lzma.open(ladder / "openings.json.xz"))), tokenizer)
+    world = StoriesWorld(tuple(load_openings()), tokenizer)
     prompts = world.prompts("eval", N_SAMPLES)
 
     table, samples = HEAD, "# Samples\n\nTemperature 1, at most 48 tokens; the prompt in bold.\n"
@@ -113,7 +113,13 @@ def main() -> None:
             samples += f"1. **{prompt}** {' '.join(text.split())}\n"
 
     spec = json.loads((args.teacher / "config.json").read_text())
-    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    names = (
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+    )
     state = load_file(args.teacher / "model.safetensors")
     teacher = from_transformers_state(state, LlamaConfig(**{n: spec[n] for n in names}))
     own = Tokenizer.from_file(str(args.teacher / "tokenizer.json"))
@@ -125,7 +131,9 @@ def main() -> None:
         total += F.cross_entropy(logits, ids[0, 1:], reduction="sum").item()
         n_tokens += ids.shape[1] - 1
     n_chars = sum(map(len, held_texts))
-    table += f"| teacher | 5,972,256 | 15,191,712 | | {total / n_tokens:.3f} | {total / n_chars:.3f} |\n"
+    table += (
+        f"| teacher | 5,972,256 | 15,191,712 | | {total / n_tokens:.3f} | {total / n_chars:.3f} |\n"
+    )
     gold = json.loads((ladder / "gold-3m" / "training.json").read_text())["validation"][-1]
     agreement = ", ".join(f"{k.replace('_', ' ')} {v:.2f}" for k, v in gold.items())
     card = table + TAIL.format(window=WINDOW, n=len(held), gold=agreement, samples=N_SAMPLES)

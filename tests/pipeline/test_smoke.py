@@ -99,9 +99,11 @@ def test_shuffled_gold_is_noticed(smoke):
         gold = table["gold"].astype(float)
     ns = [1, 8, 64]
     straight = best_of_n(gold, {"gold": gold}, ns)["gold"].mean
-    shuffled = np.random.default_rng(0).permutation(gold.ravel()).reshape(gold.shape)
-    broken = best_of_n(gold, {"gold": shuffled}, ns)["gold"].mean
-    assert straight[-1] > 1.5 and abs(broken[-1] - broken[0]) < 0.8
+    # One shuffle moves the mean of 4 prompts by about half a standard deviation; forty average out.
+    rng = np.random.default_rng(0)
+    shuffles = [rng.permutation(gold.ravel()).reshape(gold.shape) for _ in range(40)]
+    broken = np.mean([best_of_n(gold, {"gold": x}, ns)["gold"].mean for x in shuffles], axis=0)
+    assert straight[-1] > 1.5 and abs(broken[-1] - broken[0]) < 0.4
 
 
 def test_flipped_byte_is_reported_by_file(smoke, tmp_path, capsys):
@@ -132,8 +134,9 @@ def test_flipped_byte_is_reported_by_file(smoke, tmp_path, capsys):
 
 
 def test_perfect_proxy_has_no_gap(tmp_path):
-    base = load_experiment("smoke", [*SMALL, "proxy.kind=gold", "ppo=none"])
-    run = replace(base.runs[0], bon=BonConfig(n_prompts=3, pool_size=32, ns=(1, 4, 32)))
+    base = load_experiment("smoke", ["gold.kind=learned", "proxy.kind=gold"])
+    bon = BonConfig(n_prompts=3, pool_size=32, ns=(1, 4, 32))
+    run = replace(base.runs[0], bon=bon, ppo=replace(base.runs[0].ppo, steps=1))
     from overopt.config import RuntimeConfig
     from overopt.executors import execute
     from overopt.pipeline import collect
@@ -144,8 +147,10 @@ def test_perfect_proxy_has_no_gap(tmp_path):
     store = Store(tmp_path / "store")
     execute(build_graph(experiment), store, RuntimeConfig(quiet=True), workers=1, reporter=Silent())
     curves = load_curves(collect(experiment, store, tmp_path / "results"))
-    assert all(row["gap"] == 0.0 for row in curves[0].rows)
-    np.testing.assert_array_equal(curves[0].arrays["gold"], curves[0].arrays["proxy"])
+    assert [c.meta["method"] for c in curves] == ["bon", "ppo"]
+    for curve in curves:
+        assert all(row["gap"] == 0.0 for row in curve.rows)
+        np.testing.assert_array_equal(curve.arrays["gold"], curve.arrays["proxy"])
 
 
 @pytest.mark.slow
