@@ -1,7 +1,7 @@
-"""From records to tables and figures: what `overopt fit`, `figures`, `forecast`, `replay` and `bench` do.
+"""From records to tables and figures: `overopt fit`, `figures`, `forecast`, `replay`, `bench`.
 
 Reads committed records, calls the pure functions of `fits` and `figures`, writes pictures with a
-sidecar JSON each. Never imports torch (`bench` does, inside its functions).
+sidecar JSON each, and forecasts. Never imports torch (`bench` does, inside its functions).
 """
 
 import json
@@ -448,7 +448,8 @@ def _replay_report(name: str, proxy: np.ndarray, read: ReplayTable) -> str:
     if spread > 0:
         tilt = exponential_tilt(proxy, values, spread / np.array(TILT_STRENGTHS))
         lines += [
-            f"{name}: exponential tilt pi ~ pi_init exp(proxy/beta)",
+            f"{name}: exponential tilt, pi ~ pi_init exp(proxy/beta); unreliable where over 5 % of"
+            " the prompts have under 50 effective samples",
             f"  {'beta':>8} {'KL':>6} {'√KL':>6} {'proxy':>17} {'gold':>17} {'median ess':>10}",
         ]
         for k, beta in enumerate(tilt["gold"].betas):

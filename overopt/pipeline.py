@@ -479,7 +479,9 @@ def run_bon(ctx: StageContext) -> None:
     responses = load_responses(pool / "responses.npz")
     table = store.load_arrays(pool / "scores.npz")
     shape = table["gold"].shape
-    proxy_PN = proxy.score(responses).numpy().astype(np.float64).reshape(shape)
+    # Prompt by prompt, as gold was scored: a proxy that is gold gets bit-identical scores.
+    prompts = torch.arange(len(responses)).split(shape[1])
+    proxy_PN = np.stack([proxy.score(responses.select(p)).numpy() for p in prompts]).astype(float)
     columns = {k: table[k].astype(np.float64) for k in ("gold", "rubric", "length")}
     columns |= {"proxy": proxy_PN, "ended": responses.ended.numpy().astype(float).reshape(shape)}
     result = best_of_n(proxy_PN, columns, cfg.bon.ns)

@@ -234,11 +234,11 @@ class PpoConfig:
         Rollouts and data order.
     """
 
-    steps: int = 48
+    steps: int = 54
     batch: int = 128
     ppo_epochs: int = 1
     minibatches: int = 4
-    lr: float = 4e-4
+    lr: float = 6e-4
     value_lr: float = 1e-3
     kl_coef: float = 0.0
     value_backbone: str = "ladder:0.2m"

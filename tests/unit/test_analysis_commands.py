@@ -1,0 +1,259 @@
+"""The commands forecast and replay: what they print and write, and what they refuse."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from overopt.analysis import forecast, replay, score
+from overopt.cli import main
+from overopt.errors import DataError
+from overopt.estimators import kl_bon
+from overopt.fits.scaling import Forecast
+from overopt.records import CURVE_ARRAYS, FIELDS, SCHEMA_VERSION
+
+NS = 2 ** np.arange(10)
+PROMPTS = 60
+
+
+def planted(n_params):
+    """(alpha, beta) on a line in log10 parameters; the peak moves outwards with size."""
+    x = math.log10(n_params)
+    return 0.1 + 0.2 * x, 0.6 - 0.05 * x
+
+
+def write_records(folder, sizes, *, n_pairs=1000, noise=0.05, backbone="ladder"):
+    """Best-of-n records of one proxy a size, whose gold is the planted curve plus prompt noise."""
+    rng = np.random.default_rng(11)
+    d = np.sqrt(kl_bon(NS))
+    rows, arrays = [], {}
+    for n_params in sizes:
+        alpha, beta = planted(n_params)
+        run_id = f"run{n_params}"
+        slope = rng.normal(size=PROMPTS) * noise
+        gold = d[:, None] * (alpha + slope - beta * d[:, None])
+        gold = gold + noise * d[:, None] * rng.normal(size=(len(d), PROMPTS))
+        columns = dict.fromkeys(CURVE_ARRAYS, gold) | {"kl": np.tile(d[:, None] ** 2, PROMPTS)}
+        arrays |= {f"{run_id}.{name}": value for name, value in columns.items()}
+        for k, n in enumerate(NS):
+            row = {name: field.type() for name, field in FIELDS.items() if field.required}
+            row |= {
+                "schema_version": SCHEMA_VERSION,
+                "experiment": "planted",
+                "run_id": run_id,
+                "method": "bon",
+                "coord": "n",
+                "value": int(n),
+                "backbone": f"{backbone}:{n_params}" if backbone == "ladder" else backbone,
+                "n_params": n_params,
+                "n_pairs": n_pairs,
+                "n_prompts": PROMPTS,
+                "kl_seq_nats": float(d[k] ** 2),
+                "sqrt_kl": float(d[k]),
+                "kl_estimator": "bon_bound",
+                "missing_reason": "planted",
+            }
+            rows.append(row)
+    folder.mkdir(exist_ok=True)
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "records.jsonl").write_text(text, encoding="utf-8")
+    np.savez(folder / "curves.npz", **arrays)
+    return folder
+
+
+@pytest.fixture
+def three_sizes(tmp_path):
+    return write_records(tmp_path / "three", (50_000, 200_000, 800_000))
+
+
+def test_a_forecast_is_written_with_what_it_was_fitted_on(three_sizes, tmp_path, capsys):
+    file = tmp_path / "forecast.json"
+    arguments = ["forecast", str(three_sizes), "--n-params", "3e6", "--out", str(file)]
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "extrapolates 3.8-fold" in out and str(file) in out
+    data = json.loads(file.read_text(encoding="utf-8"))
+    made = Forecast.from_dict(data["forecast"])
+    alpha, beta = planted(3e6)
+    assert made.ci["alpha"].low < alpha < made.ci["alpha"].high
+    assert made.ci["beta"].low < beta < made.ci["beta"].high
+    assert made.peak_sqrt_kl == pytest.approx(made.alpha / (2 * made.beta), rel=1e-9)
+    assert [p["n_params"] for p in made.fitted_on] == [50_000, 200_000, 800_000]
+    assert data["records"] == ["run200000", "run50000", "run800000"]
+    assert (made.n_pairs, data["method"], data["experiment"]) == (1000, "bon", "planted")
+
+
+def test_a_forecast_is_made_once(three_sizes):
+    text = forecast(three_sizes, n_params=3e6)
+    file = three_sizes / "forecast_bon_3M.json"
+    before = file.read_bytes()
+    assert f"written to {file}" in text
+    with pytest.raises(DataError, match="a forecast is made once"):
+        forecast(three_sizes, n_params=3e6)
+    assert file.read_bytes() == before
+
+
+def test_a_forecast_is_scored_against_the_proxy_it_was_made_for(three_sizes, tmp_path, capsys):
+    file = tmp_path / "forecast.json"
+    forecast(three_sizes, n_params=3e6, out=file)
+    with pytest.raises(DataError, match="no bon fit of a proxy of 3e.06 parameters"):
+        score(three_sizes, file)
+    # 2.95M is the size that was meant by 3e6.
+    four = write_records(tmp_path / "four", (50_000, 200_000, 800_000, 2_950_000))
+    assert main(["forecast", str(four), "--score", str(file)]) == 0
+    out = capsys.readouterr().out
+    measured = {line.split()[0]: line for line in out.splitlines() if " se, " in line}
+    assert set(measured) == {"alpha", "beta", "peak_sqrt_kl", "peak_gold"}
+    assert all("inside" in line for line in measured.values())
+    observed = float(re.search(r"\] +(\S+)", measured["alpha"]).group(1))
+    assert observed == pytest.approx(planted(2.95e6)[0], abs=0.05)
+
+
+def test_a_wrong_forecast_is_seen_to_be_wrong(three_sizes, tmp_path):
+    file = tmp_path / "forecast.json"
+    forecast(three_sizes, n_params=3e6, out=file)
+    data = json.loads(file.read_text(encoding="utf-8"))
+    data["forecast"]["alpha"] += 5.0
+    data["forecast"]["ci"]["alpha"] = [x + 5.0 for x in data["forecast"]["ci"]["alpha"]]
+    file.write_text(json.dumps(data), encoding="utf-8")
+    four = write_records(tmp_path / "four", (50_000, 200_000, 800_000, 3_000_000))
+    (line,) = (x for x in score(four, file).splitlines() if x.startswith("  alpha"))
+    assert "OUTSIDE" in line
+
+
+def test_too_few_sizes_name_how_many_are_needed(tmp_path, capsys):
+    two = write_records(tmp_path / "two", (50_000, 200_000))
+    assert main(["forecast", str(two), "--n-params", "3e6"]) == 2
+    error = capsys.readouterr().err
+    assert "2 proxy sizes with a bon fit (0.05M proxy, 0.2M proxy)" in error
+    assert "at least 3" in error
+    assert not list(two.glob("forecast*"))
+
+
+def test_gold_as_its_own_proxy_is_no_size(tmp_path):
+    folder = write_records(tmp_path / "gold", (50_000, 200_000, 800_000), backbone="gold")
+    with pytest.raises(DataError, match="0 proxy sizes with a bon fit"):
+        forecast(folder, n_params=3e6)
+
+
+@pytest.mark.parametrize(
+    ("n_params", "message"),
+    [(2.05e5, "already hold"), (0.0, "positive"), (math.nan, "positive")],
+)
+def test_sizes_that_cannot_be_forecast(three_sizes, n_params, message):
+    with pytest.raises(DataError, match=message):
+        forecast(three_sizes, n_params=n_params)
+
+
+def test_no_forecast_for_a_method_without_records(three_sizes):
+    with pytest.raises(DataError, match="0 proxy sizes with a ppo fit"):
+        forecast(three_sizes, n_params=3e6, method="ppo")
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[]", '{"schema_version": 99}'])
+def test_a_file_that_is_no_forecast(three_sizes, tmp_path, text):
+    file = tmp_path / "bad.json"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match="bad.json' is not a forecast"):
+        score(three_sizes, file)
+
+
+def test_options_of_making_and_scoring_do_not_mix(three_sizes, tmp_path, capsys):
+    command = ["forecast", str(three_sizes), "--score", str(tmp_path / "f.json")]
+    assert main([*command, "--method", "ppo"]) == 2
+    assert "--method goes with --n-params" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["forecast", str(three_sizes)])
+
+
+@pytest.fixture
+def table(tmp_path):
+    """A function (pool size, columns) -> a file of 30 prompts whose gold turns over in the proxy."""
+
+    def write(pool_size, proxies=("proxy_scores",), gold="gold_scores"):
+        rng = np.random.default_rng(3)
+        rows = []
+        for p in range(30):
+            proxy = rng.normal(size=pool_size)
+            value = 0.8 * proxy - 0.3 * proxy**2 + 0.3 * rng.normal(size=pool_size)
+            row = {"prompt_id": f"q{p}", gold: value.tolist()}
+            rows.append(row | {name: proxy.tolist() for name in proxies})
+        file = tmp_path / "table.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return file
+
+    return write
+
+
+def rows_of(out, name):
+    """Numbers of the best-of-n table: n, KL, KL with ties, sqrt, then means and stderrs."""
+    block = out.split(f"{name}: best of n")[1].split(f"{name}: exponential")[0]
+    lines = block.splitlines()[2:]
+    return np.array([[float(x) for x in line.replace("±", "").split()] for line in lines])
+
+
+def test_replay_prints_best_of_n_kl_tilt_and_fit(table, capsys):
+    assert main(["replay", str(table(100))]) == 0
+    out = capsys.readouterr().out
+    rows = rows_of(out, "proxy_scores")
+    np.testing.assert_array_equal(rows[:, 0], [1, 2, 4, 8, 16, 32, 64])
+    np.testing.assert_allclose(rows[:, 1], np.log(rows[:, 0]) - 1 + 1 / rows[:, 0], atol=5.1e-4)
+    np.testing.assert_array_equal(rows[:, 1], rows[:, 2])  # no ties
+    # E[max of 2 normals] = 1/sqrt(pi); E[gold] = -0.3 at n = 1.
+    assert rows[1, 4] == pytest.approx(1 / math.sqrt(math.pi), abs=4 * rows[1, 5])
+    assert rows[0, 6] == pytest.approx(-0.3, abs=4 * rows[0, 7])
+    np.testing.assert_allclose(rows[:, 8], rows[:, 6] - rows[0, 6], atol=2e-3)
+    assert "unreliable" in out and "median ess" in out
+    assert re.search(r"alpha = \S+ \[\S+, \S+\], beta = ", out)
+    assert re.search(r"peak: \S+ \[\S+, \S+\] at √KL", out)
+
+
+def test_replay_reads_named_columns_and_reports_each_proxy(table, capsys):
+    file = table(16, proxies=("small", "large"), gold="truth")
+    command = ["replay", str(file), "--gold", "truth", "--proxy", "small", "--proxy", "large"]
+    assert main([*command, "--pool-size", "8"]) == 0
+    out = capsys.readouterr().out
+    assert "30 prompts, 8 responses each" in out
+    for name in ("small", "large"):
+        np.testing.assert_array_equal(rows_of(out, name)[:, 0], [1, 2, 4, 8])
+
+
+def test_replay_of_a_pool_too_small_says_why_there_is_no_fit(table):
+    text = replay(table(2))
+    assert "no fit: " in text and "nan" not in text
+
+
+@pytest.mark.parametrize("pool_size", [1, 4])
+def test_replay_of_a_constant_proxy_has_no_tilt(tmp_path, pool_size):
+    rng = np.random.default_rng(5)
+    file = tmp_path / "constant.jsonl"
+    rows = [
+        {
+            "prompt_id": p,
+            "gold_scores": rng.normal(size=pool_size).tolist(),
+            "proxy": [1.0] * pool_size,
+        }
+        for p in range(5)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    text = replay(file)
+    assert "exponential tilt" not in text
+    ties = [line.split()[2] for line in text.splitlines() if re.match(r" +\d+ ", line)]
+    assert ties and set(ties) == {"0.000"}  # choosing among equals is no choice
+
+
+def test_replay_names_a_missing_column(table, capsys):
+    assert main(["replay", str(table(4)), "--proxy", "rm"]) == 2
+    assert "no column 'rm'" in capsys.readouterr().err
+
+
+def test_replay_needs_no_torch(table):
+    code = (
+        "import sys; from overopt.cli import main; main(['replay', sys.argv[1]]);"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, str(table(8))], check=True, capture_output=True)
