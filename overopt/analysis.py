@@ -17,7 +17,7 @@ from overopt import figures
 from overopt.errors import DataError, OveroptError
 from overopt.estimators import best_of_n, exponential_tilt, kl_bon, kl_bon_ties
 from overopt.fits import scaling
-from overopt.fits.fit import FitResult, jsonable
+from overopt.fits.fit import POOR_FIT_P, FitResult, jsonable
 from overopt.fits.replicates import ReplicateCurve, fit_replicates, paired_difference
 from overopt.fits.scaling import ScalingPoint
 from overopt.records import Curve, load_curves
@@ -52,29 +52,53 @@ def results_dir(name_or_path: str | Path) -> Path:
     )
 
 
+_TREATMENTS = {"label_rule": "", "label_flip_rate": "flips", "kl_coef": "kl_coef"}
+
+
 def group_curves(curves: Sequence[Curve]) -> dict[str, dict[str, list[Curve]]]:
-    """Curves by method and series (proxy size), sizes increasing, the largest data size only."""
+    """Curves by method and series, sizes increasing, the largest data size only.
+
+    A series is one proxy under one treatment: labels or KL penalties that differ between the curves
+    are named in the legend and never averaged.
+    """
     most = max(c.meta["n_pairs"] for c in curves)
+    varying = [
+        t for t in _TREATMENTS if len({c.meta[t] for c in curves if c.meta[t] is not None}) > 1
+    ]
     groups: dict[str, dict[str, list[Curve]]] = {}
-    for curve in sorted(curves, key=lambda c: c.meta["n_params"]):
+    for curve in sorted(curves, key=lambda c: (c.meta["n_params"], c.meta["backbone"])):
         if curve.meta["n_pairs"] == most:
-            by_series = groups.setdefault(curve.meta["method"], {})
-            by_series.setdefault(figures.series_name(curve), []).append(curve)
+            name = figures.series_name(curve)
+            for treatment in varying:
+                if curve.meta[treatment] is not None:
+                    name += f", {_TREATMENTS[treatment]} {curve.meta[treatment]}"
+            groups.setdefault(curve.meta["method"], {}).setdefault(name, []).append(curve)
     return groups
 
 
-def as_replicate(curve: Curve) -> ReplicateCurve:
-    """A curve as the statistics see it: gold gains by prompt, with known or measured KL."""
-    gain = curve.arrays["gold"] - curve.arrays["gold"][:1]
-    meta = curve.meta
-    known = meta["method"] == "bon"
-    return ReplicateCurve(
-        gold_KP=gain,
-        sqrt_kl=curve["sqrt_kl"] if known else None,
-        kl_seq_nats_KP=None if known else np.maximum(curve.arrays["kl"], 0.0),
-        rm_seed=(meta["rm_seed"], meta["ppo_seed"]),
-        data_seed=meta["data_seed"],
-    )
+def as_replicates(curves: Sequence[Curve]) -> list[ReplicateCurve]:
+    """Curves of one series as the statistics see them: gold gains by prompt, known or measured KL.
+
+    PPO seeds of one proxy are averaged first: they are not independent proxies.
+    """
+    by_proxy: dict[tuple[int, int], list[Curve]] = {}
+    for curve in curves:
+        by_proxy.setdefault((curve.meta["data_seed"], curve.meta["rm_seed"]), []).append(curve)
+    replicates = []
+    for (data_seed, rm_seed), same in by_proxy.items():
+        gold = np.mean([c.arrays["gold"] - c.arrays["gold"][:1] for c in same], axis=0)
+        known = same[0].meta["method"] == "bon"
+        kl = np.mean([np.maximum(c.arrays["kl"], 0.0) for c in same], axis=0)
+        replicates.append(
+            ReplicateCurve(
+                gold_KP=gold,
+                sqrt_kl=same[0]["sqrt_kl"] if known else None,
+                kl_seq_nats_KP=None if known else kl,
+                rm_seed=rm_seed,
+                data_seed=data_seed,
+            )
+        )
+    return replicates
 
 
 def fit_groups(groups: dict[str, dict[str, list[Curve]]]) -> dict[str, dict[str, FitResult]]:
@@ -84,9 +108,7 @@ def fit_groups(groups: dict[str, dict[str, list[Curve]]]) -> dict[str, dict[str,
         fits[method] = {}
         for name, curves in series.items():
             try:
-                fits[method][name] = fit_replicates(
-                    [as_replicate(c) for c in curves], FORMS[method]
-                )
+                fits[method][name] = fit_replicates(as_replicates(curves), FORMS[method])
             except OveroptError:
                 continue
     return fits
@@ -125,7 +147,11 @@ def peak_of(curve: Curve) -> dict[str, Any]:
 
 def size_rank_correlation(peaks: Sequence[dict[str, Any]], method: str) -> float:
     """Spearman correlation of proxy size with peak gold over runs; nan with fewer than 3 runs."""
-    rows = [p for p in peaks if p["method"] == method]
+    rows = [
+        p
+        for p in peaks
+        if p["method"] == method and p["n_params"] > 0 and p["series"] != "gold as proxy"
+    ]
     if len({p["n_params"] for p in rows}) < 3:
         return math.nan
     return float(spearmanr([p["n_params"] for p in rows], [p["peak_gold"] for p in rows])[0])
@@ -180,13 +206,17 @@ def draw(records: str | Path, out: str | Path) -> list[Path]:
     curves = load_curves(folder)
     groups = group_curves(curves)
     fits = fit_groups(groups)
+    replicates = {
+        m: {name: as_replicates(same) for name, same in series.items()}
+        for m, series in groups.items()
+    }
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     name = curves[0].meta["experiment"]
     most = max(c.meta["n_pairs"] for c in curves)
     peaks = [peak_of(c) for c in curves if c.meta["n_pairs"] == most]
     stem = "fig01" if name in ("quick", "exp001_figure1") else f"fig01_{name}"
-    pictures = {stem: figures.overoptimization(groups, fits)}
+    pictures = {stem: figures.overoptimization(groups, replicates, fits)}
     if len({p["n_params"] for p in peaks}) > 2:
         by_method = {
             m: [
@@ -341,6 +371,11 @@ def forecast(
     ]
     if n_params > largest:
         lines.append(f"  extrapolates {n_params / largest:.2g}-fold beyond the largest size")
+    poor = ", ".join(p.label for p in points if p.fit.p_value < POOR_FIT_P)
+    if poor:
+        lines.append(
+            f"  the form does not describe (p < {POOR_FIT_P:g}): {poor}; trust no interval"
+        )
     lines += [f"  note on the {p.label}: {p.fit.message}" for p in points if p.fit.message]
     return "\n".join([*lines, f"written to {path}"])
 
@@ -466,7 +501,7 @@ def _replay_report(name: str, proxy: np.ndarray, read: ReplayTable) -> str:
     except OveroptError as error:
         return "\n".join([*lines, f"{name}: no fit: {error}"])
     params = ", ".join(f"{k} = {v:.3g} {_interval(result.ci[k])}" for k, v in result.params.items())
-    lines.append(f"{name}: fit R = d (alpha - beta d), d = √KL: {params}")
+    lines.append(f"{name}: fit R = d (alpha - beta d), d = √KL: {params}; p {result.p_value:.2g}")
     peak = result.peak
     lines.append(
         f"  peak: {peak.gold:.3g} {_interval(peak.gold_ci)} at √KL {peak.sqrt_kl:.3g}"

@@ -27,6 +27,16 @@ _SHAPE_FIELDS = (
     "num_attention_heads",
     "max_position_embeddings",
 )
+_FIXED_FIELDS = {
+    "rms_norm_eps": 1e-5,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 1,
+    "hidden_act": "silu",
+    "tie_word_embeddings": True,
+    "attention_bias": False,
+    "mlp_bias": False,
+}
 
 
 def ladder_dir() -> Path:
@@ -80,6 +90,22 @@ def _read(source: str) -> tuple[LlamaConfig, dict[str, Tensor], dict]:
         raise CheckpointError(f"{path / 'config.json'} lacks {missing[0]!r}")
     if spec.get("num_key_value_heads", spec["num_attention_heads"]) != spec["num_attention_heads"]:
         raise CheckpointError(f"checkpoint {source!r} uses grouped key-value heads: not supported")
+    for name, value in _FIXED_FIELDS.items():
+        if spec.get(name, value) != value:
+            raise CheckpointError(
+                f"checkpoint {source!r} has {name} = {spec[name]!r}: this Llama computes {value!r} only"
+            )
+    rope = spec.get("rope_parameters") or {}
+    if (
+        spec.get("rope_theta", rope.get("rope_theta", 1e4)) != 1e4
+        or rope.get("rope_type", "default") != "default"
+    ):
+        raise CheckpointError(f"checkpoint {source!r} has other rotary settings: {rope or spec}")
+    if spec["vocab_size"] != load_tokenizer().get_vocab_size():
+        raise CheckpointError(
+            f"checkpoint {source!r} has vocab_size {spec['vocab_size']}, the ladder's tokenizer has"
+            f" {load_tokenizer().get_vocab_size()} pieces: train it on the ladder's tokenizer"
+        )
     try:
         state = load_file(path / "model.safetensors")
     except (SafetensorError, OSError) as e:

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from overopt.fits.fit import FitResult
+from overopt.fits.replicates import ReplicateCurve, mean_curve
 from overopt.records import Curve
 
 _COLORS = ("#D55E00", "#E69F00", "#009E73", "#0072B2", "#CC79A7", "#000000")
@@ -47,49 +48,37 @@ def series_name(curve: Curve) -> str:
 
 
 @dataclass(frozen=True)
-class MeanCurve:
-    """Curves of one series averaged over seeds; error bars are standard errors.
-
-    With one curve the error is over prompts; with several it is the spread over replicates.
-    """
+class MeanSeries:
+    """Curves of one series averaged over seeds, with the standard error over prompts and seeds."""
 
     d: np.ndarray
     gold: np.ndarray
     gold_stderr: np.ndarray
     proxy: np.ndarray
-    rubric: np.ndarray
-    n_curves: int
 
 
-def average(curves: Sequence[Curve]) -> MeanCurve:
-    """Mean over replicates, point by point; all must have the same coordinates."""
-    gold = np.stack([c["gold_gain"] for c in curves])
-    within = np.stack([c["gold_gain_stderr"] for c in curves])
-    if len(curves) == 1:
-        stderr = within[0]
-    else:
-        # Prompts are shared between replicates: their error does not average out over seeds.
-        between = gold.var(axis=0, ddof=1) / len(curves)
-        stderr = np.sqrt(between + (within.mean(0) ** 2))
-    rubric = np.stack([c["rubric_score"] - c["rubric_score"][0] for c in curves])
-    return MeanCurve(
-        d=np.stack([c["sqrt_kl"] for c in curves]).mean(0),
-        gold=gold.mean(0),
-        gold_stderr=stderr,
-        proxy=np.stack([c["proxy_gain"] for c in curves]).mean(0),
-        rubric=rubric.mean(0),
-        n_curves=len(curves),
-    )
+def average(curves: Sequence[Curve], replicates: Sequence[ReplicateCurve]) -> MeanSeries:
+    """Mean of the replicate curves; ``replicates`` are the same curves as `fits` takes them.
+
+    Prompts are shared between replicates, so their error does not average out over seeds:
+    `overopt.fits.replicates.mean_curve` accounts for both.
+    """
+    mean = mean_curve(replicates)
+    proxy = np.stack([c["proxy_gain"] for c in curves]).mean(0)
+    return MeanSeries(mean.sqrt_kl, mean.gold, mean.sigma, proxy)
 
 
 def overoptimization(
-    groups: Mapping[str, Mapping[str, Sequence[Curve]]], fits: Mapping[str, Mapping[str, FitResult]]
+    groups: Mapping[str, Mapping[str, Sequence[Curve]]],
+    replicates: Mapping[str, Mapping[str, Sequence[ReplicateCurve]]],
+    fits: Mapping[str, Mapping[str, FitResult]],
 ) -> Figure:
     """Gold and proxy score against √KL, best-of-n in panel a and PPO in panel b.
 
     Parameters
     ----------
     groups : method ("bon", "ppo") -> series name -> replicate curves.
+    replicates : the same keys -> the same curves as the statistics take them.
     fits : the same keys -> fitted form of gold, drawn as a thin line over the range of the data.
     """
     methods = [m for m in ("bon", "ppo") if groups.get(m)]
@@ -100,7 +89,8 @@ def overoptimization(
     titles = {"bon": "best-of-n", "ppo": "PPO"}
     for letter, method, ax in zip("ab", methods, axes, strict=False):
         for name, curves in groups[method].items():
-            _draw_series(ax, average(curves), styles[name], fits.get(method, {}).get(name))
+            mean = average(curves, replicates[method][name])
+            _draw_series(ax, mean, styles[name], fits.get(method, {}).get(name))
         first = next(iter(groups[method].values()))[0]
         ax.set_title(f"({letter}) {titles[method]}", loc="left")
         ax.set_xlabel(X_LABELS[first.meta["kl_estimator"]])
@@ -121,7 +111,7 @@ def overoptimization(
     return fig
 
 
-def _draw_series(ax: Axes, mean: MeanCurve, style: Style, fit: FitResult | None) -> None:
+def _draw_series(ax: Axes, mean: MeanSeries, style: Style, fit: FitResult | None) -> None:
     ax.plot(mean.d, mean.proxy, ls="--", lw=1.1, color=style.color, alpha=0.8)
     ax.errorbar(
         mean.d,

@@ -7,6 +7,7 @@ A stage function reads its inputs, calls pure code, writes its artefact. Gold is
 ``comparisons``, ``pool`` and ``ppo_gold`` only: no optimisation method can reach it.
 """
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 
 from overopt import checkpoints, store
+from overopt.config import to_dict
 from overopt.datatypes import Prompts, Responses, concat_responses
 from overopt.errors import DivergenceError
 from overopt.estimators import best_of_n, kl_bon, kl_bon_ties
@@ -56,11 +58,16 @@ CALIBRATION_PROMPTS, CALIBRATION_COPIES = 256, 4
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationStage:
-    """Responses of the initial policy that define zero and unit of every score."""
+    """Responses of the initial policy that define zero and unit of every score.
+
+    ``sources``: checksums of the user's own prompts and checkpoints. Every other stage is downstream
+    of this one, so a file that changes under the same path makes everything new.
+    """
 
     world: WorldConfig
     rubric: RubricConfig
     root_seed: int
+    sources: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,21 +157,23 @@ def load_world(cfg: WorldConfig) -> StoriesWorld:
     return StoriesWorld(tuple(texts), checkpoints.load_tokenizer())
 
 
-def save_responses(path: Path, responses: Responses, copies: int) -> None:
-    """Responses of P prompts × ``copies`` adjacent rows, in half the bytes."""
+def response_arrays(responses: Responses, copies: int) -> dict[str, np.ndarray]:
+    """Responses of P prompts × ``copies`` adjacent rows as arrays, prompts once."""
     p = responses.prompts.select(slice(None, None, copies))
-    store.save_arrays(
-        path,
-        {
-            "prompt_ids": p.ids.numpy().astype(np.int32),
-            "prompt_mask": p.mask.numpy(),
-            "prompt_id": p.prompt_id.numpy(),
-            "ids": responses.ids.numpy().astype(np.int32),
-            "mask": responses.mask.numpy(),
-            "logprobs": responses.logprobs.numpy(),
-            "ended": responses.ended.numpy(),
-        },
-    )
+    return {
+        "prompt_ids": p.ids.numpy().astype(np.int32),
+        "prompt_mask": p.mask.numpy(),
+        "prompt_id": p.prompt_id.numpy(),
+        "ids": responses.ids.numpy().astype(np.int32),
+        "mask": responses.mask.numpy(),
+        "logprobs": responses.logprobs.numpy(),
+        "ended": responses.ended.numpy(),
+    }
+
+
+def save_responses(path: Path, responses: Responses, copies: int) -> None:
+    """Write `response_arrays`."""
+    store.save_arrays(path, response_arrays(responses, copies))
 
 
 def load_responses(path: Path) -> Responses:
@@ -520,6 +529,7 @@ def run_ppo(ctx: StageContext) -> None:
     seed = derive_seed(cfg.root_seed, "ppo", ppo.ppo_seed)
     log: list[dict[str, float]] = []
     saved = ctx.checkpoint / "state.safetensors"
+    _discard_foreign_checkpoint(ctx)
     if saved.exists():
         ppo_method.load_state_tensors(state, store.load_tensors(saved))
         log = store.load_json(ctx.checkpoint / f"log-{state.step}.json")
@@ -529,7 +539,7 @@ def run_ppo(ctx: StageContext) -> None:
             file = ctx.checkpoint / f"eval-{k:05d}.npz"
             if not file.exists():
                 _evaluate(file, state.policy, ref_policy, proxy, held, cfg)
-        if k == ppo.steps:
+        if k >= ppo.steps:
             break
         try:
             log.append(
@@ -551,11 +561,25 @@ def run_ppo(ctx: StageContext) -> None:
             # two leaves the older, consistent pair in force.
             store.save_json(ctx.checkpoint / f"log-{state.step}.json", log)
             store.save_tensors(saved, ppo_method.state_tensors(state))
-    points = sorted(ctx.checkpoint.glob("eval-*.npz"))
-    for file in points:
-        (ctx.out / file.name).write_bytes(file.read_bytes())
+    for k in sorted({*range(0, ppo.steps, ppo.eval_every), ppo.steps}):
+        name = f"eval-{k:05d}.npz"
+        (ctx.out / name).write_bytes((ctx.checkpoint / name).read_bytes())
     store.save_json(ctx.out / "log.json", log)
     store.save_tensors(ctx.out / "policy.safetensors", to_transformers_state(state.policy))
+
+
+def _discard_foreign_checkpoint(ctx: StageContext) -> None:
+    """Start afresh where the checkpoint was written under another full configuration.
+
+    A fingerprint leaves defaults out; a default that was edited without raising the stage's version
+    must not splice two schedules into one curve.
+    """
+    marker, mine = ctx.checkpoint / "config.json", to_dict(ctx.config)
+    if marker.exists() and store.load_json(marker) == mine:
+        return
+    for file in ctx.checkpoint.iterdir():
+        file.unlink()
+    store.save_json(marker, mine)
 
 
 def _evaluate(
@@ -571,10 +595,7 @@ def _evaluate(
     kl = measure_kl(policy, ref_policy, responses)
     table = {k: v.numpy() for k, v in kl._asdict().items()}
     table["proxy"] = proxy.score(responses).numpy()
-    save_responses(file.with_suffix(".responses.npz"), responses, cfg.ppo.eval_copies)
-    arrays = store.load_arrays(file.with_suffix(".responses.npz")) | table
-    store.save_arrays(file, arrays)
-    file.with_suffix(".responses.npz").unlink()
+    store.save_arrays(file, response_arrays(responses, cfg.ppo.eval_copies) | table)
 
 
 def run_ppo_gold(ctx: StageContext) -> None:
@@ -656,6 +677,19 @@ def _save_curve(out: Path, rows: list[dict], arrays: dict[str, np.ndarray], prox
 # --- from an experiment to its graph, and back to records -----------------------------------------
 
 
+def source_checksums(run: RunConfig) -> tuple[str, ...]:
+    """SHA-256 of every file a run reads from outside the package, in a fixed order."""
+    sources = [run.world.policy, run.gold.source, run.proxy.backbone]
+    if run.ppo is not None:
+        sources.append(run.ppo.value_backbone)
+    files = [Path(run.world.prompts_file)] if run.world.prompts_file else []
+    for source in sources:
+        if not source.startswith("ladder:"):
+            folder = checkpoints.checkpoint_dir(source)
+            files += [folder / "config.json", folder / "model.safetensors"]
+    return tuple(hashlib.sha256(f.read_bytes()).hexdigest() for f in dict.fromkeys(files))
+
+
 def curve_stages(run: RunConfig) -> list[Stage]:
     """The last stages of one run, with all their upstreams: its curves."""
     world, seed = run.world, run.root_seed
@@ -665,7 +699,9 @@ def curve_stages(run: RunConfig) -> list[Stage]:
         run=run_calibration,
         label="calibration",
         cost_s=6,
-        config=CalibrationStage(world=world, rubric=run.gold.rubric, root_seed=seed),
+        config=CalibrationStage(
+            world=world, rubric=run.gold.rubric, root_seed=seed, sources=source_checksums(run)
+        ),
     )
     gold = Stage(
         name="gold",

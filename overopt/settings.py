@@ -195,10 +195,10 @@ class BonConfig:
             "must be 2 to 400 (eval split)",
         )
         require(
-            len(self.ns) > 0 and list(self.ns) == sorted(set(self.ns)) and self.ns[0] >= 1,
+            len(self.ns) > 0 and list(self.ns) == sorted(set(self.ns)) and self.ns[0] == 1,
             "bon.ns",
             self.ns,
-            "must be increasing whole numbers from 1",
+            "must be increasing whole numbers that start at 1: gains are relative to n = 1",
         )
         require(
             self.ns[-1] <= self.pool_size,

@@ -23,10 +23,10 @@ PROMPTS = 60
 def planted(n_params):
     """(alpha, beta) on a line in log10 parameters; the peak moves outwards with size."""
     x = math.log10(n_params)
-    return 0.1 + 0.2 * x, 0.6 - 0.05 * x
+    return 0.1 + 0.2 * x, 0.75 - 0.05 * x
 
 
-def write_records(folder, sizes, *, n_pairs=1000, noise=0.05, backbone="ladder"):
+def write_records(folder, sizes, *, prompts=PROMPTS, noise=0.05, gold_sizes=(), wave=0.0):
     """Best-of-n records of one proxy a size, whose gold is the planted curve plus prompt noise."""
     rng = np.random.default_rng(11)
     d = np.sqrt(kl_bon(NS))
@@ -34,13 +34,14 @@ def write_records(folder, sizes, *, n_pairs=1000, noise=0.05, backbone="ladder")
     for n_params in sizes:
         alpha, beta = planted(n_params)
         run_id = f"run{n_params}"
-        slope = rng.normal(size=PROMPTS) * noise
+        slope = rng.normal(size=prompts) * noise
         gold = d[:, None] * (alpha + slope - beta * d[:, None])
-        gold = gold + noise * d[:, None] * rng.normal(size=(len(d), PROMPTS))
-        columns = dict.fromkeys(CURVE_ARRAYS, gold) | {"kl": np.tile(d[:, None] ** 2, PROMPTS)}
+        gold = gold + noise * d[:, None] * rng.normal(size=(len(d), prompts))
+        gold = gold + wave * np.sin(5 * d)[:, None]
+        columns = dict.fromkeys(CURVE_ARRAYS, gold) | {"kl": np.tile(d[:, None] ** 2, prompts)}
         arrays |= {f"{run_id}.{name}": value for name, value in columns.items()}
         for k, n in enumerate(NS):
-            row = {name: field.type() for name, field in FIELDS.items() if field.required}
+            row = {name: f.type() if f.required else None for name, f in FIELDS.items()}
             row |= {
                 "schema_version": SCHEMA_VERSION,
                 "experiment": "planted",
@@ -48,10 +49,10 @@ def write_records(folder, sizes, *, n_pairs=1000, noise=0.05, backbone="ladder")
                 "method": "bon",
                 "coord": "n",
                 "value": int(n),
-                "backbone": f"{backbone}:{n_params}" if backbone == "ladder" else backbone,
+                "backbone": "gold" if n_params in gold_sizes else f"ladder:{n_params}",
                 "n_params": n_params,
-                "n_pairs": n_pairs,
-                "n_prompts": PROMPTS,
+                "n_pairs": 1000,
+                "n_prompts": prompts,
                 "kl_seq_nats": float(d[k] ** 2),
                 "sqrt_kl": float(d[k]),
                 "kl_estimator": "bon_bound",
@@ -135,9 +136,26 @@ def test_too_few_sizes_name_how_many_are_needed(tmp_path, capsys):
 
 
 def test_gold_as_its_own_proxy_is_no_size(tmp_path):
-    folder = write_records(tmp_path / "gold", (50_000, 200_000, 800_000), backbone="gold")
-    with pytest.raises(DataError, match="0 proxy sizes with a bon fit"):
+    folder = write_records(tmp_path / "gold", (50_000, 200_000, 800_000), gold_sizes=(800_000,))
+    with pytest.raises(DataError, match="2 proxy sizes with a bon fit"):
         forecast(folder, n_params=3e6)
+
+
+def test_fits_without_uncertainty_do_not_count(tmp_path):
+    folder = write_records(tmp_path / "one", (50_000, 200_000, 800_000), prompts=1)
+    with pytest.raises(DataError, match=r"0 proxy sizes with a bon fit \(none\)"):
+        forecast(folder, n_params=3e6)
+
+
+def test_a_forecast_from_a_form_that_does_not_fit_says_so(three_sizes, tmp_path):
+    assert "does not describe" not in forecast(three_sizes, n_params=3e6)
+    folder = write_records(tmp_path / "wavy", (50_000, 200_000, 800_000), wave=0.3)
+    text = forecast(folder, n_params=3e6)
+    assert "does not describe (p < 0.001): 0.05M proxy, 0.2M proxy, 0.8M proxy" in text
+
+
+def test_a_size_between_the_measured_ones_can_be_forecast(three_sizes):
+    assert "extrapolates" not in forecast(three_sizes, n_params=6.5e5)
 
 
 @pytest.mark.parametrize(
@@ -207,7 +225,9 @@ def test_replay_prints_best_of_n_kl_tilt_and_fit(table, capsys):
     assert rows[1, 4] == pytest.approx(1 / math.sqrt(math.pi), abs=4 * rows[1, 5])
     assert rows[0, 6] == pytest.approx(-0.3, abs=4 * rows[0, 7])
     np.testing.assert_allclose(rows[:, 8], rows[:, 6] - rows[0, 6], atol=2e-3)
-    assert "unreliable" in out and "median ess" in out
+    tilt = out.split("exponential tilt")[1].split("fit R")[0]
+    marks = [line.endswith("  unreliable") for line in tilt.splitlines()[2:-1]]
+    assert marks == [False, True, True, True]  # with 100 samples, ess 50 is soon undercut
     assert re.search(r"alpha = \S+ \[\S+, \S+\], beta = ", out)
     assert re.search(r"peak: \S+ \[\S+, \S+\] at √KL", out)
 
