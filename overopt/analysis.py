@@ -256,17 +256,23 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def _bench_policy() -> Any:
+    """The initial policy, imported here because the rest of this module needs no torch."""
+    from overopt.checkpoints import load_lm
+
+    return load_lm("ladder:policy-0.8m")
+
+
 def bench(threads: int) -> str:
     """Hot paths as ratios against references measured in the same run."""
-    from overopt.benchmarks import estimator_bench
+    from overopt.benchmarks import estimator_bench, sampling_bench
 
-    rows = estimator_bench.run_all(root_seed=0)
-    lines = [f"{threads} thread(s)", f"{'path':44} {'seconds':>9} {'reference':>9} {'ratio':>7}"]
-    for row in rows:
-        lines.append(
-            f"{row['name']:44} {row['seconds']:9.3f} {row['reference_seconds']:9.3f}"
-            f" {row['ratio']:7.1f}  {row['note']}"
-        )
+    rows = [*estimator_bench.run_all(root_seed=0), *sampling_bench.sampling_rows(_bench_policy())]
+    lines = [f"{threads} thread(s)", f"{'path':52} {'seconds':>9} {'reference':>9} {'ratio':>7}"]
+    for row in map(dict, rows):
+        against = row["reference_seconds"]
+        other = "        -       -" if against is None else f"{against:9.3f} {row['ratio']:7.2f}"
+        lines.append(f"{row['name']:52} {row['seconds']:9.3f} {other}  {row['note']}")
     return "\n".join(lines)
 
 

@@ -151,9 +151,12 @@ def size_and_peak(peaks: Mapping[str, Sequence[tuple[float, float, float]]]) -> 
             label={"bon": "best-of-n", "ppo": "PPO"}[method],
             capsize=2,
         )
+    sizes = sorted({point[0] for points in peaks.values() for point in points})
     ax.set_xscale("log")
+    ax.set_xticks(sizes, [f"{n / 1e6:.2g}M" for n in sizes])
+    ax.set_xticks([], minor=True)
     ax.set_xlabel("proxy size (non-embedding parameters)")
     ax.set_ylabel("peak gold gain (sd of gold) ± 1 stderr")
-    ax.legend(frameon=False)
+    ax.legend(frameon=False, loc="center right")
     ax.spines[["top", "right"]].set_visible(False)
     return fig
