@@ -101,6 +101,33 @@ def as_replicates(curves: Sequence[Curve]) -> list[ReplicateCurve]:
     return replicates
 
 
+def load_tilts(
+    folder: Path, groups: dict[str, dict[str, list[Curve]]]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """√KL and mean gold gain of the exponential tilt by series, trusted points only.
+
+    Replicates are averaged β by β. Empty where the records hold no tilt.
+    """
+    file = folder / "tilt.jsonl"
+    if not file.is_file():
+        return {}
+    by_run: dict[str, list[dict[str, Any]]] = {}
+    for line in file.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        by_run.setdefault(row["run_id"], []).append(row)
+    tilts = {}
+    for name, curves in groups.get("bon", {}).items():
+        runs = [by_run[c.meta["run_id"]] for c in curves if c.meta["run_id"] in by_run]
+        points = [p for p in zip(*runs, strict=True) if all(row["reliable"] for row in p)]
+        if points:
+            kl, gold = (
+                np.array([np.mean([row[key] for row in p]) for p in points])
+                for key in ("kl_seq_nats", "gold_gain")
+            )
+            tilts[name] = (np.sqrt(kl), gold)
+    return tilts
+
+
 def fit_groups(groups: dict[str, dict[str, list[Curve]]]) -> dict[str, dict[str, FitResult]]:
     """The method's form fitted to each series' replicates; a series that cannot be fitted is absent."""
     fits: dict[str, dict[str, FitResult]] = {}
@@ -216,7 +243,9 @@ def draw(records: str | Path, out: str | Path) -> list[Path]:
     most = max(c.meta["n_pairs"] for c in curves)
     peaks = [peak_of(c) for c in curves if c.meta["n_pairs"] == most]
     stem = "fig01" if name in ("quick", "exp001_figure1") else f"fig01_{name}"
-    pictures = {stem: figures.overoptimization(groups, replicates, fits)}
+    pictures = {
+        stem: figures.overoptimization(groups, replicates, fits, load_tilts(folder, groups))
+    }
     if len({p["n_params"] for p in peaks}) > 2:
         by_method = {
             m: [

@@ -72,6 +72,7 @@ def overoptimization(
     groups: Mapping[str, Mapping[str, Sequence[Curve]]],
     replicates: Mapping[str, Mapping[str, Sequence[ReplicateCurve]]],
     fits: Mapping[str, Mapping[str, FitResult]],
+    tilts: Mapping[str, tuple[np.ndarray, np.ndarray]],
 ) -> Figure:
     """Gold and proxy score against √KL, best-of-n in panel a and PPO in panel b.
 
@@ -79,6 +80,8 @@ def overoptimization(
     ----------
     groups : method ("bon", "ppo") -> series name -> replicate curves.
     replicates : the same keys -> the same curves as the statistics take them.
+    tilts : series name -> √KL and gold gain of the exponential tilt of the pool, both (K,), where its
+        effective sample size is trusted: the optimum of proxy score at each KL, in both panels.
     fits : the same keys -> fitted form of gold, drawn as a thin line over the range of the data.
     """
     methods = [m for m in ("bon", "ppo") if groups.get(m)]
@@ -91,6 +94,8 @@ def overoptimization(
         for name, curves in groups[method].items():
             mean = average(curves, replicates[method][name])
             _draw_series(ax, mean, styles[name], fits.get(method, {}).get(name))
+            if name in tilts:
+                ax.plot(*tilts[name], ls=":", lw=2, color=styles[name].color)
         first = next(iter(groups[method].values()))[0]
         ax.set_title(f"({letter}) {titles[method]}", loc="left")
         ax.set_xlabel(X_LABELS[first.meta["kl_estimator"]])
@@ -103,10 +108,11 @@ def overoptimization(
     handles += [
         Line2D([], [], color="0.3", marker="o", ms=4, ls="-", lw=0.6, label="gold ± 1 stderr"),
         Line2D([], [], color="0.3", ls="--", label="proxy"),
+        Line2D([], [], color="0.3", ls=":", lw=2, label="gold under exact tilt"),
         Line2D([], [], color="0.3", ls="-", lw=2.4, alpha=0.35, label="fit to gold"),
     ]
     fig.legend(
-        handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False
+        handles=handles, loc="outside lower center", ncols=len(handles), fontsize=7.5, frameon=False
     )
     return fig
 

@@ -19,7 +19,7 @@ from overopt import checkpoints, store
 from overopt.config import to_dict
 from overopt.datatypes import Prompts, Responses, concat_responses
 from overopt.errors import DivergenceError
-from overopt.estimators import best_of_n, kl_bon, kl_bon_ties
+from overopt.estimators import best_of_n, exponential_tilt, kl_bon, kl_bon_ties
 from overopt.gold.learned import sample_tilted, soft_pairs
 from overopt.gold.rubric import Rubric, RubricConfig, calibrate
 from overopt.graph import Stage, StageContext
@@ -51,6 +51,7 @@ from overopt.settings import (
 from overopt.world.stories import StoriesWorld
 
 CALIBRATION_PROMPTS, CALIBRATION_COPIES = 256, 4
+TILT_BETAS = tuple(float(b) for b in np.geomspace(8.0, 0.05, 16))  # sd of the proxy
 
 
 # --- configs of stages: the settings a stage depends on, no more ----------------------------------
@@ -514,6 +515,29 @@ def run_bon(ctx: StageContext) -> None:
             }
         )
     _save_curve(ctx.out, rows, arrays, proxy)
+    store.save_json(ctx.out / "tilt.json", _tilt_rows(proxy_PN, columns["gold"]))
+
+
+def _tilt_rows(proxy_PN: np.ndarray, gold_PN: np.ndarray) -> list[dict[str, Any]]:
+    """The exponential tilt of the pool: gold gain at each β, with KL and effective sample size."""
+    columns = {"gold": gold_PN, "proxy": proxy_PN}
+    tilt = exponential_tilt(proxy_PN, columns, TILT_BETAS)
+    rows = []
+    for k, beta in enumerate(TILT_BETAS):
+        gain = {n: tilt[n].per_prompt[k] - x.mean(1) for n, x in columns.items()}
+        rows.append(
+            {
+                "beta": beta,
+                "kl_seq_nats": float(tilt["gold"].kl_seq_nats[k]),
+                "sqrt_kl": float(tilt["gold"].kl_seq_nats[k]) ** 0.5,
+                "gold_gain": float(gain["gold"].mean()),
+                "gold_gain_stderr": _stderr(gain["gold"]),
+                "proxy_gain": float(gain["proxy"].mean()),
+                "ess_median": float(np.median(tilt["gold"].ess[k])),
+                "reliable": bool(tilt["gold"].reliable[k]),
+            }
+        )
+    return rows
 
 
 def run_ppo(ctx: StageContext) -> None:
@@ -775,7 +799,7 @@ def curve_stages(run: RunConfig) -> list[Stage]:
         ends.append(
             Stage(
                 name="bon",
-                version=1,
+                version=2,
                 run=run_bon,
                 label=f"bon {name}",
                 cost_s=3 + n_pool * 0.00025 * rate,
@@ -836,8 +860,9 @@ def build_graph(experiment: Experiment) -> list[Stage]:
 
 
 def collect(experiment: Experiment, artefacts: store.Store, results_dir: Path) -> Path:
-    """Write records.jsonl and curves.npz of a finished experiment and return their directory."""
+    """Write records.jsonl, curves.npz and tilt.jsonl of a finished experiment; return their folder."""
     rows: list[dict[str, Any]] = []
+    tilts: list[dict[str, Any]] = []
     arrays: dict[str, np.ndarray] = {}
     for run in experiment.runs:
         for stage in curve_stages(run):
@@ -869,10 +894,14 @@ def collect(experiment: Experiment, artefacts: store.Store, results_dir: Path) -
                 "proxy_recalibration": training["recalibration"],
             }
             rows += [common | row for row in store.load_json(folder / "rows.json")]
+            if not is_ppo:
+                points = store.load_json(folder / "tilt.json")
+                tilts += [{"run_id": stage.fingerprint} | point for point in points]
             for name, table in store.load_arrays(folder / "curve.npz").items():
                 arrays[f"{stage.fingerprint}.{name}"] = table
     validate_records(rows)
     results_dir.mkdir(parents=True, exist_ok=True)
     store.save_arrays(results_dir / "curves.npz", arrays)
+    store.save_records(results_dir / "tilt.jsonl", tilts)
     store.save_records(results_dir / "records.jsonl", rows)
     return results_dir

@@ -18,7 +18,7 @@ PINNED = {
     "comparisons": (1, "4445fed61b09"),
     "labels": (1, "cab9f8c301e2"),
     "proxy": (1, "58b3973a8ab5"),
-    "bon": (1, "49f1ee6ec493"),
+    "bon": (2, "49f1ee6ec493"),
     "ppo": (1, "be43f22aa00e"),
     "ppo_gold": (1, "65bf2c1a6d11"),
 }

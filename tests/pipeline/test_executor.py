@@ -283,6 +283,15 @@ def test_longest_remaining_path_goes_first_and_devices_follow_the_flag(store):
     assert DEVICES == ["cpu", "cpu", "cpu", "meta"]
 
 
+@pytest.fixture
+def interrupts():
+    """Python's own handler of SIGINT, which background jobs of a shell start without."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interrupts")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_interrupt_keeps_what_is_finished_and_resumes(store, workers):
     stages = build(steps=400, pause_s=0.005)

@@ -197,3 +197,17 @@ def test_experiment_file(tmp_path):
     )
     assert load_experiment(str(path)).name == "mine"
     assert Path(path).exists()
+
+
+def test_tilt_never_has_less_proxy_than_best_of_n_at_its_kl(smoke):
+    curves = {c.meta["run_id"]: c for c in load_curves(smoke[1]) if c.meta["method"] == "bon"}
+    rows = [json.loads(line) for line in (smoke[1] / "tilt.jsonl").read_text().splitlines()]
+    assert {row["run_id"] for row in rows} == set(curves)
+    for run_id, curve in curves.items():
+        mine = [row for row in rows if row["run_id"] == run_id]
+        d = np.array([row["sqrt_kl"] for row in mine])
+        assert np.all(np.diff(d) > 0)
+        best = np.interp(d, curve["sqrt_kl"], curve["proxy_gain"])
+        inside = (d < curve["sqrt_kl"][-2]) & (d > 0.1)
+        # The pool's own tilt is optimal among reweightings of the pool; interpolation costs a little.
+        assert np.all(np.array([row["proxy_gain"] for row in mine])[inside] > best[inside] - 0.05)
