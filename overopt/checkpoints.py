@@ -10,7 +10,6 @@ from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
@@ -183,11 +182,3 @@ def read_prompts_file(path: str) -> list[str]:
     if not prompts:
         raise DataError(f"prompts file {path!r} is empty")
     return list(prompts)
-
-
-def best_device(name: str) -> torch.device:
-    """``name`` as a torch device; an absent accelerator is a CheckpointError."""
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise CheckpointError(f"device {name!r} is not available here: use --device cpu")
-    return device

@@ -1,4 +1,4 @@
-"""What flows between stages: prompts, responses, preferences, points of a curve.
+"""What flows between stages: prompts, responses, preferences, and what scores them.
 
 All token tables are torch tensors of int64; masks are bool with True = real token. Prompts are
 left-padded (the sampler appends to them), responses right-padded (scoring reads them). A row's end
@@ -150,15 +150,3 @@ class Scorer(Protocol):
     def score(self, responses: Responses) -> Tensor:
         """Scores (R,) float32, higher is better; no gradient."""
         ...
-
-
-class PolicyPoint(NamedTuple):
-    """One point on a method's path: the coordinate's name, its value and how to reach the policy.
-
-    For best-of-n ``coord`` is ``"n"`` and ``payload`` is None (selection weights follow from the
-    pool's proxy scores); for PPO ``coord`` is ``"ppo_step"`` and ``payload`` the policy's state.
-    """
-
-    coord: str
-    value: int
-    payload: object

@@ -23,6 +23,7 @@ from overopt.estimators import best_of_n, exponential_tilt, kl_bon, kl_bon_ties
 from overopt.gold.learned import sample_tilted, soft_pairs
 from overopt.gold.rubric import Rubric, RubricConfig, calibrate
 from overopt.graph import Stage, StageContext
+from overopt.kl import sqrt_kl
 from overopt.labels import label_pairs
 from overopt.measure.evaluate import distinct_share, measure_kl
 from overopt.methods import ppo as ppo_method
@@ -529,7 +530,7 @@ def _tilt_rows(proxy_PN: np.ndarray, gold_PN: np.ndarray) -> list[dict[str, Any]
             {
                 "beta": beta,
                 "kl_seq_nats": float(tilt["gold"].kl_seq_nats[k]),
-                "sqrt_kl": float(tilt["gold"].kl_seq_nats[k]) ** 0.5,
+                "sqrt_kl": sqrt_kl(float(tilt["gold"].kl_seq_nats[k])),
                 "gold_gain": float(gain["gold"].mean()),
                 "gold_gain_stderr": _stderr(gain["gold"]),
                 "proxy_gain": float(gain["proxy"].mean()),
@@ -682,7 +683,7 @@ def _save_curve(out: Path, rows: list[dict], arrays: dict[str, np.ndarray], prox
     """Add the means of per-prompt arrays (K, P) to the rows and write both."""
     mean, std = (proxy.mean, proxy.std) if isinstance(proxy, RewardModelScorer) else (0.0, 1.0)
     for k, row in enumerate(rows):
-        row["sqrt_kl"] = float(row["kl_seq_nats"]) ** 0.5
+        row["sqrt_kl"] = sqrt_kl(row["kl_seq_nats"])
         row["n_prompts"] = arrays["gold"].shape[1]
         row["response_tokens"] = float(arrays["length"][k].mean())
         for name in ("gold", "proxy", "rubric"):
