@@ -16,7 +16,8 @@ MODULES = {
 }
 LEVEL_0 = {"overopt.errors", "overopt.seeding", "overopt.config"}
 LEVEL_3 = {  # may touch files, clocks and processes
-    "overopt.store", "overopt.pipeline", "overopt.executors", "overopt.cli", "overopt.graph",
+    "overopt.store", "overopt.pipeline", "overopt.stages",
+    "overopt.artefacts", "overopt.executors", "overopt.cli", "overopt.graph",
     "overopt.progress", "overopt.checkpoints", "overopt.presets", "overopt.analysis",
     "overopt.replay", "overopt.records",
 }  # fmt: skip

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
+from overopt.artefacts import load_world
 from overopt.checkpoints import checkpoint_dir, load_lm, load_reward_model, read_prompts_file
 from overopt.cli import main
 from overopt.errors import CheckpointError, ConfigError, DataError
-from overopt.pipeline import load_world
 from overopt.presets import load_experiment
 from overopt.settings import WorldConfig
 from overopt.world.stories import split_bounds
