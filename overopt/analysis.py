@@ -6,14 +6,14 @@ sidecar JSON each, and forecasts. Never imports torch (`bench` does, inside its 
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.stats import spearmanr
 
-from overopt import figures
+from overopt import early_stopping, figures
 from overopt.errors import DataError, OveroptError
 from overopt.estimators import best_of_n, exponential_tilt, kl_bon, kl_bon_ties
 from overopt.fits import scaling
@@ -52,26 +52,30 @@ def results_dir(name_or_path: str | Path) -> Path:
     )
 
 
-_TREATMENTS = {"label_rule": "", "label_flip_rate": "flips", "kl_coef": "kl_coef"}
+_TREATMENTS = {
+    "label_rule": "",
+    "label_flip_rate": "flips ",
+    "mitigation": "",
+    "kl_coef": "kl_coef ",
+}
 
 
 def group_curves(curves: Sequence[Curve]) -> dict[str, dict[str, list[Curve]]]:
     """Curves by method and series, sizes increasing, the largest data size only.
 
-    A series is one proxy under one treatment: labels or KL penalties that differ between the curves
-    are named in the legend and never averaged.
+    A series is one proxy under one treatment: labels, mitigations or KL penalties that differ between
+    the curves are named in the legend and never averaged.
     """
     most = max(c.meta["n_pairs"] for c in curves)
-    varying = [
-        t for t in _TREATMENTS if len({c.meta[t] for c in curves if c.meta[t] is not None}) > 1
-    ]
+    varying = [t for t in _TREATMENTS if len({c.meta.get(t) for c in curves} - {None}) > 1]
     groups: dict[str, dict[str, list[Curve]]] = {}
     for curve in sorted(curves, key=lambda c: (c.meta["n_params"], c.meta["backbone"])):
         if curve.meta["n_pairs"] == most:
             name = figures.series_name(curve)
             for treatment in varying:
-                if curve.meta[treatment] is not None:
-                    name += f", {_TREATMENTS[treatment]} {curve.meta[treatment]}"
+                value = curve.meta.get(treatment)
+                if value not in (None, "none"):
+                    name += f", {_TREATMENTS[treatment]}{value}"
             groups.setdefault(curve.meta["method"], {}).setdefault(name, []).append(curve)
     return groups
 
@@ -227,6 +231,41 @@ def fit(records: str | Path) -> str:
     return "\n".join(lines)
 
 
+def stops(records: str | Path) -> str:
+    """Rules for stopping PPO without gold, as a table: what each loses against the oracle.
+
+    Raises
+    ------
+    DataError
+        Fewer than two proxies with PPO curves: thresholds are tuned on the others.
+    """
+    curves = [c for c in load_curves(results_dir(records)) if c.meta["method"] == "ppo"]
+    if not curves:
+        raise DataError(f"records {str(records)!r} hold no PPO curve: stopping rules need one")
+    scores = early_stopping.compare_rules(curves)
+    detectors = {d.rule: d for d in early_stopping.rank_detectors(curves)}
+    units = {rule.name: rule.unit for rule in early_stopping.RULES}
+    lines = [
+        f"{len(curves)} PPO curves; regret in sd of gold against the oracle, tuned on other proxies"
+        " and on the other half of the prompts",
+        f"{'rule':20} {'regret':>13} {'in sample':>9} {'steps before peak':>17}"
+        f" {'AUC':>11}  {'threshold':<20}",
+    ]
+    for score in scores:
+        found = detectors.get(score.rule)
+        auc = "-" if found is None else f"{found.auc:.2f}±{found.auc_stderr:.2f}"
+        threshold = f"{score.threshold:.3g} {units.get(score.rule, '')}" if found else "-"
+        regret = f"{score.regret.estimate:.2f}±{score.regret.stderr:.2f}"
+        lines.append(
+            f"{score.rule:20} {regret:>13} {score.regret.in_sample:9.2f} {score.lead:17.1f}"
+            f" {auc:>11}  {threshold}"
+        )
+    absent = [r.name for r in early_stopping.RULES if r.name not in detectors]
+    if absent:
+        lines.append(f"not in these records: what {', '.join(absent)} would watch")
+    return "\n".join(lines)
+
+
 def draw(records: str | Path, out: str | Path) -> list[Path]:
     """Draw the figures of a results directory into ``out``; returns the files written."""
     folder = results_dir(records)
@@ -285,24 +324,43 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _bench_policy() -> Any:
-    """The initial policy, imported here because the rest of this module needs no torch."""
-    from overopt.checkpoints import load_lm
+def bench(
+    *,
+    threads: int,
+    device: str,
+    groups: Sequence[str],
+    peers: Path | None,
+    constraints: Path | None,
+    out: Path,
+    say: Callable[[str], None],
+) -> str:
+    """Measure, write ``bench.json`` and ``bench.png`` to ``out``, and return the table.
 
-    return load_lm("ladder:policy-0.8m")
+    See `overopt.benchmarks.suite.run_suite`.
+    """
+    from overopt.benchmarks.harness import table
+    from overopt.benchmarks.suite import run_suite
 
+    out.mkdir(parents=True, exist_ok=True)
 
-def bench(threads: int) -> str:
-    """Hot paths as ratios against references measured in the same run."""
-    from overopt.benchmarks import estimator_bench, sampling_bench
+    def save(report: dict[str, Any]) -> None:
+        (out / "bench.json").write_text(
+            json.dumps(_plain(report), indent=1, allow_nan=False) + "\n", encoding="utf-8"
+        )
+        picture = figures.speed_ratios(report["rows"])
+        picture.savefig(out / "bench.png", dpi=160, metadata={"Software": None})
 
-    rows = [*estimator_bench.run_all(root_seed=0), *sampling_bench.sampling_rows(_bench_policy())]
-    lines = [f"{threads} thread(s)", f"{'path':52} {'seconds':>9} {'reference':>9} {'ratio':>7}"]
-    for row in map(dict, rows):
-        against = row["reference_seconds"]
-        other = "        -       -" if against is None else f"{against:9.3f} {row['ratio']:7.2f}"
-        lines.append(f"{row['name']:52} {row['seconds']:9.3f} {other}  {row['note']}")
-    return "\n".join(lines)
+    report = run_suite(
+        threads=threads,
+        device=device,
+        peers=peers,
+        constraints=constraints,
+        groups=groups,
+        say=say,
+        save=save,
+    )
+    machine = f"{report['device_name']}, {threads} thread(s), {report['clock']}"
+    return "\n".join([machine, table(report["rows"]), f"{out}/bench.json", f"{out}/bench.png"])
 
 
 def scaling_points(curves: Sequence[Curve], method: str) -> list[ScalingPoint]:

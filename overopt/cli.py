@@ -1,4 +1,5 @@
-"""The command line: ``overopt plan | run | status | fit | figures | bench | forecast | replay``.
+"""The command line: ``overopt plan | run | status | compare | fit | stops | figures | bench | forecast
+| replay``.
 
 Level 3, the outermost layer and the only one that prints. It parses arguments, calls the other
 modules and turns the errors that overopt raises on purpose into one message each. Everything heavy
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from overopt.graph import Plan, Stage
 
 PRESETS = ("smoke", "quick", "desk", "quantile")
+BENCH_GROUPS = ("estimators", "sampling", "scoring", "reward", "ppo", "ppo-defaults")
+PEER_ENVIRONMENTS = Path("runs") / "bench-envs"
 STATE_MARKS = {
     "done": "done",
     "running": "running",
@@ -113,25 +116,43 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--workers", type=_count, default=None, help="processes to plan for")
     plan.set_defaults(command=_plan)
 
-    run = commands.add_parser(
-        "run", parents=[experiment, common], help="compute what is missing, then collect records"
-    )
-    run.add_argument(
+    computing = argparse.ArgumentParser(add_help=False)
+    computing.add_argument(
         "--workers", type=_count, default=None, help="stages side by side (default: all cores)"
     )
-    run.add_argument("--threads", type=_count, default=1, help="threads per stage (default: 1)")
-    run.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps (default: cpu)")
-    run.add_argument(
+    computing.add_argument(
+        "--threads", type=_count, default=1, help="threads per stage (default: 1)"
+    )
+    computing.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps (default: cpu)")
+    computing.add_argument(
         "--gpu-jobs", type=_count, default=1, help="stages that share the device (default: 1)"
     )
-    run.add_argument(
+    computing.add_argument(
         "--micro-batch", type=_count, default=None, help="largest batch through a network at once"
     )
-    run.add_argument("--quiet", action="store_true", help="show no progress")
-    run.add_argument(
+    computing.add_argument("--quiet", action="store_true", help="show no progress")
+    computing.add_argument(
         "--results", type=Path, default=None, help="where records go (default: results/<name>)"
     )
+
+    run = commands.add_parser(
+        "run",
+        parents=[experiment, computing, common],
+        help="compute what is missing, then collect records",
+    )
     run.set_defaults(command=_run)
+
+    compare = commands.add_parser(
+        "compare",
+        parents=[experiment, computing, common],
+        help="tune mitigations with equal budgets and test them against a baseline",
+        description="EXPERIMENT is here a preset (smoke), a Python file with a function compare(),"
+        " or a directory of results, whose leaderboard and figures are made again.",
+    )
+    compare.add_argument(
+        "--plan", action="store_true", help="show what would run, and its cost, and stop"
+    )
+    compare.set_defaults(command=_compare)
 
     status = commands.add_parser(
         "status", parents=[experiment, common], help="count what is done, running and missing"
@@ -142,6 +163,31 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("records", type=Path, help="directory with records.jsonl")
     fit.set_defaults(command=_fit)
 
+    stops = commands.add_parser(
+        "stops", parents=[common], help="compare rules for stopping PPO without gold"
+    )
+    stops.add_argument("records", help="a preset's name or a directory with records.jsonl")
+    stops.set_defaults(command=_stops)
+
+    sft = commands.add_parser(
+        "sft", parents=[common], help="fine-tune a policy on responses; world.policy=DIR takes it"
+    )
+    sft.add_argument(
+        "overrides", nargs="*", metavar="name=value", help="settings, such as epochs=2 lr=1e-4"
+    )
+    sft.add_argument("--model", required=True, help="what to start from, such as ladder:0.8m")
+    sft.add_argument(
+        "--data", type=Path, required=True, help="JSONL with the fields prompt and response"
+    )
+    sft.add_argument("--out", type=Path, required=True, help="checkpoint directory to write")
+    sft.add_argument("--threads", type=_count, default=1, help="threads (default: 1)")
+    sft.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps (default: cpu)")
+    sft.add_argument(
+        "--micro-batch", type=_count, default=None, help="largest batch through a network at once"
+    )
+    sft.add_argument("--quiet", action="store_true", help="show no progress")
+    sft.set_defaults(command=_sft)
+
     figures = commands.add_parser("figures", parents=[common], help="draw figures from records")
     figures.add_argument("records", help="a preset's name or a directory with records.jsonl")
     figures.add_argument(
@@ -151,6 +197,29 @@ def _parser() -> argparse.ArgumentParser:
 
     bench = commands.add_parser("bench", parents=[common], help="time the package on this machine")
     bench.add_argument("--threads", type=_count, default=1, help="threads (default: 1)")
+    bench.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps (default: cpu)")
+    bench.add_argument(
+        "--peers",
+        action="store_true",
+        help=f"also time TRL, in virtual environments made once in {PEER_ENVIRONMENTS}",
+    )
+    bench.add_argument(
+        "--quick", action="store_true", help="also time the whole preset quick (minutes)"
+    )
+    bench.add_argument(
+        "--only",
+        action="append",
+        default=None,
+        metavar="GROUP",
+        choices=BENCH_GROUPS,
+        help=f"one group of {', '.join(BENCH_GROUPS)}; may be repeated (default: all)",
+    )
+    bench.add_argument(
+        "--out",
+        type=Path,
+        default=Path("results") / "bench",
+        help="where bench.json and bench.png go (default: results/bench)",
+    )
     bench.set_defaults(command=_bench)
 
     forecast = commands.add_parser(
@@ -268,16 +337,9 @@ def _quantile() -> int:
 def _run(args: argparse.Namespace) -> int:
     if args.experiment == "quantile":
         return _quantile()
-    runtime = RuntimeConfig(
-        device=args.device,
-        threads=args.threads,
-        micro_batch=args.micro_batch,
-        gpu_jobs=args.gpu_jobs,
-        quiet=args.quiet,
-    )
-    os.environ.update(runtime.environment)  # before numpy and torch are loaded
+    runtime = _runtime(args)
 
-    from overopt import pipeline
+    from overopt import distributed, pipeline
     from overopt.executors import execute
     from overopt.graph import check_not_stale, snapshot
     from overopt.progress import Silent, TextReporter, duration
@@ -296,11 +358,61 @@ def _run(args: argparse.Namespace) -> int:
         workers=workers,
         reporter=Silent() if runtime.quiet else TextReporter(),
     )
+    if distributed.rank() > 0:
+        return 0  # rank 0 writes
     written = pipeline.collect(loaded.experiment, store, results)
     store.record(loaded.record_name, snapshot(loaded.stages))
     if not runtime.quiet:
         took = duration(summary.wall_s)
         print(f"{summary.computed} stages computed in {took}; records in {written}")
+    return 0
+
+
+def _runtime(args: argparse.Namespace) -> RuntimeConfig:
+    """How stages are run; call it before numpy and torch are loaded, whose threads it sets."""
+    runtime = RuntimeConfig(
+        device=args.device,
+        threads=args.threads,
+        micro_batch=args.micro_batch,
+        gpu_jobs=args.gpu_jobs,
+        quiet=args.quiet,
+    )
+    os.environ.update(runtime.environment)
+    return runtime
+
+
+def _compare(args: argparse.Namespace) -> int:
+    runtime = _runtime(args)
+
+    from overopt import comparison, comparison_report
+    from overopt.progress import Silent, TextReporter
+    from overopt.store import Store
+
+    if Path(args.experiment).is_dir():
+        if args.overrides or args.plan:
+            raise ConfigError(
+                f"{args.experiment!r} holds results, which are reported as they are: leave out"
+                " overrides and --plan, or give the comparison's file"
+            )
+        print(comparison_report.report(args.experiment))
+        return 0
+    loaded, store = comparison.load_comparison(args.experiment, args.overrides), Store(args.store)
+    if args.plan:
+        for line in comparison.plan_lines(loaded, store):
+            print(line)
+        return 0
+    _check_device(runtime.device)
+    text = comparison.run_comparison(
+        loaded,
+        store,
+        runtime,
+        workers=max(1, _cores() // runtime.threads) if args.workers is None else args.workers,
+        reporter=Silent() if runtime.quiet else TextReporter(),
+        results=args.results or Path("results") / loaded.name,
+        accept_changes=args.accept_changes,
+        record_name=" ".join([loaded.name, *sorted(args.overrides)]),
+    )
+    print(text)
     return 0
 
 
@@ -330,6 +442,43 @@ def _fit(args: argparse.Namespace) -> int:
     return 0
 
 
+def _stops(args: argparse.Namespace) -> int:
+    from overopt import analysis
+
+    print(analysis.stops(args.records))
+    return 0
+
+
+def _sft(args: argparse.Namespace) -> int:
+    runtime = RuntimeConfig(
+        device=args.device, threads=args.threads, micro_batch=args.micro_batch, quiet=args.quiet
+    )
+    os.environ.update(runtime.environment)
+    from overopt import distributed, sft_files
+    from overopt.config import apply_overrides
+    from overopt.sft import SftConfig
+
+    _check_device(args.device)
+    tenth = 0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal tenth
+        if not args.quiet and distributed.rank() == 0 and 10 * done // total > tenth:
+            tenth = 10 * done // total
+            print(f"step {done} of {total}", file=sys.stderr)
+
+    cfg = apply_overrides(SftConfig(), args.overrides)
+    log = sft_files.run(
+        args.model, args.data, args.out, cfg=cfg, runtime=runtime, progress=progress
+    )
+    if distributed.rank() == 0:
+        print(
+            f"{log.n_train} examples, {log.n_validation} held out: {log.validation_before:.3f} ->"
+            f" {log.validation_after:.3f} nats a response token; written to {args.out}"
+        )
+    return 0
+
+
 def _figures(args: argparse.Namespace) -> int:
     from overopt import analysis
 
@@ -342,7 +491,19 @@ def _bench(args: argparse.Namespace) -> int:
     os.environ.update(RuntimeConfig(threads=args.threads).environment)
     from overopt import analysis
 
-    print(analysis.bench(args.threads))
+    _check_device(args.device)
+    constraints = Path("constraints.txt")
+    print(
+        analysis.bench(
+            threads=args.threads,
+            device=args.device,
+            groups=tuple(args.only or BENCH_GROUPS) + (("quick",) if args.quick else ()),
+            peers=PEER_ENVIRONMENTS if args.peers else None,
+            constraints=constraints if constraints.is_file() else None,
+            out=args.out,
+            say=lambda group: print(f"measuring: {group}", file=sys.stderr),
+        )
+    )
     return 0
 
 

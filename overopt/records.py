@@ -46,8 +46,24 @@ FIELDS: dict[str, Field] = {
     "label_flip_rate": Field(float, "probability", "labels inverted after the rule"),
     "data_seed": Field(int, "", "replicate of the comparisons"),
     "rm_seed": Field(int, "", "replicate of the proxy's training"),
+    "mitigation": Field(str, "", "short name of the mitigations, or none", False),
+    "reward_members": Field(int, "", "reward models behind the proxy score", False),
+    "members_by": Field(str, "", "what sets ensemble members apart", False),
+    "reward_combine": Field(str, "", "how members become one score, or a user's file", False),
+    "reward_strength": Field(float, "", "lambda or beta of the combination", False),
+    "length_control": Field(float, "", "lambda_L of a length-controlled proxy", False),
+    "length_penalty": Field(str, "", "none, linear or hinge", False),
+    "length_coef": Field(float, "sd of a member/token", "price of a token", False),
+    "length_budget": Field(
+        float, "mean responses of the initial policy", "free tokens of a hinge", False
+    ),
+    "shaping": Field(str, "", "function of the proxy score in PPO's reward", False),
+    "shaping_scale": Field(float, "", "its bound (sd) or slope (1/sd)", False),
+    "rounds": Field(int, "", "rounds of labelling, proxy training and PPO", False),
+    "round": Field(int, "", "round of this point, from 1", False),
     "ppo_seed": Field(int, "", "replicate of PPO", False),
     "kl_coef": Field(float, "score/nat", "weight of the KL penalty in PPO's reward", False),
+    "kl_target": Field(float, "nats", "target of an adaptive KL penalty, 0 if fixed", False),
     "proxy_accuracy": Field(float, "share", "validation pairs the proxy ranks as gold does"),
     "proxy_val_loss": Field(float, "nats", "Bradley-Terry loss on validation pairs"),
     "n_prompts": Field(int, "prompts", "prompts behind every mean of this row"),
@@ -74,12 +90,20 @@ FIELDS: dict[str, Field] = {
     "rubric_score": Field(float, "sd of the rubric", "mean score of the rubric (human intent)"),
     "rubric_score_stderr": Field(float, "sd of the rubric", "its standard error over prompts"),
     "gap": Field(float, "sd", "proxy_gain minus gold_gain"),
+    "win_rate": Field(float, "share", "gold beats a response of the initial policy", False),
+    "win_rate_stderr": Field(float, "share", "its standard error over prompts", False),
+    "proxy_std": Field(float, "sd of the proxy", "spread of proxy scores within prompts", False),
+    "member_disagreement": Field(
+        float, "sd of the proxy", "spread of an ensemble's members on a response", False
+    ),
     "response_tokens": Field(float, "tokens", "mean response length, end token included"),
     "ended_share": Field(float, "share", "responses that ended before the limit"),
     "distinct_share": Field(float, "share", "distinct among the responses", False),
     "entropy_token_nats": Field(float, "nats", "policy entropy per token in training", False),
     "update_kl_token_nats": Field(float, "nats", "largest KL(old||new) of the last step", False),
     "clip_fraction": Field(float, "share", "largest share of clipped ratios, last step", False),
+    "gold_labels": Field(int, "responses", "scored by gold to train the proxy", False),
+    "rm_calls": Field(int, "responses", "scored by proxies to reach this point", False),
     "missing_reason": Field(str, "", "why nulls of this row are null", False),
 }
 
@@ -126,7 +150,10 @@ def validate_records(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_records(path: str | Path) -> list[dict[str, Any]]:
-    """Rows of a ``records.jsonl`` (or of the one in a directory), validated."""
+    """Rows of a ``records.jsonl`` (or of the one in a directory), validated.
+
+    Every row has every column: one that was not written reads as null.
+    """
     file = Path(path)
     file = file / "records.jsonl" if file.is_dir() else file
     try:
@@ -136,7 +163,8 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
-            rows.append(json.loads(line))
+            # A row from before a column existed, or of a method without it, has null there.
+            rows.append(dict.fromkeys(FIELDS) | json.loads(line))
         except ValueError as e:
             raise DataError(f"records {str(file)!r}, line {number}: not valid JSON: {e}") from e
     validate_records(rows)
@@ -148,6 +176,17 @@ def load_records(path: str | Path) -> "pd.DataFrame":
     import pandas as pd
 
     return pd.DataFrame(read_records(path), columns=list(FIELDS))
+
+
+def read_costs(directory: str | Path) -> dict[str, float]:
+    """CPU seconds by ``run_id``, summed over the stages of a run; empty without costs.jsonl."""
+    file = Path(directory) / "costs.jsonl"
+    totals: dict[str, float] = {}
+    if file.is_file():
+        for line in file.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            totals[row["run_id"]] = totals.get(row["run_id"], 0.0) + row["cpu_s"]
+    return totals
 
 
 @dataclass(frozen=True)

@@ -4,22 +4,26 @@ transformers' ``generate`` takes no generator and returns scores after its own p
 sampler is ours: explicit seeds, no truncation (no top-k, no top-p), and the log-probability under
 the distribution that was really sampled from.
 
+Any causal model can be sampled from that provides a `Decoder`, its state while it generates.
+
 Row r, token t always uses the same uniform number, whatever the batch: uniforms are drawn a block
-of rows at a time from a seed derived for that block. A compute batch is also exactly one block, so
-that `sample` of the same prompts is bit-identical however the caller splits its work in blocks.
+of rows at a time from a seed derived for that block. A compute batch is also exactly one
+block, so that `sample` of the same prompts is bit-identical however the caller splits its work in
+blocks.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from overopt.compute import Compute
 from overopt.datatypes import Prompts, Responses, Sequences, concat_responses, length_sorted
 from overopt.errors import DataError
 from overopt.functional import token_logprobs
-from overopt.nets import KVCache, Llama
+from overopt.nets import Llama
 from overopt.seeding import torch_generator
 
 SAMPLE_BLOCK = 256  # rows sampled together; semantic: it defines the random streams
@@ -27,8 +31,76 @@ _BIN = 64  # vocabulary entries per first-level bin of the inverse CDF
 _COMPACT_BELOW = 0.8  # finished rows leave the batch when fewer than this share of it still runs
 
 
+class Decoder(Protocol):
+    """State of R rows that grow by one token a row at a time.
+
+    hidden (R, D): last hidden state of each row, from which `Policy.logits` gives the distribution
+    of its next token. It stays valid until the next `step`.
+    """
+
+    hidden: Tensor
+
+    def step(self, token: Tensor) -> Tensor:
+        """Append one token a row, (R,) int64; returns the new ``hidden``."""
+        ...
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop all other rows: row i becomes what row ``rows[i]`` was, ``hidden`` included."""
+        ...
+
+
+class PolicyShape(Protocol):
+    """What the sampler must know of a model, under transformers' names."""
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """Longest sequence, prompt and response together, in tokens."""
+        ...
+
+    @property
+    def pad_token_id(self) -> int:
+        """Stands behind the end of a response; never looked at."""
+        ...
+
+    @property
+    def bos_token_id(self) -> int:
+        """What a prompt without words consists of."""
+        ...
+
+    @property
+    def eos_token_id(self) -> int:
+        """Ends a response."""
+        ...
+
+
+class Policy(Protocol):
+    """A causal language model that can be sampled from."""
+
+    @property
+    def cfg(self) -> PolicyShape:
+        """Its context and special tokens."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        ...
+
+    def decoder(self, ids: Tensor, mask: Tensor, row: Tensor, n_tokens: int) -> Decoder:
+        """Compute P distinct prompts and continue each in any number of rows.
+
+        ids, mask (P, L), left-padded, at least one real token each; row (R,) the prompt of each
+        row, ascending; n_tokens: steps that will follow at most. All on the model's device.
+        """
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Unnormalized log-probabilities (…, V) of hidden states (…, D), a new tensor."""
+        ...
+
+
 def sample(
-    policy: Llama,
+    policy: Policy,
     prompts: Prompts,
     *,
     n_tokens: int,
@@ -37,6 +109,7 @@ def sample(
     temperature: float = 1.0,
     logit_bias: Tensor | None = None,
     first_block: int = 0,
+    compute: Compute | None = None,
 ) -> Responses:
     """Sample ``copies`` responses to each prompt, copies of one prompt adjacent.
 
@@ -49,6 +122,8 @@ def sample(
     logit_bias : (V,) added to the logits before the temperature, or None.
     first_block : number of the first block of SAMPLE_BLOCK rows, for a caller that samples a large
         table in pieces of whole blocks and wants the same responses as from one call.
+    compute : shares the batches over its processes; each gets all responses, bit-identical to those
+        of one process. None: this process samples alone.
 
     Returns
     -------
@@ -62,7 +137,7 @@ def sample(
     """
     _check(policy, prompts, n_tokens, copies, temperature)
     prompt_of_row = torch.arange(len(prompts)).repeat_interleave(copies)
-    parts = []
+    batches: list[tuple[Tensor, Tensor]] = []
     for i, rows in enumerate(prompt_of_row.split(SAMPLE_BLOCK)):
         generator = torch_generator(seed, "uniform", first_block + i)
         # The whole block's table, also where fewer rows are left: a row's numbers never depend on
@@ -70,11 +145,43 @@ def sample(
         uniform = torch.rand((SAMPLE_BLOCK, n_tokens), generator=generator, dtype=torch.float64)[
             : len(rows)
         ]
-        parts.append(_sample_block(policy, prompts, rows, uniform, temperature, logit_bias))
-    return concat_responses(parts)
+        batches.append((rows, uniform))
+
+    def run(share: list[tuple[Tensor, Tensor]]) -> list[Responses]:
+        return [_sample_batch(policy, prompts, *b, temperature, logit_bias) for b in share]
+
+    if compute is None or compute.n_ranks == 1:
+        return concat_responses(run(batches))
+    return _gather(run(batches[compute.rank :: compute.n_ranks]), batches, prompts, compute)
 
 
-def _check(policy: Llama, prompts: Prompts, n_tokens: int, copies: int, temperature: float) -> None:
+def _gather(
+    own: list[Responses],
+    batches: list[tuple[Tensor, Tensor]],
+    prompts: Prompts,
+    compute: Compute,
+) -> Responses:
+    """All batches' responses, of which this process sampled every n_ranks-th."""
+    counts = [len(rows) for rows, _ in batches]
+    places = torch.arange(sum(counts)).split(counts)[compute.rank :: compute.n_ranks]
+    where = torch.cat([torch.zeros(0, dtype=torch.int64), *places])
+    shape = (0, batches[0][1].shape[1])
+    empty = {
+        "ids": torch.zeros(shape, dtype=torch.int64),
+        "mask": torch.zeros(shape, dtype=torch.bool),
+        "logprobs": torch.zeros(shape),
+        "ended": torch.zeros(0, dtype=torch.bool),
+    }
+    tables = {
+        name: compute.gather(torch.cat([e, *(getattr(r, name) for r in own)]), where, sum(counts))
+        for name, e in empty.items()
+    }
+    return Responses(prompts.select(torch.cat([rows for rows, _ in batches])), **tables)
+
+
+def _check(
+    policy: Policy, prompts: Prompts, n_tokens: int, copies: int, temperature: float
+) -> None:
     """Raise DataError where `sample` cannot do what it is asked."""
     for name, value in (("n_tokens", n_tokens), ("copies", copies), ("temperature", temperature)):
         if not value > 0:
@@ -95,71 +202,36 @@ def _check(policy: Llama, prompts: Prompts, n_tokens: int, copies: int, temperat
         )
 
 
-class _Prefill(NamedTuple):
-    """State after the prompts, R rows: last hidden state (R, D), cache of width + T slots, prompt
-    lengths (R,), width, and the attention bias (1 or R·H, 1, width + T), −inf where hidden."""
-
-    hidden: Tensor
-    cache: KVCache
-    n_prompt: Tensor
-    width: int
-    bias: Tensor
-
-
-def _prefill(policy: Llama, prompts: Prompts, rows: Tensor, n_tokens: int) -> _Prefill:
-    """Forward each distinct prompt once and spread the result over the rows of a block."""
-    device = policy.embed.weight.device
-    distinct, inverse = (t.to(device) for t in rows.unique_consecutive(return_inverse=True))
-    few = prompts.select(distinct.cpu())
-    n_prompt = few.mask.sum(1).to(device)
-    width = int(n_prompt.max())
-    ids, real = few.ids[:, -width:].to(device), few.mask[:, -width:].to(device)
-    mask = None
-    hidden_slots = torch.zeros((1, 1, width), device=device)
-    if not bool(real.all()):
-        hidden_slots = torch.zeros((len(few), 1, width), device=device)
-        hidden_slots = hidden_slots.masked_fill(~real[:, None], -torch.inf)
-        causal = torch.full((width, width), -torch.inf, device=device).triu(1)
-        # Finite, because the row of a padding slot may see nothing at all.
-        mask = (hidden_slots[:, None] + causal).clamp_min(-1e9)
-    small = policy.new_cache(len(few), width)
-    position = (real.cumsum(1) - 1).clamp_min(0)
-    hidden = policy.extend(ids, position, small, 0, mask)[:, -1]
-
-    cache = policy.new_cache(len(rows), width + n_tokens)
-    for to, of in zip(cache.keys + cache.values, small.keys + small.values, strict=True):
-        to[:, :, :width] = of[inverse]
-    bias = torch.full((1, 1, width + n_tokens), -torch.inf, device=device)
-    if mask is None:
-        bias[..., :width] = 0
-    else:
-        bias = bias.repeat(len(rows), 1, 1)
-        bias[..., :width] = hidden_slots[inverse]
-        bias = bias.repeat_interleave(policy.cfg.num_attention_heads, 0)
-    return _Prefill(hidden[inverse], cache, n_prompt[inverse], width, bias)
-
-
 @torch.no_grad()
-def _sample_block(
-    policy: Llama,
+def _sample_batch(
+    policy: Policy,
     prompts: Prompts,
     rows: Tensor,
     uniform: Tensor,
     temperature: float,
     logit_bias: Tensor | None,
 ) -> Responses:
-    """One block: prefill each distinct prompt once, then decode all rows together."""
-    cfg, device = policy.cfg, policy.embed.weight.device
+    """One batch: each distinct prompt is computed once, then all rows are decoded together."""
+    cfg, device = policy.cfg, policy.device
     n_rows, n_tokens = uniform.shape
-    hidden, cache, n_prompt, width, bias = _prefill(policy, prompts, rows, n_tokens)
+    distinct, prompt_of_row = rows.unique_consecutive(return_inverse=True)
+    few = prompts.select(distinct)
+    width = int(few.mask.sum(1).max())
+    # The last token sampled is not appended.
+    decoder = policy.decoder(
+        few.ids[:, -width:].to(device),
+        few.mask[:, -width:].to(device),
+        prompt_of_row.to(device),
+        n_tokens - 1,
+    )
     uniform = uniform.to(device)
     # 1. Sample on past an end token where the row has not left yet; what follows it is cut below.
     ids = torch.full((n_rows, n_tokens), cfg.eos_token_id, device=device)
     logprobs = torch.zeros((n_rows, n_tokens), device=device)
-    alive = torch.arange(n_rows, device=device)  # the row of the block that each batch row is
+    alive = torch.arange(n_rows, device=device)  # the row of ids that each row of the decoder is
     running = torch.ones(n_rows, dtype=torch.bool, device=device)
     for t in range(n_tokens):
-        logits = policy.logits(hidden)
+        logits = policy.logits(decoder.hidden)
         if logit_bias is not None:
             logits += logit_bias
         if temperature != 1.0:
@@ -172,14 +244,9 @@ def _sample_block(
             break
         if n_running < _COMPACT_BELOW * len(alive):
             keep = running.nonzero()[:, 0]
-            cache = KVCache([k[keep] for k in cache.keys], [v[keep] for v in cache.values])
+            decoder.keep(keep)
             alive, running, uniform, token = alive[keep], running[keep], uniform[keep], token[keep]
-            n_prompt = n_prompt[keep]
-            if bias.shape[0] > 1:
-                bias = bias.view(-1, cfg.num_attention_heads, *bias.shape[1:])[keep].flatten(0, 1)
-        slot = width + t
-        bias[..., slot] = 0
-        hidden = policy.step(token, n_prompt + t, cache, slot, bias)
+        decoder.step(token)
     # 2. A token is real if no end token comes before it.
     is_end = (ids == cfg.eos_token_id).cpu()
     mask = (is_end.cumsum(1) - is_end.long()) == 0
@@ -245,20 +312,25 @@ def response_hidden(model: Llama, seq: Sequences, view: ResponseView) -> Tensor:
     return hidden.gather(1, view.position[..., None].expand(-1, -1, hidden.shape[-1]))
 
 
-def sequence_batches(responses: Responses, batch_tokens: int) -> Iterator[tuple[Tensor, Sequences]]:
-    """Rows of ``responses`` and their joined sequences, in batches of similar length."""
+def sequence_batches(
+    responses: Responses, batch_tokens: int, device: torch.device | str = "cpu"
+) -> Iterator[tuple[Tensor, Sequences]]:
+    """Rows of ``responses`` and their joined sequences on ``device``, in batches of similar length."""
     seq = responses.sequences()
     for rows in length_sorted(seq.length, batch_tokens):
         width = int(seq.length[rows].max())
-        yield rows, Sequences(seq.ids[rows, :width], seq.length[rows], seq.n_prompt[rows])
+        part = (seq.ids[rows, :width], seq.length[rows], seq.n_prompt[rows])
+        yield rows, Sequences(*(t.to(device) for t in part))
 
 
 @torch.no_grad()
 def score_logprobs(policy: Llama, responses: Responses, *, batch_tokens: int = 8192) -> Tensor:
     """Log-probabilities (R, T) in nats of given tokens under ``policy``; 0 where masked."""
     out = torch.zeros(responses.ids.shape)
-    for rows, seq in sequence_batches(responses, batch_tokens):
+    for rows, seq in sequence_batches(responses, batch_tokens, policy.device):
         view = response_view(seq)
-        logp = token_logprobs(policy.logits(response_hidden(policy, seq, view)), view.tokens)
-        out[rows, : view.tokens.shape[1]] = logp * view.mask
+        logp = token_logprobs(
+            policy.logits(response_hidden(policy, seq, view)).float(), view.tokens
+        )
+        out[rows, : view.tokens.shape[1]] = (logp * view.mask).cpu()
     return out

@@ -4,7 +4,9 @@ A stage function reads its inputs, calls pure code, writes its artefact. Its con
 it depends on and no more. How stages hang together is `overopt.pipeline`.
 """
 
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,34 +15,47 @@ import torch
 
 from overopt import checkpoints, store
 from overopt.artefacts import (
+    backbone_state,
+    load_backbone,
     load_responses,
     load_rubric,
     load_scorer,
     load_world,
+    n_params,
     response_arrays,
     save_responses,
     save_scorer,
 )
 from overopt.config import to_dict
-from overopt.datatypes import Prompts, concat_responses
+from overopt.datatypes import Prompts, Responses, concat_responses
+from overopt.distributed import compute_of
 from overopt.errors import DivergenceError
 from overopt.estimators import best_of_n, exponential_tilt, kl_bon, kl_bon_ties
 from overopt.gold.learned import sample_tilted, soft_pairs
+from overopt.gold.pretrained import ClassifierScorer
 from overopt.gold.rubric import RubricConfig, calibrate
 from overopt.graph import StageContext
 from overopt.kl import sqrt_kl
 from overopt.labels import label_pairs
 from overopt.measure.evaluate import distinct_share, measure_kl
+from overopt.measure.win_rate import paired_win_rate, pool_win_share
 from overopt.methods import ppo as ppo_method
-from overopt.nets import (
-    ScalarHeadModel,
-    to_transformers_state,
-)
+from overopt.mitigations.shaping import LOG_SIGMOID_QUANTILE
+from overopt.nets import Llama, ScalarHeadModel
+from overopt.proxy import length_control
+from overopt.proxy.heads import resample_prompts
 from overopt.proxy.normalize import pair_metrics, recalibration
-from overopt.proxy.train import TrainingPairs, train_reward_model
+from overopt.proxy.train import TrainingPairs, preference_loss, train_reward_model
 from overopt.records import CURVE_ARRAYS
 from overopt.sampling import sample
-from overopt.scorers import RewardModelScorer, RubricScorer, mean_std, raw_scores
+from overopt.scorers import (
+    EnsembleScorer,
+    MultiHeadScorer,
+    RewardModelScorer,
+    RubricScorer,
+    normalisation,
+    raw_scores,
+)
 from overopt.seeding import derive_seed, torch_generator
 from overopt.settings import (
     BonConfig,
@@ -50,9 +65,11 @@ from overopt.settings import (
     ProxyConfig,
     WorldConfig,
 )
-from overopt.world.stories import StoriesWorld
+from overopt.world.hf import World, in_own_tokens
+from overopt.world.stories import split_bounds
 
 CALIBRATION_PROMPTS, CALIBRATION_COPIES = 256, 4
+LABEL_ARRAYS = ("chosen", "rejected", "gold_margin", "flipped")
 TILT_BETAS = tuple(float(b) for b in np.geomspace(8.0, 0.05, 16))  # sd of the proxy
 
 
@@ -104,11 +121,12 @@ class LabelsStage:
 
 @dataclass(frozen=True, kw_only=True)
 class ProxyStage:
-    """A trained, normalised proxy."""
+    """A trained, normalised proxy; ``bootstrap``: number of the resample of its prompts, 0 for none."""
 
     world: WorldConfig
     proxy: ProxyConfig
     root_seed: int
+    bootstrap: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +136,15 @@ class PoolStage:
     world: WorldConfig
     n_prompts: int
     pool_size: int
+    root_seed: int
+    eval_offset: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoresStage:
+    """One proxy's scores of the pool."""
+
+    world: WorldConfig
     root_seed: int
 
 
@@ -150,13 +177,25 @@ class PpoGoldStage:
 # --- stage functions ------------------------------------------------------------------------------
 
 
+def _policy(ctx: StageContext) -> Llama:
+    """A fresh copy of the initial policy, on the device."""
+    return checkpoints.load_lm(ctx.config.world.policy).to(ctx.runtime.device)
+
+
+def scorer_of(ctx: StageContext, role: str, world: World) -> Any:
+    """The scorer of an input, on the device."""
+    return load_scorer(
+        ctx.inputs[role].path, ctx.inputs["calibration"].path, world, ctx.runtime.device
+    )
+
+
 def run_calibration(ctx: StageContext) -> None:
     """Sample the initial policy on validation prompts and standardise the rubric there."""
     cfg: CalibrationStage = ctx.config
     world = load_world(cfg.world)
     n = min(CALIBRATION_PROMPTS, len(world.texts) // 15)
     responses = sample(
-        checkpoints.load_lm(cfg.world.policy),
+        _policy(ctx),
         world.prompts("validation", n),
         n_tokens=cfg.world.max_response_tokens,
         seed=derive_seed(cfg.root_seed, "calibration"),
@@ -177,6 +216,7 @@ def run_calibration(ctx: StageContext) -> None:
             "feature_std": list(rubric.feature_std),
             "score_mean": rubric.score_mean,
             "score_std": rubric.score_std,
+            "constant_features": list(rubric.constant_features),
         },
     )
 
@@ -188,48 +228,72 @@ def run_gold(ctx: StageContext) -> None:
     world = load_world(cfg.world)
     base = load_responses(calibration / "responses.npz")
     rubric = RubricScorer(load_rubric(calibration), world)
+    scorer: RewardModelScorer | ClassifierScorer
     match cfg.gold.kind:
         case "rubric":
             save_scorer(ctx.out, None, {"kind": "rubric"})
             return
+        case "pretrained":
+            classifier, tokenizer = checkpoints.load_classifier(cfg.gold.source)
+            classifier.to(ctx.runtime.device)
+            scorer = ClassifierScorer(classifier, tokenizer, cfg.gold.source, world)
+            raw = scorer.raw(base)
         case "frozen":
             model, _, _ = checkpoints.load_reward_model(cfg.gold.source)
+            scorer = RewardModelScorer(model.to(ctx.runtime.device), 0.0, 1.0)
+            raw = scorer.score(base)
         case "learned":
-            model = _fit_gold(cfg, world, rubric, ctx)
-    raw = raw_scores(model, base)
-    mean, std = mean_std(raw)
-    agreement = float(np.corrcoef(raw.numpy(), rubric.score(base).numpy())[0, 1])
-    info = {"kind": "reward_model", "rubric_correlation": agreement}
-    save_scorer(ctx.out, RewardModelScorer(model, mean, std), info)
+            scorer = RewardModelScorer(_fit_gold(cfg, world, rubric, ctx), 0.0, 1.0)
+            raw = scorer.score(base)
+    with _weights_kept(ctx, scorer.model):
+        unit = normalisation(raw)
+    human = rubric.score(base)
+    is_flat = unit.is_constant or bool(human.max() == human.min())
+    info = {
+        "kind": "reward_model",
+        "rubric_correlation": None
+        if is_flat
+        else float(np.corrcoef(raw.numpy(), human.numpy())[0, 1]),
+        "is_constant": unit.is_constant,
+    }
+    save_scorer(ctx.out, replace(scorer, mean=unit.mean, std=unit.std), info)
 
 
 def _fit_gold(
-    cfg: GoldStage, world: StoriesWorld, rubric: RubricScorer, ctx: StageContext
+    cfg: GoldStage, world: World, rubric: RubricScorer, ctx: StageContext
 ) -> ScalarHeadModel:
     gold, seed = cfg.gold, derive_seed(cfg.root_seed, "gold")
     responses = sample_tilted(
-        checkpoints.load_lm(cfg.world.policy),
+        _policy(ctx),
         world.prompts("gold", gold.n_prompts),
         world.tokenizer,
         copies=gold.copies,
         n_tokens=cfg.world.max_response_tokens,
         seed=seed,
     )
-    model = ScalarHeadModel(checkpoints.load_lm(gold.source))
+    model = ScalarHeadModel(load_backbone(gold.source, world, layers=gold.layers))
     model.init_head(torch_generator(seed, "head"))
-    train_reward_model(
-        model,
-        soft_pairs(
-            responses, rubric.score(responses), copies=gold.copies, pairs_per_prompt=30, seed=seed
-        ),
-        epochs=gold.epochs,
-        lr=gold.lr,
-        batch_prompts=8,
-        weight_decay=0.01,
+    model.to(ctx.runtime.device)
+    pairs = soft_pairs(
+        in_own_tokens(model.backbone, responses),
+        rubric.score(responses),
+        copies=gold.copies,
+        pairs_per_prompt=30,
         seed=seed,
-        validate=dict,
-        progress=ctx.progress,
     )
+    with _weights_kept(ctx, model):
+        train_reward_model(
+            model,
+            pairs,
+            epochs=gold.epochs,
+            lr=gold.lr,
+            batch_prompts=8,
+            weight_decay=0.01,
+            seed=seed,
+            validate=dict,
+            progress=ctx.progress,
+            compute=compute_of(ctx.runtime),
+        )
     return model.eval()
 
 
@@ -237,18 +301,12 @@ def run_comparisons(ctx: StageContext) -> None:
     """Sample K responses to each training and validation prompt and score them with gold."""
     cfg: ComparisonsStage = ctx.config
     world = load_world(cfg.world)
-    policy = checkpoints.load_lm(cfg.world.policy)
-    gold = load_scorer(ctx.inputs["gold"].path, ctx.inputs["calibration"].path, world)
+    policy = _policy(ctx)
+    gold = scorer_of(ctx, "gold", world)
     for split, n in (("train", cfg.n_prompts), ("validation", cfg.n_validation_prompts)):
-        everyone = world.prompts(split, len_split(world, split))
-        order = torch.randperm(
-            len(everyone), generator=torch_generator(cfg.root_seed, "prompts", split, cfg.data_seed)
-        )
-        if n > len(order):
-            world.prompts(split, n)  # raises with the numbers
         responses = sample(
             policy,
-            everyone.select(order[:n]),
+            comparison_prompts(world, split, n, seeds=(cfg.root_seed, cfg.data_seed)),
             n_tokens=cfg.world.max_response_tokens,
             seed=derive_seed(cfg.root_seed, "comparisons", split, cfg.data_seed),
             copies=cfg.copies,
@@ -257,12 +315,25 @@ def run_comparisons(ctx: StageContext) -> None:
         store.save_arrays(ctx.out / f"{split}_gold.npz", {"gold": gold.score(responses).numpy()})
 
 
-def len_split(world: StoriesWorld, split: str) -> int:
-    """Number of prompts in a split."""
-    from overopt.world.stories import split_bounds
+def comparison_prompts(world: World, split: str, n: int, *, seeds: tuple[int, int]) -> Prompts:
+    """The first ``n`` prompts of a split in the order of ``seeds``: root seed, data seed."""
+    root_seed, data_seed = seeds
+    everyone = world.prompts(split, len_split(world, split))
+    if n > len(everyone):
+        world.prompts(split, n)  # raises with the numbers
+    generator = torch_generator(root_seed, "prompts", split, data_seed)
+    return everyone.select(torch.randperm(len(everyone), generator=generator)[:n])
 
+
+def len_split(world: World, split: str) -> int:
+    """Number of prompts in a split."""
     start, stop = split_bounds(len(world.texts))[split]
     return stop - start
+
+
+def eval_prompts(world: World, n: int, offset: int) -> Prompts:
+    """``n`` prompts of the eval split, from number ``offset`` on."""
+    return world.prompts("eval", offset + n).select(slice(offset, None))
 
 
 def run_labels(ctx: StageContext) -> None:
@@ -283,12 +354,15 @@ def run_labels(ctx: StageContext) -> None:
             flip_rate=flip,
             seed=derive_seed(cfg.root_seed, "labels", split, labels.data_seed),
         )
-        arrays = {k: getattr(pairs, k) for k in ("chosen", "rejected", "gold_margin", "flipped")}
+        arrays = {k: getattr(pairs, k) for k in LABEL_ARRAYS}
         store.save_arrays(ctx.out / f"{split}.npz", {k: v.numpy() for k, v in arrays.items()})
 
 
 def run_proxy(ctx: StageContext) -> None:
-    """Train a proxy on the labels and normalise it on the calibration responses."""
+    """Train a proxy on the labels and normalise it on the calibration responses.
+
+    An input ``start`` is the proxy to train further.
+    """
     cfg: ProxyStage = ctx.config
     calibration, comparisons = ctx.inputs["calibration"].path, ctx.inputs["comparisons"].path
     world = load_world(cfg.world)
@@ -297,11 +371,13 @@ def run_proxy(ctx: StageContext) -> None:
     held_pairs = store.load_arrays(ctx.inputs["labels"].path / "validation.npz")
     history: dict[str, Any] = {}
     if cfg.proxy.kind == "gold":
-        gold = load_scorer(ctx.inputs["gold"].path, calibration, world)
-        if isinstance(gold, RubricScorer):
+        gold = scorer_of(ctx, "gold", world)
+        if not isinstance(gold, RewardModelScorer):
             held_raw = gold.score(held_out).numpy()
             margin = held_raw[held_pairs["chosen"]] - held_raw[held_pairs["rejected"]]
-            save_scorer(ctx.out, None, {"kind": "rubric", "n_params": 0, "n_params_total": 0})
+            is_classifier = isinstance(gold, ClassifierScorer)
+            size = n_params(gold.model) if is_classifier else {"n_params": 0, "n_params_total": 0}
+            save_scorer(ctx.out, gold if is_classifier else None, {"kind": "rubric"} | size)
             store.save_json(
                 ctx.out / "training.json", pair_metrics(margin) | {"recalibration": 1.0}
             )
@@ -310,23 +386,40 @@ def run_proxy(ctx: StageContext) -> None:
     else:
         seed = derive_seed(cfg.root_seed, "proxy", cfg.proxy.rm_seed)
         labels = store.load_arrays(ctx.inputs["labels"].path / "train.npz")
-        model = ScalarHeadModel(checkpoints.load_lm(cfg.proxy.backbone))
-        model.init_head(torch_generator(seed, "head"))
+        head = torch_generator(seed, "head")
+        controlled = cfg.proxy.length_control > 0
+        if "start" in ctx.inputs:
+            model = scorer_of(ctx, "start", world).model
+        else:
+            backbone = load_backbone(cfg.proxy.backbone, world, layers=cfg.proxy.layers)
+            if controlled:
+                model = length_control.two_headed(backbone, generator=head)
+            else:
+                model = ScalarHeadModel(backbone)
+                model.init_head(head)
+        model.to(ctx.runtime.device)
+
+        def trained() -> ScalarHeadModel:
+            return length_control.quality_model(model) if controlled else model
 
         def validate() -> dict[str, float]:
-            raw = raw_scores(model, held_out).numpy()
+            raw = raw_scores(trained(), held_out).numpy()
             return pair_metrics(raw[held_pairs["chosen"]] - raw[held_pairs["rejected"]])
 
         chosen = torch.from_numpy(labels["chosen"])
-        try:
+        pairs = TrainingPairs(
+            in_own_tokens(model.backbone, load_responses(comparisons / "train.npz")),
+            chosen,
+            torch.from_numpy(labels["rejected"]),
+            torch.ones(len(chosen)),
+        )
+        if cfg.bootstrap > 0:
+            draw = torch_generator(seed, "bootstrap", cfg.bootstrap)
+            pairs = resample_prompts(pairs, generator=draw)
+        with _weights_kept(ctx, model):
             log = train_reward_model(
                 model,
-                TrainingPairs(
-                    load_responses(comparisons / "train.npz"),
-                    chosen,
-                    torch.from_numpy(labels["rejected"]),
-                    torch.ones(len(chosen)),
-                ),
+                pairs,
                 epochs=cfg.proxy.epochs,
                 lr=cfg.proxy.lr,
                 batch_prompts=cfg.proxy.batch_prompts,
@@ -334,30 +427,39 @@ def run_proxy(ctx: StageContext) -> None:
                 seed=seed,
                 validate=validate,
                 progress=ctx.progress,
+                compute=compute_of(ctx.runtime, cfg.proxy.precision),
+                pair_loss=(
+                    length_control.length_controlled_loss(cfg.proxy.length_control)
+                    if controlled
+                    else preference_loss
+                ),
             )
-        except DivergenceError as e:
-            raise _saved(e, ctx, dict(model.state_dict())) from e
-        history = {
+        history |= {
             "train_loss": log.loss,
             "validation": log.validation,
             "pairs_seen": log.pairs_seen,
         }
-        mean, std = mean_std(raw_scores(model.eval(), base))
-        scorer = RewardModelScorer(model, mean, std)
+        model = trained().eval()
+        with _weights_kept(ctx, model):
+            unit = normalisation(raw_scores(model, base))
+        history |= {"is_constant": unit.is_constant}
+        scorer = RewardModelScorer(model, unit.mean, unit.std)
     raw = raw_scores(scorer.model, held_out).numpy()
     margin = raw[held_pairs["chosen"]] - raw[held_pairs["rejected"]]
-    backbone = scorer.model.backbone
-    total = sum(p.numel() for p in scorer.model.parameters())
-    info = {
-        "kind": "reward_model",
-        "n_params": total - backbone.embed.weight.numel(),
-        "n_params_total": total,
-    }
-    save_scorer(ctx.out, scorer, info)
+    save_scorer(ctx.out, scorer, {"kind": "reward_model"} | n_params(scorer.model))
     soft = recalibration(margin, held_pairs["gold_margin"])
     store.save_json(
         ctx.out / "training.json", pair_metrics(margin) | {"recalibration": soft} | history
     )
+
+
+@contextlib.contextmanager
+def _weights_kept(ctx: StageContext, model: torch.nn.Module) -> Iterator[None]:
+    """Keep the weights of ``model`` if what happens inside diverges."""
+    try:
+        yield
+    except DivergenceError as e:
+        raise _saved(e, ctx, dict(model.state_dict())) from e
 
 
 def _saved(error: DivergenceError, ctx: StageContext, tensors: dict) -> DivergenceError:
@@ -374,17 +476,17 @@ def run_pool(ctx: StageContext) -> None:
     """Sample N responses to each evaluation prompt and score them with gold and rubric."""
     cfg: PoolStage = ctx.config
     world = load_world(cfg.world)
-    policy = checkpoints.load_lm(cfg.world.policy)
-    gold = load_scorer(ctx.inputs["gold"].path, ctx.inputs["calibration"].path, world)
+    policy = _policy(ctx)
+    gold = scorer_of(ctx, "gold", world)
     rubric = RubricScorer(load_rubric(ctx.inputs["calibration"].path), world)
-    prompts = world.prompts("eval", cfg.n_prompts)
+    prompts = eval_prompts(world, cfg.n_prompts, cfg.eval_offset)
     parts = []
     for i in range(cfg.n_prompts):
         part = sample(
             policy,
             prompts.select(slice(i, i + 1)),
             n_tokens=cfg.world.max_response_tokens,
-            seed=derive_seed(cfg.root_seed, "pool", i),
+            seed=derive_seed(cfg.root_seed, "pool", cfg.eval_offset + i),
             copies=cfg.pool_size,
         )
         scores = {"gold": gold.score(part), "rubric": rubric.score(part), "length": part.length}
@@ -396,24 +498,49 @@ def run_pool(ctx: StageContext) -> None:
     store.save_arrays(ctx.out / "scores.npz", table)
 
 
+def run_scores(ctx: StageContext) -> None:
+    """Score the pool with one proxy; every ensemble that has it as a member reads the result."""
+    cfg: ScoresStage = ctx.config
+    proxy = scorer_of(ctx, "proxy", load_world(cfg.world))
+    responses = load_responses(ctx.inputs["pool"].path / "responses.npz")
+    n_prompts = len(store.load_arrays(ctx.inputs["pool"].path / "scores.npz")["gold"])
+    # Prompt by prompt, as gold was scored: a proxy that is gold gets bit-identical scores.
+    tables = []
+    for rows in torch.arange(len(responses)).chunk(n_prompts):
+        part = responses.select(rows)
+        many = isinstance(proxy, MultiHeadScorer | EnsembleScorer)
+        tables.append(proxy.member_scores(part) if many else proxy.score(part)[None])
+        ctx.progress(len(tables), n_prompts)
+    store.save_arrays(ctx.out / "scores.npz", {"members": torch.stack(tables, 1).numpy()})
+
+
 def run_bon(ctx: StageContext) -> None:
-    """Score the pool with the proxy and estimate every best-of-n."""
+    """Combine the members' scores of the pool and estimate every best-of-n."""
     cfg: BonStage = ctx.config
-    world = load_world(cfg.world)
     pool = ctx.inputs["pool"].path
-    proxy = load_scorer(ctx.inputs["proxy"].path, ctx.inputs["calibration"].path, world)
+    proxy = scorer_of(ctx, "proxy", load_world(cfg.world))
     responses = load_responses(pool / "responses.npz")
     table = store.load_arrays(pool / "scores.npz")
     shape = table["gold"].shape
-    # Prompt by prompt, as gold was scored: a proxy that is gold gets bit-identical scores.
-    prompts = torch.arange(len(responses)).split(shape[1])
-    proxy_PN = np.stack([proxy.score(responses.select(p)).numpy() for p in prompts]).astype(float)
+    roles = sorted(role for role in ctx.inputs if role.startswith("scores_"))
+    members_MPN = np.concatenate(
+        [store.load_arrays(ctx.inputs[role].path / "scores.npz")["members"] for role in roles]
+    )
+    proxy_PN, spread_PN = members_MPN[0].astype(float), None
+    if isinstance(proxy, EnsembleScorer | MultiHeadScorer):
+        members = torch.from_numpy(members_MPN.reshape(len(members_MPN), -1))
+        proxy_PN = proxy.combine(members, responses.length).numpy().astype(float).reshape(shape)
+        if len(members_MPN) > 1:
+            spread_PN = members_MPN.std(0)
     columns = {k: table[k].astype(np.float64) for k in ("gold", "rubric", "length")}
     columns |= {"proxy": proxy_PN, "ended": responses.ended.numpy().astype(float).reshape(shape)}
+    columns["win_rate"] = pool_win_share(table["gold"])
+    if spread_PN is not None:
+        columns["member_std"] = spread_PN.astype(float)
     result = best_of_n(proxy_PN, columns, cfg.bon.ns)
     ties = kl_bon_ties(proxy_PN, cfg.bon.ns)
     bound = kl_bon(cfg.bon.ns)
-    arrays = {k: result[k].per_prompt for k in ("gold", "proxy", "rubric", "length")}
+    arrays = {k: result[k].per_prompt for k in (*CURVE_ARRAYS, "win_rate") if k != "kl"}
     arrays["kl"] = np.repeat(np.asarray(bound)[:, None], shape[0], axis=1)
     rows = []
     for k, n in enumerate(cfg.bon.ns):
@@ -427,10 +554,14 @@ def run_bon(ctx: StageContext) -> None:
                 "kl_bon_ties": float(ties.mean[k]),
                 "n_responses": int(np.prod(shape)),
                 "ended_share": float(result["ended"].mean[k]),
-                "missing_reason": "best-of-n: no policy, its KL is known by formula",
+                "member_disagreement": (
+                    None if spread_PN is None else float(result["member_std"].mean[k])
+                ),
+                "missing_reason": "best-of-n: no policy, its KL is known by formula;"
+                " member_disagreement: a single proxy has none",
             }
         )
-    _save_curve(ctx.out, rows, arrays, proxy)
+    _save_curve(ctx.out, rows, arrays, [proxy] * len(rows))
     store.save_json(ctx.out / "tilt.json", _tilt_rows(proxy_PN, columns["gold"]))
 
 
@@ -458,28 +589,43 @@ def _tilt_rows(proxy_PN: np.ndarray, gold_PN: np.ndarray) -> list[dict[str, Any]
 
 def run_ppo(ctx: StageContext) -> None:
     """Optimise the policy against the proxy; keep evaluation responses and KL along the way."""
-    cfg: PpoStage = ctx.config
-    world, ppo = load_world(cfg.world), cfg.ppo
-    proxy = load_scorer(ctx.inputs["proxy"].path, ctx.inputs["calibration"].path, world)
-    ref_policy = checkpoints.load_lm(cfg.world.policy)
-    value = ScalarHeadModel(checkpoints.load_lm(ppo.value_backbone))
-    state = ppo_method.new_state(checkpoints.load_lm(cfg.world.policy), value, ppo)
+    optimise(ctx, ctx.config.ppo.evaluation_steps)
+
+
+def optimise(ctx: StageContext, evaluation_steps: tuple[int, ...]) -> ppo_method.PpoState:
+    """PPO up to the last of ``evaluation_steps``, written as an artefact; returns its state.
+
+    From the initial policy, or from where the input ``start`` ended, everything but the proxy
+    carried on. The schedule is that of all ``ppo.steps``.
+    """
+    cfg = ctx.config
+    world, ppo, last = load_world(cfg.world), cfg.ppo, evaluation_steps[-1]
+    proxy = scorer_of(ctx, "proxy", world)
+    ref_policy = _policy(ctx)
+    value = ScalarHeadModel(checkpoints.load_trunk(ppo.value_backbone)).to(ctx.runtime.device)
+    state = ppo_method.new_state(_policy(ctx), value, ppo)
     prompts = world.prompts("rl", len_split(world, "rl"))
-    held = world.prompts("eval", ppo.eval_prompts)
+    held = eval_prompts(world, ppo.eval_prompts, ppo.eval_offset)
     seed = derive_seed(cfg.root_seed, "ppo", ppo.ppo_seed)
+    ref_scores = _shaping_reference(ctx, ref_policy, proxy, prompts, seed)
+    compute = compute_of(ctx.runtime, ppo.precision)
     log: list[dict[str, float]] = []
     saved = ctx.checkpoint / "state.safetensors"
     _discard_foreign_checkpoint(ctx)
     if saved.exists():
         ppo_method.load_state_tensors(state, store.load_tensors(saved))
         log = store.load_json(ctx.checkpoint / f"log-{state.step}.json")
+    elif "start" in ctx.inputs:
+        start = ctx.inputs["start"].path
+        ppo_method.load_state_tensors(state, store.load_tensors(start / "state.safetensors"))
+        log = store.load_json(start / "log.json")
     while True:
         k = state.step
-        if k % ppo.eval_every == 0 or k == ppo.steps:
+        if k in evaluation_steps:
             file = ctx.checkpoint / f"eval-{k:05d}.npz"
             if not file.exists():
                 _evaluate(file, state.policy, ref_policy, proxy, held, cfg)
-        if k >= ppo.steps:
+        if k >= last:
             break
         try:
             log.append(
@@ -491,21 +637,46 @@ def run_ppo(ctx: StageContext) -> None:
                     ppo,
                     n_tokens=cfg.world.max_response_tokens,
                     seed=seed,
+                    ref_scores=ref_scores,
+                    compute=compute,
                 )
             )
         except DivergenceError as e:
             raise _saved(e, ctx, ppo_method.state_tensors(state)) from e
-        ctx.progress(state.step, ppo.steps)
-        if state.step % ppo.eval_every == 0:
+        ctx.progress(state.step, last)
+        if state.step in evaluation_steps:
             # The log is written before the state that refers to it, so that a kill between the
             # two leaves the older, consistent pair in force.
             store.save_json(ctx.checkpoint / f"log-{state.step}.json", log)
             store.save_tensors(saved, ppo_method.state_tensors(state))
-    for k in sorted({*range(0, ppo.steps, ppo.eval_every), ppo.steps}):
+    for k in evaluation_steps:
         name = f"eval-{k:05d}.npz"
         (ctx.out / name).write_bytes((ctx.checkpoint / name).read_bytes())
     store.save_json(ctx.out / "log.json", log)
-    store.save_tensors(ctx.out / "policy.safetensors", to_transformers_state(state.policy))
+    store.save_tensors(ctx.out / "policy.safetensors", backbone_state(state.policy))
+    return state
+
+
+def _shaping_reference(
+    ctx: StageContext, ref_policy: Any, proxy: Any, prompts: Prompts, seed: int
+) -> torch.Tensor | None:
+    """The score (P,) that PPO's shaping is relative to, for each prompt; None where it needs none."""
+    cfg: PpoStage = ctx.config
+    match cfg.ppo.shaping:
+        case "par":
+            return ppo_method.reference_scores(
+                ref_policy,
+                proxy,
+                prompts,
+                cfg.ppo,
+                n_tokens=cfg.world.max_response_tokens,
+                seed=seed,
+            )
+        case "log_sigmoid":
+            base = load_responses(ctx.inputs["calibration"].path / "responses.npz")
+            quantile = proxy.score(base).quantile(LOG_SIGMOID_QUANTILE)
+            return quantile.expand(len(prompts))
+    return None
 
 
 def _discard_foreign_checkpoint(ctx: StageContext) -> None:
@@ -525,12 +696,14 @@ def _discard_foreign_checkpoint(ctx: StageContext) -> None:
 def _evaluate(
     file: Path, policy: Any, ref_policy: Any, proxy: Any, prompts: Prompts, cfg: PpoStage
 ) -> None:
+    # Other prompts get other random numbers: tuning and test share none.
+    offset = [cfg.ppo.eval_offset] if cfg.ppo.eval_offset else []
     responses = ppo_method.evaluate_policy(
         policy,
         prompts,
         copies=cfg.ppo.eval_copies,
         n_tokens=cfg.world.max_response_tokens,
-        seed=derive_seed(cfg.root_seed, "ppo-eval"),
+        seed=derive_seed(cfg.root_seed, "ppo-eval", *offset),
     )
     kl = measure_kl(policy, ref_policy, responses)
     table = {k: v.numpy() for k, v in kl._asdict().items()}
@@ -539,18 +712,28 @@ def _evaluate(
 
 
 def run_ppo_gold(ctx: StageContext) -> None:
-    """Score PPO's evaluation responses with gold and rubric, and write its curve."""
+    """Score PPO's evaluation responses with gold and rubric, and write its curve.
+
+    A policy that was carried on through rounds has inputs ``proxy_01``, ``ppo_01``, … before the
+    last round's; each point belongs to the round that trained up to it, and is measured with that
+    round's proxy.
+    """
     cfg: PpoGoldStage = ctx.config
     world = load_world(cfg.world)
-    folder, calibration = ctx.inputs["ppo"].path, ctx.inputs["calibration"].path
-    gold = load_scorer(ctx.inputs["gold"].path, calibration, world)
-    proxy = load_scorer(ctx.inputs["proxy"].path, calibration, world)
-    rubric = RubricScorer(load_rubric(calibration), world)
-    log = store.load_json(folder / "log.json")
-    rows, columns = [], {name: [] for name in CURVE_ARRAYS}  # type: ignore[var-annotated]
-    files = sorted(folder.glob("eval-*.npz"))
-    for done, file in enumerate(files, start=1):
-        step = int(file.stem.removeprefix("eval-"))
+    earlier = sorted(role.removeprefix("ppo") for role in ctx.inputs if role.startswith("ppo_"))
+    parts = [*earlier, ""]
+    proxies = [scorer_of(ctx, f"proxy{part}", world) for part in parts]
+    folders = [ctx.inputs[f"ppo{part}"].path for part in parts]
+    gold = scorer_of(ctx, "gold", world)
+    rubric = RubricScorer(load_rubric(ctx.inputs["calibration"].path), world)
+    log = store.load_json(folders[-1] / "log.json")
+    rows, columns = [], {name: [] for name in (*CURVE_ARRAYS, "proxy_start", "win_rate")}  # type: ignore[var-annotated]
+    gold_start = None
+    files = [(i, file) for i, f in enumerate(folders) for file in sorted(f.glob("eval-*.npz"))]
+    first, score_first = files[0][1], store.load_arrays(files[0][1])["proxy"]
+    starts = [score_first, *(proxy.score(load_responses(first)).numpy() for proxy in proxies[1:])]
+    for done, (i, file) in enumerate(files, start=1):
+        proxy, step = proxies[i], int(file.stem.removeprefix("eval-"))
         responses, a = load_responses(file), store.load_arrays(file)
         n_prompts = len(a["prompt_ids"])
         per = {
@@ -564,6 +747,16 @@ def run_ppo_gold(ctx: StageContext) -> None:
         means = {k: v.reshape(n_prompts, -1).astype(float).mean(1) for k, v in per.items()}
         for name in CURVE_ARRAYS:
             columns[name].append(means[name])
+        if earlier:
+            start_PC = starts[i].reshape(n_prompts, -1)
+            columns["proxy_start"].append(start_PC.astype(float).mean(1))
+        gold_PC = per["gold"].reshape(n_prompts, -1)
+        gold_start = gold_PC if gold_start is None else gold_start
+        has_spread = gold_PC.shape[1] > 1
+        if has_spread:
+            columns["win_rate"].append(paired_win_rate(gold_PC, gold_start))
+        is_ensemble = isinstance(proxy, EnsembleScorer)
+        member_std = _score_and_spread(proxy, responses)[1] if is_ensemble else None
         stats = log[step - 1] if step > 0 else {}
         rows.append(
             {
@@ -579,25 +772,53 @@ def run_ppo_gold(ctx: StageContext) -> None:
                 "n_responses": len(responses),
                 "ended_share": float(responses.ended.float().mean()),
                 "distinct_share": distinct_share(responses),
+                "proxy_std": _within_std(a["proxy"].reshape(n_prompts, -1)) if has_spread else None,
+                "member_disagreement": None if member_std is None else float(member_std.mean()),
+                **({"round": i + 1} if earlier else {}),
                 **{
                     k: stats.get(k)
                     for k in ("entropy_token_nats", "update_kl_token_nats", "clip_fraction")
                 },
-                "missing_reason": "PPO: no best-of-n KL; step 0 has no update",
+                "missing_reason": "PPO: no best-of-n KL; step 0 has no update; member_disagreement:"
+                " a single proxy has none; proxy_std, win_rate: need two responses a prompt",
             }
         )
         ctx.progress(done, len(files))
-    _save_curve(ctx.out, rows, {k: np.stack(v) for k, v in columns.items()}, proxy)
+    of_rows = [proxies[i] for i, _ in files]
+    _save_curve(ctx.out, rows, {k: np.stack(v) for k, v in columns.items() if v}, of_rows)
+
+
+def _score_and_spread(proxy: Any, responses: Responses) -> tuple[np.ndarray, np.ndarray | None]:
+    """Scores (R,), and the standard deviation (R,) over an ensemble's members; None for one proxy.
+
+    Every member scores once.
+    """
+    if not isinstance(proxy, EnsembleScorer):
+        return proxy.score(responses).numpy().astype(float), None
+    scores_MR = proxy.member_scores(responses)
+    score = proxy.combine(scores_MR, responses.length).numpy().astype(float)
+    return score, scores_MR.numpy().astype(float).std(0) if len(scores_MR) > 1 else None
+
+
+def _within_std(scores_PC: np.ndarray) -> float:
+    """Root of the mean over prompts of the variance of a prompt's scores (ddof 1)."""
+    return float(np.sqrt(scores_PC.astype(float).var(1, ddof=1).mean()))
 
 
 def _stderr(x: np.ndarray) -> float:
     return float(x.std(ddof=1) / len(x) ** 0.5)
 
 
-def _save_curve(out: Path, rows: list[dict], arrays: dict[str, np.ndarray], proxy: Any) -> None:
-    """Add the means of per-prompt arrays (K, P) to the rows and write both."""
-    mean, std = (proxy.mean, proxy.std) if isinstance(proxy, RewardModelScorer) else (0.0, 1.0)
-    for k, row in enumerate(rows):
+def _save_curve(
+    out: Path, rows: list[dict], arrays: dict[str, np.ndarray], proxies: Sequence[Any]
+) -> None:
+    """Add the means of per-prompt arrays (K, P) to the rows and write both.
+
+    ``proxies``: each row's. A gain is over the first row, or over ``proxy_start`` (K, P): what the
+    row's proxy says of the first row's responses.
+    """
+    for k, (row, proxy) in enumerate(zip(rows, proxies, strict=True)):
+        mean, std = (0.0, 1.0) if isinstance(proxy, RubricScorer) else (proxy.mean, proxy.std)
         row["sqrt_kl"] = sqrt_kl(row["kl_seq_nats"])
         row["n_prompts"] = arrays["gold"].shape[1]
         row["response_tokens"] = float(arrays["length"][k].mean())
@@ -605,10 +826,14 @@ def _save_curve(out: Path, rows: list[dict], arrays: dict[str, np.ndarray], prox
             row[f"{name}_score"] = float(arrays[name][k].mean())
             row[f"{name}_score_stderr"] = _stderr(arrays[name][k])
         for name in ("gold", "proxy"):
-            gain = arrays[name][k] - arrays[name][0]
+            start = arrays.get(f"{name}_start")
+            gain = arrays[name][k] - (arrays[name][0] if start is None else start[k])
             row[f"{name}_gain"] = float(gain.mean())
             row[f"{name}_gain_stderr"] = _stderr(gain)
         row["gap"] = row["proxy_gain"] - row["gold_gain"]
+        if "win_rate" in arrays:
+            row["win_rate"] = float(arrays["win_rate"][k].mean())
+            row["win_rate_stderr"] = _stderr(arrays["win_rate"][k])
         row["proxy_raw"] = row["proxy_score"] * std + mean
     store.save_json(out / "rows.json", rows)
     store.save_arrays(out / "curve.npz", {k: arrays[k].astype(np.float32) for k in CURVE_ARRAYS})

@@ -60,6 +60,8 @@ _REMEDIES = {
     errno.ENOSPC: "the disk is full; free some space or give another --store, then run again: what"
     " is finished is kept",
     errno.EDQUOT: "the disk quota is used up; free some space or give another --store",
+    errno.EFBIG: "a file may not grow that large here; raise `ulimit -f`, then run again: what is"
+    " finished is kept",
     errno.EROFS: "the file system is read-only; give a writable directory with --store",
     errno.EACCES: "no permission; give a directory you may write to with --store",
     errno.EPERM: "no permission; give a directory you may write to with --store",
@@ -511,11 +513,20 @@ def save_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write named tensors as safetensors, atomically; shared tensors are stored once per name."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    with atomic_path(path) as temporary:
-        save_file(plain, temporary, metadata=dict(metadata or {}))
+    plain: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        t = tensor.detach().cpu().contiguous()
+        storage = t.untyped_storage()
+        # safetensors refuses tensors that share memory; only those are copied.
+        if storage.data_ptr() in seen or storage.nbytes() != t.nbytes:
+            t = t.clone()
+        seen.add(t.untyped_storage().data_ptr())
+        plain[name] = t
+    # Not `save_file`: it reports a full disk as an error of its own kind, without errno.
+    atomic_write(path, save(plain, metadata=dict(metadata or {})))
 
 
 def load_tensors(path: Path, device: str = "cpu") -> dict[str, torch.Tensor]:

@@ -1,9 +1,8 @@
 """Speed of the pool estimators, as ratios to a reference measured in the same run.
 
-Each function returns one row (``name``, ``seconds``, ``reference_seconds``, ``ratio``, ``note``).
-Seconds are CPU seconds of this process, so that other work on the machine does not enter; the
-ratio is reference over ours, above 1 where ours is faster, and None where a reference on the same
-input would take hours.
+Each function returns one row (see `harness.ROW_FIELDS`). Seconds are medians of CPU seconds of this
+process, so that other work on the machine does not enter; the ratio is reference over ours, above 1
+where ours is faster, and None where a reference on the same input would take hours.
 """
 
 from __future__ import annotations
@@ -11,14 +10,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from overopt.benchmarks.harness import Row, make_row
 from overopt.estimators import best_of_n, bootstrap_prompts, kl_bon_ties
 from overopt.seeding import numpy_rng
 
-Row = dict[str, Any]
+REPEATS = 5
 
 
 def big_integer_weights(n: int, pool_size: int) -> np.ndarray:
@@ -39,35 +39,34 @@ def bench_against_big_integers(
     """best_of_n against exact integer binomials on the same pool; agreement to 1e-10 is checked."""
     proxy, gold = _pool(n_prompts, pool_size, root_seed)
     ns = [2**k for k in range(int(math.log2(pool_size)) + 1)]
-    ours, seconds = _timed(lambda: best_of_n(proxy, gold, ns), repeats=5)
-    theirs, reference_seconds = _timed(lambda: big_integer_best_of_n(proxy, gold, ns))
-    worst = float(np.abs(ours.per_prompt - theirs).max())
+    ours = _timed(lambda: best_of_n(proxy, gold, ns))
+    theirs = _timed(lambda: big_integer_best_of_n(proxy, gold, ns), repeats=1)
+    worst = float(np.abs(ours.result.per_prompt - theirs.result).max())
     if worst > 1e-10:
         raise ArithmeticError(f"best_of_n differs from exact binomials by {worst:.3g}")
-    return {
-        "name": "best_of_n",
-        "seconds": seconds,
-        "reference_seconds": reference_seconds,
-        "ratio": reference_seconds / seconds,
-        "note": f"{n_prompts} prompts x {pool_size} samples, {len(ns)} values of n; "
-        f"reference: math.comb per term; largest difference {worst:.1e}",
-    }
+    return make_row(
+        "best_of_n",
+        ours.seconds,
+        theirs.seconds,
+        note=f"{n_prompts} prompts x {pool_size} samples, {len(ns)} values of n; "
+        f"reference, once: math.comb per term; largest difference {worst:.1e}",
+    )
 
 
 def bench_large_pool(n_prompts: int = 100, pool_size: int = 60_000, root_seed: int = 0) -> Row:
     """best_of_n at 60 values of n up to the pool's size, sorting included."""
     proxy, gold = _pool(n_prompts, pool_size, root_seed)
     ns = log_spaced_ns(pool_size, 60)
-    _, seconds = _timed(lambda: best_of_n(proxy, gold, ns))
-    _, sort_seconds = _timed(lambda: np.argsort(proxy, axis=1))
-    return {
-        "name": "best_of_n_large_pool",
-        "seconds": seconds,
-        "reference_seconds": None,
-        "ratio": None,
-        "note": f"{n_prompts} prompts x {pool_size} samples, {len(ns)} values of n; "
-        f"one argsort of the pool alone takes {sort_seconds:.3f} s",
-    }
+    ours = _timed(lambda: best_of_n(proxy, gold, ns))
+    sort = _timed(lambda: np.argsort(proxy, axis=1))
+    return make_row(
+        "best_of_n_vs_sort",
+        ours.seconds,
+        sort.seconds,
+        against="limit",
+        note=f"{n_prompts} prompts x {pool_size} samples, {len(ns)} values of n; "
+        "reference: one argsort of the pool; ratio at most 1",
+    )
 
 
 def bench_bootstrap(
@@ -84,17 +83,16 @@ def bench_bootstrap(
     def curve_and_draws() -> np.ndarray:
         return bootstrap_prompts(best_of_n(proxy, gold, ns).per_prompt, n_draws=n_draws, rng=rng)
 
-    _, seconds = _timed(curve_and_draws)
+    ours = _timed(curve_and_draws)
     drawn = rng.integers(n_prompts, size=n_prompts)
-    _, one_draw = _timed(lambda: best_of_n(proxy[drawn], gold[drawn], ns))
-    return {
-        "name": "bootstrap_prompts",
-        "seconds": seconds,
-        "reference_seconds": one_draw * n_draws,
-        "ratio": one_draw * n_draws / seconds,
-        "note": f"{n_prompts} prompts x {pool_size} samples, {len(ns)} values of n, {n_draws} "
-        "draws, curve included; reference: one re-estimated draw times the number of draws",
-    }
+    one_draw = _timed(lambda: best_of_n(proxy[drawn], gold[drawn], ns), repeats=1)
+    return make_row(
+        "bootstrap_prompts",
+        ours.seconds,
+        [seconds * n_draws for seconds in one_draw.seconds],
+        note=f"{n_prompts} prompts x {pool_size} samples, {len(ns)} values of n, {n_draws} draws, "
+        "curve included; reference, extrapolated: one re-estimated draw times the number of draws",
+    )
 
 
 def bench_ties_kl(n_prompts: int = 100, pool_size: int = 12_600, root_seed: int = 0) -> Row:
@@ -102,16 +100,16 @@ def bench_ties_kl(n_prompts: int = 100, pool_size: int = 12_600, root_seed: int 
     proxy, gold = _pool(n_prompts, pool_size, root_seed)
     proxy = np.round(proxy * 150)
     ns = log_spaced_ns(pool_size, 60)
-    _, seconds = _timed(lambda: kl_bon_ties(proxy, ns))
-    _, reference_seconds = _timed(lambda: best_of_n(proxy, gold, ns))
-    return {
-        "name": "kl_bon_ties",
-        "seconds": seconds,
-        "reference_seconds": reference_seconds,
-        "ratio": reference_seconds / seconds,
-        "note": f"{n_prompts} prompts x {pool_size} samples, {len(ns)} values of n; reference: "
+    ours = _timed(lambda: kl_bon_ties(proxy, ns))
+    theirs = _timed(lambda: best_of_n(proxy, gold, ns))
+    return make_row(
+        "kl_bon_ties_vs_best_of_n",
+        ours.seconds,
+        theirs.seconds,
+        against="limit",
+        note=f"{n_prompts} prompts x {pool_size} samples, {len(ns)} values of n; reference: "
         "best_of_n on the same tied pool",
-    }
+    )
 
 
 def run_all(root_seed: int = 0) -> list[Row]:
@@ -141,11 +139,17 @@ def _pool(n_prompts: int, pool_size: int, root_seed: int) -> tuple[np.ndarray, n
     return rng.normal(size=(n_prompts, pool_size)), rng.normal(size=(n_prompts, pool_size))
 
 
-def _timed(function: Callable[[], Any], repeats: int = 1) -> tuple[Any, float]:
-    """Result and CPU seconds of the fastest of ``repeats`` calls."""
-    seconds = math.inf
+class _Timed(NamedTuple):
+    """Result of the last call and CPU seconds of each."""
+
+    result: Any
+    seconds: list[float]
+
+
+def _timed(function: Callable[[], Any], repeats: int = REPEATS) -> _Timed:
+    seconds, result = [], None
     for _ in range(repeats):
         start = time.process_time()
         result = function()
-        seconds = min(seconds, time.process_time() - start)
-    return result, seconds
+        seconds.append(time.process_time() - start)
+    return _Timed(result, seconds)

@@ -96,11 +96,12 @@ def _random_prompts(cfg: LlamaConfig, length: int, root_seed: int) -> Prompts:
 def _transformers_generate(
     policy: Llama, prompts: Prompts, n_tokens: int, root_seed: int
 ) -> Callable[[], None]:
-    """The same work by ``LlamaForCausalLM.generate`` with copied weights."""
-    from transformers import LlamaConfig as TheirConfig
-    from transformers import LlamaForCausalLM
+    """The same work by transformers' ``generate`` with copied weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    model = LlamaForCausalLM(TheirConfig(**policy.cfg.to_transformers())).eval()
+    spec = policy.cfg.to_transformers()
+    config = AutoConfig.for_model(spec.pop("model_type"), **spec)
+    model = AutoModelForCausalLM.from_config(config).eval()
     model.load_state_dict(to_transformers_state(policy), strict=False)
     model.tie_weights()
 
@@ -128,7 +129,8 @@ def _bare_products(
     """The projections of prefill and decoding alone, on random matrices of the same shapes."""
     d, h, rows = cfg.hidden_size, cfg.intermediate_size, SAMPLE_BLOCK
     generator = torch_generator(root_seed, "products")
-    layer = [(d, 3 * d), (d, d), (d, 2 * h), (h, d)]
+    n_qkv = (cfg.num_attention_heads + 2 * cfg.n_kv_heads) * cfg.head_dim
+    layer = [(d, n_qkv), (d, d), (d, 2 * h), (h, d)]
 
     def pairs(n_rows: int, shapes: list[tuple[int, int]]) -> list[tuple[torch.Tensor, ...]]:
         make = [

@@ -9,6 +9,7 @@ own σ(margin), which is worth many hard labels.
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -48,10 +49,13 @@ TILTS = (
 
 
 def tilt_bias(tokenizer: Tokenizer, tilt: Tilt) -> Tensor:
-    """Logit additions (V,) of a tilt: pieces that are whole words of a class, and quotation marks."""
+    """Logit additions (V,) of a tilt: pieces that are whole words of a class, and quotation marks.
+
+    "▁" and "Ġ" are how tokenizers write the space in front of a word.
+    """
     bias = torch.zeros(tokenizer.get_vocab_size())
     for piece, i in tokenizer.get_vocab().items():
-        word = piece.strip("▁").lower()
+        word = piece.strip("▁Ġ").lower()
         if word in JOY:
             bias[i] += tilt.joy
         elif word in SORROW:
@@ -65,6 +69,8 @@ def sample_tilted(
     policy: Llama, prompts: Prompts, tokenizer: Tokenizer, *, copies: int, n_tokens: int, seed: int
 ) -> Responses:
     """``copies`` responses a prompt, copies adjacent, copy c from tilt c modulo their number."""
+    # An embedding may have more rows than the tokenizer has pieces.
+    spare = (0, policy.cfg.vocab_size - tokenizer.get_vocab_size())
     parts = [
         sample(
             policy,
@@ -72,7 +78,7 @@ def sample_tilted(
             n_tokens=n_tokens,
             seed=derive_seed(seed, "tilt", c),
             temperature=TILTS[c % len(TILTS)].temperature,
-            logit_bias=tilt_bias(tokenizer, TILTS[c % len(TILTS)]),
+            logit_bias=F.pad(tilt_bias(tokenizer, TILTS[c % len(TILTS)]), spare).to(policy.device),
         )
         for c in range(copies)
     ]

@@ -134,13 +134,17 @@ def response_curve(z: np.ndarray, dose: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Rubric:
-    """A rubric calibrated on the initial policy: mean and std (F,) of features, of the raw score."""
+    """A rubric calibrated on the initial policy: mean and std (F,) of features, of the raw score.
+
+    ``constant_features``: those without spread under the initial policy; their unit is 1.
+    """
 
     cfg: RubricConfig
     feature_mean: tuple[float, ...]
     feature_std: tuple[float, ...]
     score_mean: float = 0.0
     score_std: float = 1.0
+    constant_features: tuple[str, ...] = ()
 
     def score(
         self, prompts: Sequence[str], responses: Sequence[str], ended: Sequence[bool]
@@ -165,7 +169,11 @@ def calibrate(
     """A rubric whose features and score are standardised on responses of the initial policy."""
     raw = feature_table(prompts, responses, ended)
     std = raw.std(0)
-    loose = Rubric(cfg, tuple(raw.mean(0)), tuple(np.where(std > 0, std, 1.0)))
+    flat = raw.max(0) == raw.min(0)
+    loose = Rubric(cfg, tuple(raw.mean(0)), tuple(np.where(flat, 1.0, std)))
     scores = loose.score(prompts, responses, ended)
     spread = float(scores.std()) or 1.0
-    return Rubric(cfg, loose.feature_mean, loose.feature_std, float(scores.mean()), spread)
+    constant = tuple(name for name, is_flat in zip(FEATURES, flat, strict=True) if is_flat)
+    return Rubric(
+        cfg, loose.feature_mean, loose.feature_std, float(scores.mean()), spread, constant
+    )

@@ -34,14 +34,14 @@ def measure_kl(
     exactly 0.
     """
     out = torch.zeros(4, len(responses), dtype=torch.float64)
-    for rows, seq in sequence_batches(responses, batch_tokens):
+    for rows, seq in sequence_batches(responses, batch_tokens, policy.device):
         view = response_view(seq)
         logits = policy.logits(response_hidden(policy, seq, view))
         ref = ref_policy.logits(response_hidden(ref_policy, seq, view))
         log_ratio = token_logprobs(logits, view.tokens) - token_logprobs(ref, view.tokens)
         sampled = sequence_kl(log_ratio, view.mask)
         exact = (exact_token_kl(logits, ref) * view.mask).double().sum(1)
-        out[:, rows] = torch.stack([exact, sampled.k1, sampled.k2, sampled.k3])
+        out[:, rows] = torch.stack([exact, sampled.k1, sampled.k2, sampled.k3]).double().cpu()
     return KLTable(*out)
 
 

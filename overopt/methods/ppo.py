@@ -5,34 +5,47 @@ policy and value losses, whitened advantages. One call of `ppo_step` is one roll
 
 1. sample responses from the policy                      4. advantages by GAE, whitened
 2. score them with the proxy, log-probs of reference     5. minibatch updates of policy and value
-3. per-token rewards
+3. shape the score; per-token rewards                    6. adapt the KL penalty, if it has a target
 
 Random numbers of step k come from (seed, name, k), so a resumed run needs no generator state: the
-policy, the value model, both Adam states and the step number are the whole state.
+policy, the value model, both Adam states, the KL penalty's weight and the step number are the whole
+state.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from overopt.compute import Compute, clear_gradients
 from overopt.datatypes import Prompts, Responses, Scorer, Sequences
 from overopt.errors import DivergenceError
 from overopt.functional import (
     entropy,
     gae,
-    masked_mean,
     ppo_policy_loss,
     ppo_value_loss,
     rewards_from_scores,
     token_logprobs,
     whiten,
 )
+from overopt.mitigations.inputs import RewardInputs
+from overopt.mitigations.shaping import SHAPINGS
 from overopt.nets import Llama, ScalarHeadModel
-from overopt.sampling import response_hidden, response_view, sample, score_logprobs
+from overopt.sampling import (
+    response_hidden,
+    response_view,
+    sample,
+    score_logprobs,
+    sequence_batches,
+)
 from overopt.seeding import derive_seed, torch_generator
+
+_FORWARD_TOKENS = 8192  # padded tokens of one forward pass without gradient
 
 
 @dataclass
@@ -43,6 +56,7 @@ class PpoState:
     value: ScalarHeadModel
     policy_opt: torch.optim.Adam
     value_opt: torch.optim.Adam
+    kl_coef: float = 0.0
     step: int = 0
     grad_steps: int = 0
 
@@ -52,14 +66,18 @@ def new_state(policy: Llama, value: ScalarHeadModel, cfg: Any) -> PpoState:
     return PpoState(
         policy,
         value,
-        torch.optim.Adam(policy.parameters(), lr=cfg.lr, eps=1e-5),
-        torch.optim.Adam(value.parameters(), lr=cfg.value_lr, eps=1e-5),
+        torch.optim.Adam(policy.parameters(), lr=cfg.lr, eps=1e-5, fused=True),
+        torch.optim.Adam(value.parameters(), lr=cfg.value_lr, eps=1e-5, fused=True),
+        kl_coef=cfg.kl_coef,
     )
 
 
 def state_tensors(state: PpoState) -> dict[str, Tensor]:
     """The state as named tensors, for a checkpoint."""
-    out = {"counters": torch.tensor([state.step, state.grad_steps])}
+    out = {
+        "counters": torch.tensor([state.step, state.grad_steps]),
+        "kl_coef": torch.tensor(state.kl_coef, dtype=torch.float64),
+    }
     for name, module, opt in _parts(state):
         for key, p in module.named_parameters():
             out[f"{name}.{key}"] = p.detach()
@@ -71,6 +89,7 @@ def state_tensors(state: PpoState) -> dict[str, Tensor]:
 def load_state_tensors(state: PpoState, tensors: dict[str, Tensor]) -> None:
     """Restore what `state_tensors` saved, in place."""
     state.step, state.grad_steps = (int(x) for x in tensors["counters"])
+    state.kl_coef = float(tensors["kl_coef"])
     with torch.no_grad():
         for name, module, opt in _parts(state):
             for key, p in module.named_parameters():
@@ -95,6 +114,69 @@ def _values(model: ScalarHeadModel, seq: Sequences) -> Tensor:
     return model.head(response_hidden(model.backbone, seq, view))[..., 0] * view.mask
 
 
+def _rollout_values(model: ScalarHeadModel, responses: Responses) -> Tensor:
+    """Value estimates (R, T) before each response token, 0 where masked; no gradient."""
+    out = torch.zeros(responses.ids.shape)
+    for rows, seq in sequence_batches(responses, _FORWARD_TOKENS, model.head.weight.device):
+        values = _values(model, seq).float().cpu()
+        out[rows, : values.shape[1]] = values
+    return out
+
+
+def _shared(compute: Compute, table: Callable[[Responses], Tensor], responses: Responses) -> Tensor:
+    """``table(responses)`` (R, …), each process computing its share of the rows."""
+    if compute.n_ranks == 1:
+        return table(responses)
+    mine = compute.share(torch.arange(len(responses)))
+    return compute.gather(table(responses.select(mine)), mine, len(responses))
+
+
+class _Update(NamedTuple):
+    """Loss of one optimizer step and its statistics, over all its tokens."""
+
+    loss: float
+    value_loss: float
+    clip_fraction: float
+    kl_token_nats: float
+    entropy_token_nats: float
+
+
+def prompts_of_step(n_prompts: int, *, batch: int, seed: int, step: int) -> Tensor:
+    """Which prompts step ``step`` rolls out, (batch,) int64 with repetitions."""
+    return torch.randint(n_prompts, (batch,), generator=torch_generator(seed, "prompts", step))
+
+
+@torch.no_grad()
+def reference_scores(
+    ref_policy: Llama, proxy: Scorer, prompts: Prompts, cfg: Any, *, n_tokens: int, seed: int
+) -> Tensor:
+    """Proxy score (P,) of one response of the reference policy to each prompt this run rolls out.
+
+    nan for prompts that no step draws. The cost is one more response for each prompt drawn, once.
+    """
+    steps = (
+        prompts_of_step(len(prompts), batch=cfg.batch, seed=seed, step=step)
+        for step in range(cfg.steps)
+    )
+    drawn = torch.cat(list(steps)).unique()
+    responses = sample(
+        ref_policy, prompts.select(drawn), n_tokens=n_tokens, seed=derive_seed(seed, "reference")
+    )
+    scores = torch.full((len(prompts),), torch.nan)
+    scores[drawn] = proxy.score(responses).float()
+    return scores
+
+
+def adapted_kl_coef(kl_coef: float, kl_seq_nats: float, *, target: float, gain: float) -> float:
+    """Next weight of the KL penalty: β·(1 + K_β·clip((KL − target)/target, −0.2, 0.2)).
+
+    Ziegler et al. 2019, sec. 2.2, with KL(π‖π_ref) per response in nats. Implementations that speak
+    of a horizon (in responses) have K_β = batch / horizon.
+    """
+    error = (kl_seq_nats - target) / target
+    return kl_coef * (1 + gain * min(max(error, -0.2), 0.2))
+
+
 def ppo_step(
     state: PpoState,
     ref_policy: Llama,
@@ -104,47 +186,62 @@ def ppo_step(
     *,
     n_tokens: int,
     seed: int,
+    ref_scores: Tensor | None = None,
+    compute: Compute | None = None,
 ) -> dict[str, float]:
     """One PPO step in place; returns its diagnostics (see docs/metrics.md).
+
+    ``ref_scores`` (P,): the score that ``cfg.shaping`` is relative to, for each of ``prompts``.
 
     Raises
     ------
     DivergenceError
         A loss is not finite; names the step.
+    MemoryLimitError
+        A single response does not fit the memory.
     """
+    compute = compute or Compute()
     # 1. Rollout: a fresh draw of prompts, one response each.
-    draw = torch.randint(
-        len(prompts), (cfg.batch,), generator=torch_generator(seed, "prompts", state.step)
-    )
+    draw = prompts_of_step(len(prompts), batch=cfg.batch, seed=seed, step=state.step)
     rollout = sample(
         state.policy,
         prompts.select(draw),
         n_tokens=n_tokens,
         seed=derive_seed(seed, "rollout", state.step),
+        compute=compute,
     )
     # 2. Scores and log-probabilities; the old ones are recomputed by the model that is trained, so
     # that the ratio is exactly 1 at the first minibatch.
-    score = proxy.score(rollout)
+    score = _shared(compute, proxy.score, rollout)
     seq = rollout.sequences()
     view = response_view(seq)
     width = view.mask.shape[1]
-    mask = view.mask
-    with torch.no_grad():
-        old_logp = score_logprobs(state.policy, rollout)[:, :width]
-        values = _values(state.value, seq)
-        ref_logp = score_logprobs(ref_policy, rollout)[:, :width] if cfg.kl_coef > 0 else old_logp
+    mask, kl_coef = view.mask, state.kl_coef
+    device = state.policy.device
+    with torch.no_grad(), compute.autocast(device):
+        old_logp = _shared(compute, partial(score_logprobs, state.policy), rollout)[:, :width]
+        values = _shared(compute, partial(_rollout_values, state.value), rollout)[:, :width]
+        ref_logp = old_logp
+        if kl_coef > 0:
+            ref_logp = _shared(compute, partial(score_logprobs, ref_policy), rollout)[:, :width]
     # 3. and 4. Rewards and advantages over the whole batch.
-    rewards = rewards_from_scores(score, old_logp - ref_logp, mask, kl_coef=cfg.kl_coef)
+    log_ratio = (old_logp - ref_logp) * mask
+    reward = score
+    if cfg.shaping != "none":
+        of_rollout = None if ref_scores is None else ref_scores[draw]
+        inputs = RewardInputs(score[None], rollout.length, 0.0, of_rollout)
+        reward = SHAPINGS[cfg.shaping](inputs, strength=cfg.shaping_scale)
+    rewards = rewards_from_scores(reward, log_ratio, mask, kl_coef=kl_coef)
     estimate = gae(rewards, values, mask, gamma=cfg.gamma, lam=cfg.lam)
     advantages = whiten(estimate.advantages, mask)
     # 5. Updates.
-    decay = 1 - 0.9 * state.step / cfg.steps
+    warm = min(1.0, (state.step + 1) / max(1, cfg.warmup_steps))
+    decay = warm * (1 - 0.9 * state.step / cfg.steps)
     for opt, lr in ((state.policy_opt, cfg.lr), (state.value_opt, cfg.value_lr)):
         for group in opt.param_groups:
             group["lr"] = lr * decay
-    stats: dict[str, list[float]] = {
-        k: [] for k in ("clip_fraction", "update_kl", "entropy", "value_loss")
-    }
+    parameters = [p for _, module, _ in _parts(state) for p in module.parameters()]
+    updates: list[_Update] = []
     stopped = False
     for epoch in range(cfg.ppo_epochs):
         order = torch.randperm(
@@ -153,55 +250,82 @@ def ppo_step(
         for rows in order.chunk(cfg.minibatches):
             if stopped:
                 break
-            part = Sequences(
-                seq.ids[rows, : int(seq.length[rows].max())], seq.length[rows], seq.n_prompt[rows]
-            )
-            sub = response_view(part)
-            w = sub.mask.shape[1]
-            n = int(sub.mask.sum())
-            logits = state.policy.logits(response_hidden(state.policy, part, sub))
-            policy_loss = ppo_policy_loss(
-                token_logprobs(logits, sub.tokens),
-                old_logp[rows, :w],
-                advantages[rows, :w],
-                sub.mask,
-                clip=cfg.clip,
-                n_tokens=n,
-            )
-            value_loss = ppo_value_loss(
-                _values(state.value, part),
-                values[rows, :w],
-                estimate.returns[rows, :w],
-                sub.mask,
-                clip=cfg.value_clip,
-                n_tokens=n,
-            )
-            if not math.isfinite(policy_loss.loss.item() + value_loss.item()):
-                raise DivergenceError(
-                    f"PPO loss is not finite at step {state.step} (policy {policy_loss.loss.item()},"
-                    f" value {value_loss.item()}): lower ppo.lr = {cfg.lr}"
+            n = int(mask[rows].sum())
+
+            def losses(rows: Tensor, n: int = n, first: bool = not updates) -> Tensor:
+                part = Sequences(
+                    seq.ids[rows, : int(seq.length[rows].max())],
+                    seq.length[rows],
+                    seq.n_prompt[rows],
                 )
-            stats["entropy"].append(float(masked_mean(entropy(logits.detach()), sub.mask)))
-            stats["clip_fraction"].append(float(policy_loss.clip_fraction))
-            stats["update_kl"].append(float(policy_loss.update_kl_token_nats))
-            stats["value_loss"].append(value_loss.item())
-            if stats["update_kl"][-1] > cfg.max_update_kl_token_nats:
+                part = Sequences(*(t.to(device) for t in part))
+                sub = response_view(part)
+                w = sub.mask.shape[1]
+                with compute.autocast(device):
+                    logits = state.policy.logits(response_hidden(state.policy, part, sub)).float()
+                    new_values = _values(state.value, part).float()
+                policy_loss = ppo_policy_loss(
+                    token_logprobs(logits, sub.tokens),
+                    old_logp[rows, :w].to(device),
+                    advantages[rows, :w].to(device),
+                    sub.mask,
+                    clip=cfg.clip,
+                    n_tokens=n,
+                )
+                value_loss = ppo_value_loss(
+                    new_values,
+                    values[rows, :w].to(device),
+                    estimate.returns[rows, :w].to(device),
+                    sub.mask,
+                    clip=cfg.value_clip,
+                    n_tokens=n,
+                )
+                nats = value_loss.detach() * 0
+                if first:  # the only one that is recorded
+                    nats = (entropy(logits.detach()) * sub.mask).sum() / n
+                return torch.stack(
+                    [
+                        policy_loss.loss + value_loss,
+                        value_loss,
+                        policy_loss.clip_fraction,
+                        policy_loss.update_kl_token_nats,
+                        nats,
+                    ]
+                )
+
+            update = _Update(*compute.accumulate(rows, parameters, losses).tolist())
+            if not math.isfinite(update.loss):
+                rate = "lr" if math.isfinite(update.value_loss) else "value_lr"
+                raise DivergenceError(
+                    f"PPO loss is {update.loss} at step {state.step} (value {update.value_loss}):"
+                    f" lower ppo.{rate} = {getattr(cfg, rate)}"
+                )
+            updates.append(update)
+            if update.kl_token_nats > cfg.max_update_kl_token_nats:
                 stopped = True
                 break
-            (policy_loss.loss + value_loss).backward()
             for _, module, opt in _parts(state):
                 torch.nn.utils.clip_grad_norm_(module.parameters(), cfg.grad_clip)
                 opt.step()
-                opt.zero_grad(set_to_none=True)
             state.grad_steps += 1
+    clear_gradients(parameters)
+    # 6. The k1 estimate on the rollout is unbiased for the KL of the policy that was sampled from.
+    kl_seq_nats = float(log_ratio.sum(1).mean())
+    if cfg.kl_target > 0:
+        state.kl_coef = adapted_kl_coef(
+            kl_coef, kl_seq_nats, target=cfg.kl_target, gain=cfg.kl_gain
+        )
     state.step += 1
     return {
         "train_proxy_score": float(score.mean()),
+        "train_reward": float(reward.mean()),
+        "kl_coef": kl_coef,
+        **({"train_kl_seq_nats": kl_seq_nats} if kl_coef > 0 else {}),
         "train_response_tokens": float(mask.sum(1).float().mean()),
-        "entropy_token_nats": stats["entropy"][0],
-        "update_kl_token_nats": max(stats["update_kl"]),
-        "clip_fraction": max(stats["clip_fraction"]),
-        "value_loss": stats["value_loss"][0],
+        "entropy_token_nats": updates[0].entropy_token_nats,
+        "update_kl_token_nats": max(u.kl_token_nats for u in updates),
+        "clip_fraction": max(u.clip_fraction for u in updates),
+        "value_loss": updates[0].value_loss,
         "updates_stopped": float(stopped),
     }
 

@@ -3,21 +3,29 @@
 As in InstructGPT (Ouyang et al. 2022) the K responses of a prompt are scored once and all their
 pairs enter the loss together, so a response is never seen twice in an epoch. The same loop fits
 proxies to labels of gold (hard) and a learned gold to labels of the rubric (soft).
+
+A pair may be split by micro-batches or processes: the loss is a function of the scores of all
+responses of a step, so the scores come first (from everywhere), then the derivative of the loss in
+each score, then each micro-batch's backward pass.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from overopt.datatypes import Responses
+from overopt.compute import Compute, clear_gradients
+from overopt.datatypes import Responses, Sequences
 from overopt.errors import DivergenceError
 from overopt.functional import bradley_terry_loss
 from overopt.nets import ScalarHeadModel
-from overopt.sampling import sequence_batches
 from overopt.seeding import torch_generator
+
+FORWARD_TOKENS = 1 << 14  # padded tokens of one call of a network, where no micro-batch is set
+BETAS, EPS, GRAD_CLIP, WARM_UP = (0.9, 0.99), 1e-5, 1.0, 0.05
 
 
 @dataclass(frozen=True)
@@ -40,13 +48,142 @@ class TrainingLog:
     pairs_seen: int = 0
 
 
-def forward_scores(model: ScalarHeadModel, responses: Responses, batch_tokens: int) -> Tensor:
-    """Scores (R,) with gradient, computed in length-sorted batches without wasted padding."""
-    parts, order = [], []
-    for rows, seq in sequence_batches(responses, batch_tokens):
-        parts.append(model.at_last_token(seq.ids, seq.length))
-        order.append(rows)
-    return torch.cat(parts)[torch.argsort(torch.cat(order))]
+class PairBatch(NamedTuple):
+    """The pairs of one optimizer step.
+
+    seq: the R distinct responses with their prompts, shortest first; first, second (C,) int64: rows
+    of ``seq``; target (C,) float32; pairs (C,) int64: which of the training pairs they are.
+    """
+
+    seq: Sequences
+    first: Tensor
+    second: Tensor
+    target: Tensor
+    pairs: Tensor
+
+
+PairLoss = Callable[[Tensor, PairBatch], Tensor]
+"""Scores (R,) or (R, k) of the batch's responses, and the batch -> loss to minimise."""
+
+
+def preference_loss(scores: Tensor, batch: PairBatch) -> Tensor:
+    """Mean Bradley-Terry loss of a batch in nats; scores (R,)."""
+    first, second, target = (t.to(scores.device) for t in (batch.first, batch.second, batch.target))
+    return bradley_terry_loss(scores[first], scores[second], target)
+
+
+class PairBatches:
+    """The optimizer steps of one training run: all pairs of ``batch_prompts`` prompts in each."""
+
+    def __init__(self, pairs: TrainingPairs, *, batch_prompts: int, seed: int) -> None:
+        self.pairs, self.batch_prompts, self.seed = pairs, batch_prompts, seed
+        self.sequences = pairs.responses.sequences()
+        prompt = pairs.responses.prompts.prompt_id[pairs.first]
+        order = torch.argsort(prompt, stable=True)
+        self.groups = order.split(prompt.unique(return_counts=True)[1].tolist())
+        self.steps = math.ceil(len(self.groups) / batch_prompts)
+
+    def all(self, epochs: int) -> Iterator[PairBatch]:
+        """The steps of all epochs."""
+        for epoch in range(epochs):
+            yield from self.epoch(epoch)
+
+    def epoch(self, epoch: int) -> Iterator[PairBatch]:
+        """The steps of one epoch, prompts in an order of its own."""
+        order = torch.randperm(
+            len(self.groups), generator=torch_generator(self.seed, "order", epoch)
+        )
+        for prompts in order.split(self.batch_prompts):
+            yield self._batch(torch.cat([self.groups[i] for i in prompts.tolist()]))
+
+    def _batch(self, pairs: Tensor) -> PairBatch:
+        both = torch.stack([self.pairs.first[pairs], self.pairs.second[pairs]])
+        rows, where = torch.unique(both, return_inverse=True)
+        length = self.sequences.length[rows]
+        order = torch.argsort(length, stable=True)
+        rows, length = rows[order], length[order]
+        seq = Sequences(
+            self.sequences.ids[rows, : int(length[-1])], length, self.sequences.n_prompt[rows]
+        )
+        first, second = torch.argsort(order)[where]
+        return PairBatch(seq, first, second, self.pairs.target[pairs], pairs)
+
+
+def learning_rate(step: int, total: int) -> float:
+    """Share of the peak at optimizer step ``step`` (from 0): 5 % warm-up, linear decay to 0."""
+    return min((step + 1) / max(1, WARM_UP * total), 1.0) * (1 - step / total)
+
+
+def reward_optimizer(
+    model: ScalarHeadModel, *, lr: float, weight_decay: float
+) -> torch.optim.AdamW:
+    """AdamW over all parameters; fused, because a loop over tensors costs more than the update."""
+    return torch.optim.AdamW(
+        model.parameters(), lr=lr, eps=EPS, betas=BETAS, weight_decay=weight_decay, fused=True
+    )
+
+
+def forward_scores(model: ScalarHeadModel, seq: Sequences, compute: Compute) -> Tensor:
+    """Scores (R,) float32 with gradient of sequences sorted by length, in calls of bounded size."""
+    device = model.head.weight.device
+    parts, start = [], 0
+    while start < len(seq.ids):
+        stop = start + 1
+        while stop < len(seq.ids) and (stop + 1 - start) * int(seq.length[stop]) <= FORWARD_TOKENS:
+            stop += 1
+        ids = seq.ids[start:stop, : int(seq.length[stop - 1])]
+        with compute.autocast(device):
+            scores = model.at_last_token(ids.to(device), seq.length[start:stop].to(device))
+        parts.append(scores.float())
+        start = stop
+    return torch.cat(parts) if parts else torch.zeros(0, device=device)
+
+
+def pair_loss_backward(
+    model: ScalarHeadModel,
+    batch: PairBatch,
+    compute: Compute,
+    pair_loss: PairLoss = preference_loss,
+) -> Tensor:
+    """Loss of a batch (by default mean Bradley-Terry, in nats), and its gradients in ``.grad``.
+
+    1. Scores of this process's share; with a graph where they fit one micro-batch.
+    2. Scores of all processes; the loss and its derivative in each score.
+    3. Backward pass micro-batch by micro-batch, from the derivatives; the scores are computed
+       again where the graph was not kept.
+
+    Both are the same, to the order of float32 sums, however the rows are divided.
+    """
+    n_rows, device = len(batch.seq.ids), model.head.weight.device
+    mine = compute.share(torch.arange(n_rows))
+    parameters = list(model.parameters())
+
+    def scores_of(rows: Tensor) -> Tensor:
+        return forward_scores(model, Sequences(*(t[rows] for t in batch.seq)), compute)
+
+    def forward(size: int) -> list[Tensor]:
+        parts = mine.split(size)
+        with torch.set_grad_enabled(len(parts) == 1):
+            return [scores_of(rows) for rows in parts]
+
+    # 1.
+    own = compute.attempt(forward, len(mine))
+    # 2.
+    scores = compute.gather(torch.cat([s.detach() for s in own]), mine, n_rows).requires_grad_()
+    loss = pair_loss(scores, batch)
+    (derivative,) = torch.autograd.grad(loss, scores)
+
+    def backward(size: int) -> None:
+        clear_gradients(parameters)
+        for rows in mine.split(size):
+            kept = own.pop() if own and own[-1].requires_grad else scores_of(rows)
+            if len(rows) > 0:
+                kept.backward(derivative[rows.to(device)])
+
+    # 3.
+    compute.attempt(backward, len(mine))
+    compute.sum_gradients(parameters)
+    return loss.detach()
 
 
 def train_reward_model(
@@ -60,6 +197,8 @@ def train_reward_model(
     seed: int,
     validate: Callable[[], dict[str, float]],
     progress: Callable[[int, int], None],
+    compute: Compute | None = None,
+    pair_loss: PairLoss = preference_loss,
 ) -> TrainingLog:
     """Train ``model`` in place; AdamW (eps 1e-5), 5 % warm-up, linear decay to 0.
 
@@ -67,42 +206,29 @@ def train_reward_model(
     ------
     DivergenceError
         The loss is not finite; names the step.
+    MemoryLimitError
+        A single sequence does not fit the memory.
     """
-    prompt_ids = pairs.responses.prompts.prompt_id
-    pair_prompt = prompt_ids[pairs.first]
-    groups = [torch.nonzero(pair_prompt == p)[:, 0] for p in pair_prompt.unique(sorted=True)]
-    steps_per_epoch = math.ceil(len(groups) / batch_prompts)
-    total = epochs * steps_per_epoch
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=lr, eps=1e-5, betas=(0.9, 0.99), weight_decay=weight_decay
-    )
+    compute = compute or Compute()
+    batches = PairBatches(pairs, batch_prompts=batch_prompts, seed=seed)
+    total = epochs * batches.steps
+    optimizer = reward_optimizer(model, lr=lr, weight_decay=weight_decay)
     log = TrainingLog()
     for epoch in range(epochs):
-        order = torch.randperm(
-            len(groups), generator=torch_generator(seed, "order", epoch)
-        ).tolist()
-        for start in range(0, len(order), batch_prompts):
-            batch = torch.cat([groups[i] for i in order[start : start + batch_prompts]])
-            rows, where = torch.unique(
-                torch.stack([pairs.first[batch], pairs.second[batch]]), return_inverse=True
-            )
-            scores = forward_scores(model, pairs.responses.select(rows), batch_tokens=1 << 14)
-            loss = bradley_terry_loss(scores[where[0]], scores[where[1]], pairs.target[batch])
-            if not math.isfinite(loss.item()):
+        for batch in batches.epoch(epoch):
+            loss = float(pair_loss_backward(model, batch, compute, pair_loss))
+            if not math.isfinite(loss):
                 raise DivergenceError(
-                    f"reward-model loss is {loss.item()} at step {log.steps} of {total}: lower the"
+                    f"reward-model loss is {loss} at step {log.steps} of {total}: lower the"
                     f" learning rate (lr = {lr})"
                 )
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            scale = min((log.steps + 1) / max(1, 0.05 * total), 1.0) * (1 - log.steps / total)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP)
             for group in optimizer.param_groups:
-                group["lr"] = lr * scale
+                group["lr"] = lr * learning_rate(log.steps, total)
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            log.loss.append(loss.item())
+            log.loss.append(loss)
             log.steps += 1
-            log.pairs_seen += len(batch)
+            log.pairs_seen += len(batch.target)
             progress(log.steps, total)
         log.validation.append(validate())
     return log

@@ -35,6 +35,11 @@ class StoriesWorld:
     texts: tuple[str, ...]
     tokenizer: Tokenizer
 
+    @property
+    def is_chat(self) -> bool:
+        """Whether a response is a turn of its own; here it continues the prompt."""
+        return False
+
     def prompts(self, split: str, n: int) -> Prompts:
         """The first ``n`` prompts of a split, left-padded, each with its id in the world.
 

@@ -64,8 +64,10 @@ def test_inverse_cdf_equals_a_float64_cumulative_sum():
     torch.testing.assert_close(logp, expected, rtol=FP32, atol=FP32)
 
 
-def test_logprobs_equal_those_of_the_training_path(tiny_llama, ragged_prompts):
-    policy, prompts = tiny_llama(5), ragged_prompts(5, [3, 9, 1, 5])
+@pytest.mark.parametrize("n_kv_heads", [2, 1])
+def test_logprobs_equal_those_of_the_training_path(tiny_llama, ragged_prompts, n_kv_heads):
+    policy = tiny_llama(5, num_key_value_heads=n_kv_heads)
+    prompts = ragged_prompts(5, [3, 9, 1, 5])
     made = sample(policy, prompts, n_tokens=12, seed=1, copies=6)
     assert bool(made.ended.any()) and not bool(made.ended.all())
     for batch_tokens in (10_000, 30, 1):  # other batch mates, other padding
@@ -114,6 +116,21 @@ def test_rows_depend_neither_on_block_mates_nor_on_leaving_the_batch(
         first = made.select(slice(0, len(other)))
         assert torch.equal(other.ids, first.ids)
         torch.testing.assert_close(other.logprobs, first.logprobs, rtol=FP32, atol=FP32)
+
+
+def test_prompts_of_one_token_and_padding_change_nothing(tiny_llama, ragged_prompts):
+    policy, prompts = tiny_llama(9), ragged_prompts(9, [1, 1])
+    made = sample(policy, prompts, n_tokens=20, seed=0, copies=3)
+    torch.testing.assert_close(score_logprobs(policy, made), made.logprobs, rtol=FP32, atol=FP32)
+    ids, mask = (torch.nn.functional.pad(t, (5, 0)) for t in (prompts.ids, prompts.mask))
+    padded = sample(policy, Prompts(ids, mask, prompts.prompt_id), n_tokens=20, seed=0, copies=3)
+    assert _same(made, padded)
+    longer = ragged_prompts(9, [1, 1, 7])  # a batch mate for which both are padded
+    longer = Prompts(longer.ids.clone(), longer.mask, longer.prompt_id)
+    longer.ids[:2, -1:] = prompts.ids
+    mixed = sample(policy, longer, n_tokens=20, seed=0, copies=3).select(slice(0, 6))
+    assert torch.equal(mixed.ids, made.ids)
+    torch.testing.assert_close(mixed.logprobs, made.logprobs, rtol=FP32, atol=FP32)
 
 
 def test_global_generator_is_neither_read_nor_moved(tiny_llama, ragged_prompts):

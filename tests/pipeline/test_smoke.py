@@ -1,12 +1,8 @@
 """The smoke preset end to end, and what must hold in its records."""
 
 import json
-import os
-import random
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -151,31 +147,6 @@ def test_perfect_proxy_has_no_gap(tmp_path):
     for curve in curves:
         assert all(row["gap"] == 0.0 for row in curve.rows)
         np.testing.assert_array_equal(curve.arrays["gold"], curve.arrays["proxy"])
-
-
-@pytest.mark.slow
-def test_killed_runs_end_like_an_uninterrupted_one(tmp_path):
-    def command(name):
-        return [
-            sys.executable, "-m", "overopt.cli", "run", "smoke", *SMALL, "--quiet", "--workers", "1",
-            "--store", str(tmp_path / name), "--results", str(tmp_path / f"{name}-results"),
-        ]  # fmt: skip
-
-    started = time.monotonic()
-    subprocess.run(command("whole"), check=True)
-    length = time.monotonic() - started
-    rng = random.Random(0)
-    for _ in range(3):
-        process = subprocess.Popen(
-            command("killed"), start_new_session=True, stderr=subprocess.DEVNULL
-        )
-        time.sleep(rng.uniform(0.3, 0.8) * length)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    subprocess.run(command("killed"), check=True)
-    for name in ("records.jsonl", "curves.npz"):
-        whole = (tmp_path / "whole-results" / name).read_bytes()
-        assert (tmp_path / "killed-results" / name).read_bytes() == whole
 
 
 def test_two_runs_of_one_store_at_once(tmp_path):

@@ -19,6 +19,7 @@ LEVEL_3 = {  # may touch files, clocks and processes
     "overopt.store", "overopt.pipeline", "overopt.stages",
     "overopt.artefacts", "overopt.executors", "overopt.cli", "overopt.graph",
     "overopt.progress", "overopt.checkpoints", "overopt.presets", "overopt.analysis",
+    "overopt.comparison", "overopt.comparison_report", "overopt.distributed", "overopt.sft_files",
     "overopt.replay", "overopt.records",
 }  # fmt: skip
 IO_CALLS = {

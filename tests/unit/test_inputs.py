@@ -67,8 +67,8 @@ def test_checkpoints(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"xx")
     with pytest.raises(CheckpointError, match="no config.json"):
         checkpoint_dir(str(tmp_path))
-    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
-    with pytest.raises(CheckpointError, match="'gpt2'"):
+    (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
+    with pytest.raises(CheckpointError, match="'resnet'"):
         checkpoint_dir(str(tmp_path))
     spec = json.loads((checkpoint_dir("ladder:0.05m") / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(spec))

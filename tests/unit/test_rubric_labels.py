@@ -15,6 +15,8 @@ from overopt.gold.rubric import (
     response_curve,
 )
 from overopt.labels import label_pairs
+from overopt.pipeline import build_graph
+from overopt.presets import load_experiment
 from overopt.proxy.normalize import pair_metrics, recalibration
 from overopt.settings import BonConfig, LabelsConfig
 
@@ -70,7 +72,7 @@ def table(n_prompts, copies):
     n = n_prompts * copies
     ids = torch.ones(n_prompts, 2, dtype=torch.int64)
     prompts = Prompts(ids, ids.bool(), torch.arange(n_prompts)).repeat(copies)
-    body = torch.ones(n, 3, dtype=torch.int64)
+    body = torch.arange(1, n + 1)[:, None].repeat(1, 3)  # no two alike: copies would be ties
     return Responses(prompts, body, body.bool(), torch.zeros(n, 3), torch.ones(n, dtype=torch.bool))
 
 
@@ -140,7 +142,7 @@ def test_sizes_that_make_no_sense_are_refused():
     with pytest.raises(ConfigError, match="larger than the pool"):
         BonConfig(pool_size=16, ns=(1, 32))
     with pytest.raises(ConfigError, match="2400"):
-        LabelsConfig(n_pairs=100_000)
+        build_graph(load_experiment("smoke", ["labels.n_pairs=100_000"]))
 
 
 def test_recalibration_finds_the_planted_factor():

@@ -1,0 +1,599 @@
+"""Speed of reward-model and PPO training, against TRL and against bare matrix products.
+
+Both sides start from the same weights and do the same work: same tokens of fixed lengths, same
+batch, epochs and precision. Our step and the peer's alternate, so that a drift of the machine hits
+both alike. Without a peer our side and the limit are measured alone, and the row says why.
+"""
+
+import json
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from overopt.artefacts import load_world
+from overopt.benchmarks.harness import (
+    BenchError,
+    Product,
+    Row,
+    clock,
+    forward_products,
+    make_row,
+    product_runner,
+    training_products,
+)
+from overopt.benchmarks.models import write_lm, write_reward_model
+from overopt.benchmarks.peers import Peer
+from overopt.benchmarks.scoring_bench import random_responses
+from overopt.checkpoints import ladder_dir, load_lm, load_reward_model
+from overopt.datatypes import Prompts
+from overopt.functional import bradley_terry_loss
+from overopt.labels import label_pairs
+from overopt.methods.ppo import new_state, ppo_step
+from overopt.nets import Llama, LlamaConfig, ScalarHeadModel, from_transformers_state
+from overopt.proxy.train import TrainingPairs, train_reward_model
+from overopt.sampling import sample
+from overopt.scorers import RewardModelScorer, mean_std, raw_scores
+from overopt.seeding import derive_seed, torch_generator
+from overopt.settings import PpoConfig, WorldConfig
+
+REWARD_NAMES = ("reward_step_vs_trl", "reward_step_vs_products")
+PPO_NAMES = ("ppo_step_vs_trl", "ppo_step_vs_products")
+DEFAULT_PPO_NAMES = ("ppo_defaults_vs_trl",)
+TARGETS = {"reward_step_vs_trl": 1.5, "ppo_step_vs_trl": 1.5, "ppo_defaults_vs_trl": 3.0}
+WARM_STEPS = 2  # untimed: allocators, thread pools and lazy imports settle in them
+NO_END = -1  # a token id that is never sampled: no response ends early
+
+
+class PeerSource(NamedTuple):
+    """The interpreter of a peer's environment, or None and why there is none."""
+
+    python: Path | None
+    reason: str = ""
+
+
+class Opponent:
+    """The peer's side of a comparison: its seconds a step, or why there are none.
+
+    A peer that fails leaves its reason here and our side running.
+    """
+
+    def __init__(self, source: PeerSource, job: dict[str, Any], *, device: str) -> None:
+        self.reason = source.reason
+        self.seconds: list[float] = []
+        self.first: dict[str, Any] = {}
+        self.done: dict[str, Any] = {}
+        self._field = "cpu_s" if device == "cpu" else "wall_s"
+        self._peer: Peer | None = None
+        if source.python is not None:
+            python = source.python
+            self._peer = self._attempt(lambda: Peer(python, job))
+        self.versions = {} if self._peer is None else self._peer.versions
+
+    def step(self) -> None:
+        """One step of the peer, if it is there."""
+        if self._peer is None:
+            return
+        got = self._attempt(self._peer.step)
+        if got is not None:
+            self.first = self.first or got
+            self.seconds.append(got[self._field])
+
+    def close(self) -> None:
+        """End the peer after its last step."""
+        if self._peer is not None:
+            self.done = self._attempt(self._peer.finish) or {}
+        if self._peer is not None:
+            self._peer.close()
+
+    @property
+    def timed(self) -> list[float] | None:
+        """Seconds of the steps behind the warm-up, or None if the run is not whole."""
+        return None if self.reason else self.seconds[WARM_STEPS:]
+
+    def _attempt(self, act: Callable[[], Any]) -> Any:
+        try:
+            return act()
+        except BenchError as error:
+            self.reason = str(error)
+            if self._peer is not None:
+                self._peer.close()
+            self._peer = None
+            return None
+
+
+def _timed(run: Callable[[], None], now: Callable[[], float]) -> float:
+    start = now()
+    run()
+    return now() - start
+
+
+# --- reward model ---------------------------------------------------------------------------------
+
+
+def reward_rows(
+    backbone: Llama,
+    peer: PeerSource,
+    *,
+    n_pairs: int = 64,
+    n_tokens: int = 64,
+    repeats: int = 6,
+    root_seed: int = 0,
+    device: str = "cpu",
+) -> list[Row]:
+    """A training step of a reward model on ``n_pairs`` pairs of ``n_tokens`` tokens, AdamW, float32.
+
+    Raises
+    ------
+    BenchError
+        The peer's loss on the first batch is not ours: the sides do different work.
+    """
+    now, steps = clock(device), repeats + WARM_STEPS
+    model = ScalarHeadModel(backbone)
+    model.init_head(torch_generator(root_seed, "head"))
+    model = model.to(device)
+    n_prompt = n_tokens // 4
+    rows = random_responses(
+        backbone.cfg.vocab_size,
+        2 * n_pairs * steps,
+        n_prompt,
+        n_tokens - n_prompt,
+        root_seed=root_seed,
+    )
+    whole = replace(
+        rows,
+        prompts=replace(rows.prompts, prompt_id=torch.arange(len(rows)) // 2),
+        ids=torch.randint(
+            2, backbone.cfg.vocab_size, rows.ids.shape, generator=torch_generator(root_seed, "ids")
+        ),
+        mask=torch.ones_like(rows.mask),
+    )
+    first, second = torch.arange(0, len(whole), 2), torch.arange(1, len(whole), 2)
+    ids = whole.sequences().ids
+    with torch.no_grad():
+        length = torch.full((2 * n_pairs,), n_tokens, device=device)
+        both = torch.cat([first[:n_pairs], second[:n_pairs]])
+        scores = model.at_last_token(ids[both].to(device), length)
+        first_loss = float(bradley_terry_loss(*scores.chunk(2)))
+
+    products = product_runner(
+        training_products(backbone.cfg, 2 * n_pairs * n_tokens, n_read=2 * n_pairs),
+        torch_generator(root_seed, "products"),
+        device=device,
+    )
+    ours: list[float] = []
+    bare: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        write_reward_model(model, Path(folder, "model"))
+        pairs = {"chosen_ids": ids[first].tolist(), "rejected_ids": ids[second].tolist()}
+        Path(folder, "pairs.json").write_text(json.dumps(pairs), encoding="utf-8")
+        job = {
+            "kind": "reward",
+            "model": str(Path(folder, "model")),
+            "tokenizer": str(ladder_dir() / "tokenizer"),
+            "pairs": str(Path(folder, "pairs.json")),
+            "batch": n_pairs,
+            "steps": steps,
+            "lr": 1e-4,
+            "threads": torch.get_num_threads(),
+            "device": device,
+            "out": str(Path(folder, "out")),
+        }
+        opponent = Opponent(peer, job, device=device)
+        start = now()
+
+        def turn(done: int, total: int) -> None:
+            nonlocal start
+            ours.append(now() - start)
+            opponent.step()
+            bare.append(_timed(products, now))
+            start = now()
+
+        train_reward_model(
+            model,
+            TrainingPairs(whole, first, second, torch.ones(len(first))),
+            epochs=1,
+            lr=1e-4,
+            batch_prompts=n_pairs,
+            weight_decay=0.0,
+            seed=root_seed,
+            validate=dict,
+            progress=turn,
+        )
+        opponent.close()
+    _check_loss(opponent, first_loss)
+    work = f"{n_pairs} pairs x {n_tokens} tokens"
+    return [
+        make_row(
+            REWARD_NAMES[0],
+            ours[WARM_STEPS:],
+            opponent.timed,
+            target=TARGETS[REWARD_NAMES[0]],
+            reason=opponent.reason,
+            note=f"{work}; reference: TRL RewardTrainer, same weights, pairs and precision",
+            details={
+                "first_loss": first_loss,
+                "peer_first_loss": opponent.first.get("loss"),
+                "peer_versions": opponent.versions,
+            },
+        ),
+        make_row(
+            REWARD_NAMES[1],
+            ours[WARM_STEPS:],
+            bare[WARM_STEPS:],
+            against="limit",
+            note="reference: the linear maps forward and backward alone; ratio at most 1",
+        ),
+    ]
+
+
+def _check_loss(opponent: Opponent, ours: float) -> None:
+    theirs = opponent.first.get("loss")
+    if theirs is not None and not math.isclose(ours, theirs, abs_tol=1e-4):
+        raise BenchError(
+            f"loss of the first batch is {ours:.6f} here and {theirs:.6f} with the peer: the two "
+            "sides do different work, so their speeds cannot be compared"
+        )
+
+
+# --- PPO ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PpoTask:
+    """What both sides optimise: a policy whose responses never end early, prompts, a proxy.
+
+    policy: π_init; proxy: normalised under it; prompts, held: training and evaluation prompts of
+    ``n_prompt_tokens`` tokens each; n_tokens: of every response.
+    """
+
+    policy: Callable[[], Llama]
+    proxy: RewardModelScorer
+    prompts: Prompts
+    held: Prompts
+    n_tokens: int
+
+
+def story_task(
+    *,
+    n_prompt_tokens: int = 16,
+    n_tokens: int = 32,
+    n_pair_prompts: int = 250,
+    n_held: int = 200,
+    root_seed: int = 0,
+) -> PpoTask:
+    """The embedded world with responses of fixed length, and a proxy trained on labels of gold."""
+    world = load_world(WorldConfig())
+
+    def policy() -> Llama:
+        return endless(load_lm("ladder:policy-0.8m"))
+
+    def prompts(split: str, n: int) -> Prompts:
+        return cut_prompts(world.prompts(split, n), n_prompt_tokens)
+
+    copies, seed = 4, derive_seed(root_seed, "proxy")
+    gold, mean, std = load_reward_model("ladder:gold-3m")
+    labelled = prompts("train", 2 * n_pair_prompts).select(slice(0, n_pair_prompts))
+    responses = sample(policy(), labelled, n_tokens=n_tokens, seed=seed, copies=copies)
+    pairs = label_pairs(
+        responses,
+        (raw_scores(gold, responses) - mean) / std,
+        copies=copies,
+        n_pairs=len(labelled) * copies * (copies - 1) // 2,
+        rule="argmax",
+        flip_rate=0.0,
+        seed=seed,
+    )
+    model = ScalarHeadModel(load_lm("ladder:0.2m"))
+    model.init_head(torch_generator(seed, "head"))
+    train_reward_model(
+        model,
+        TrainingPairs(responses, pairs.chosen, pairs.rejected, torch.ones(len(pairs))),
+        epochs=2,
+        lr=3e-3,
+        batch_prompts=4,
+        weight_decay=0.01,
+        seed=seed,
+        validate=dict,
+        progress=lambda done, total: None,
+    )
+    proxy = RewardModelScorer(model.eval(), *mean_std(raw_scores(model, responses)))
+    held = prompts("eval", 400).select(slice(0, n_held))
+    return PpoTask(policy, proxy, prompts("rl", 1200), held, n_tokens)
+
+
+def endless(policy: Llama) -> Llama:
+    """``policy`` with no end token: its end piece is a piece like any other."""
+    policy.cfg = replace(policy.cfg, eos_token_id=NO_END)
+    return policy
+
+
+def cut_prompts(prompts: Prompts, n_tokens: int) -> Prompts:
+    """The prompts with at least ``n_tokens`` tokens, cut to their first ``n_tokens``."""
+    length = prompts.mask.sum(1)
+    long = prompts.select(torch.nonzero(length >= n_tokens)[:, 0])
+    start = long.ids.shape[1] - long.mask.sum(1)
+    ids = long.ids.gather(1, start[:, None] + torch.arange(n_tokens))
+    return Prompts(ids, torch.ones_like(ids, dtype=torch.bool), long.prompt_id)
+
+
+def same_algorithm(n_steps: int, batch: int) -> PpoConfig:
+    """The settings that both sides share in the comparison of the same algorithm."""
+    return PpoConfig(
+        steps=n_steps,
+        batch=batch,
+        ppo_epochs=4,
+        minibatches=1,
+        lr=1e-5,
+        value_lr=1e-5,
+        kl_coef=0.05,
+        value_backbone="ladder:policy-0.8m",
+        max_update_kl_token_nats=1e9,
+    )
+
+
+def ppo_rows(
+    task: PpoTask,
+    peer: PeerSource,
+    *,
+    batch: int = 64,
+    repeats: int = 5,
+    root_seed: int = 0,
+    device: str = "cpu",
+) -> list[Row]:
+    """A PPO step with the peer's algorithm: 4 epochs, separate value model, KL penalty."""
+    steps = repeats + WARM_STEPS
+    cfg = same_algorithm(steps, batch)
+    value = ScalarHeadModel(load_lm(cfg.value_backbone))
+    shapes = (task.policy().cfg, value.backbone.cfg, task.proxy.model.backbone.cfg)
+    products = product_runner(
+        ppo_products(*shapes, cfg, n_prompt=task.prompts.ids.shape[1], n_tokens=task.n_tokens),
+        torch_generator(root_seed, "products"),
+        device=device,
+    )
+    run = ppo_run(task, cfg, peer, peer_lr=cfg.lr, between=products, seed=root_seed, device=device)
+    work = (
+        f"{batch} responses x ({task.prompts.ids.shape[1]} + {task.n_tokens}) tokens, 4 epochs, "
+        "1 minibatch, separate value model, KL penalty"
+    )
+    return [
+        make_row(
+            PPO_NAMES[0],
+            run.ours,
+            run.opponent.timed,
+            target=TARGETS[PPO_NAMES[0]],
+            reason=run.opponent.reason,
+            note=f"{work}; reference: TRL PPOTrainer, same weights, proxy, prompts and precision",
+            details={"peer_versions": run.opponent.versions, "peer_log": run.opponent.done},
+        ),
+        make_row(
+            PPO_NAMES[1],
+            run.ours,
+            run.between,
+            against="limit",
+            note="reference: the linear maps of rollout, scoring and updates alone; ratio at most 1",
+        ),
+    ]
+
+
+def ppo_defaults_rows(
+    task: PpoTask,
+    peer: PeerSource,
+    *,
+    batch: int = 64,
+    n_steps: int = 20,
+    peer_lrs: Sequence[float] = (1e-3, 2e-3),
+    root_seed: int = 0,
+    device: str = "cpu",
+) -> list[Row]:
+    """A PPO step of this project's defaults against the peer's, and what each step buys.
+
+    Both sides take the same number of samples from the same start against the same proxy; then
+    their policies answer the same held-out prompts. The peer keeps its own algorithm (4 epochs, a
+    value model of the policy's size) and takes the best of ``peer_lrs``, because its default rate
+    is meant for large models; the steps of the first of them alternate with ours.
+    """
+    cfg = replace(PpoConfig(), steps=n_steps, batch=batch)
+    init = held_scores(task.policy(), task, seed=root_seed)
+    runs: list[tuple[float, PpoRun, Tensor]] = []
+    ours: PpoRun | None = None
+    for lr in peer_lrs:
+        run = ppo_run(
+            task,
+            cfg,
+            peer,
+            peer_lr=lr,
+            seed=root_seed,
+            device=device,
+            peer_epochs=4,
+            peer_minibatches=1,
+            peer_value="ladder:policy-0.8m",
+            train=ours is None,
+        )
+        ours = ours or run
+        if run.peer_policy is not None:
+            runs.append((lr, run, held_scores(run.peer_policy, task, seed=root_seed)))
+        if run.opponent.reason:
+            break
+    assert ours is not None and ours.policy is not None
+    score = held_scores(ours.policy, task, seed=root_seed)
+    details: dict[str, Any] = {
+        "proxy_score_initial": float(init.mean()),
+        "proxy_score": float(score.mean()),
+        "proxy_score_stderr": _stderr(score),
+        "n_samples": n_steps * batch,
+        "peer_runs": [
+            {
+                "lr": lr,
+                "proxy_score": float(theirs.mean()),
+                "proxy_score_stderr": _stderr(theirs),
+                "step_s": run.opponent.seconds,
+                "log": run.opponent.done.get("log"),
+            }
+            for lr, run, theirs in runs
+        ],
+    }
+    reached = f"proxy score {float(score.mean()):.3f} ± {_stderr(score):.3f}"
+    note = f"{n_steps} x {batch} samples; ours: {reached} (initial policy {float(init.mean()):.3f})"
+    row = make_row(
+        DEFAULT_PPO_NAMES[0],
+        ours.ours,
+        ours.opponent.timed,
+        target=TARGETS[DEFAULT_PPO_NAMES[0]],
+        reason=ours.opponent.reason,
+        note=note,
+        details=details,
+    )
+    if runs and row["ratio"] is not None:
+        lr, _, theirs = max(runs, key=lambda r: float(r[2].mean()))
+        difference = score - theirs
+        details = row["details"]
+        details["score_difference"] = float(difference.mean())
+        details["score_difference_stderr"] = _stderr(difference)
+        details["best_peer_lr"] = lr
+        no_worse = float(difference.mean()) + 1.96 * _stderr(difference) >= 0
+        row["met"] = bool(row["ratio"] >= row["target"]) and no_worse
+        row["note"] += (
+            f"; TRL {float(theirs.mean()):.3f} ± {_stderr(theirs):.3f} at its best rate {lr:g}; "
+            f"difference {float(difference.mean()):+.3f} ± {_stderr(difference):.3f}"
+        )
+    return [row]
+
+
+@dataclass(frozen=True)
+class PpoRun:
+    """One run of both sides: seconds a step behind the warm-up, and what they trained."""
+
+    ours: list[float]
+    between: list[float]
+    opponent: Opponent
+    policy: Llama | None
+    peer_policy: Llama | None
+
+
+def ppo_run(
+    task: PpoTask,
+    cfg: PpoConfig,
+    peer: PeerSource,
+    *,
+    peer_lr: float,
+    seed: int,
+    device: str,
+    between: Callable[[], None] = lambda: None,
+    peer_epochs: int | None = None,
+    peer_minibatches: int | None = None,
+    peer_value: str | None = None,
+    train: bool = True,
+) -> PpoRun:
+    """``cfg.steps`` PPO steps of both sides in turn; ``train`` False: of the peer alone.
+
+    The peer follows ``cfg`` except where its own settings are given.
+    """
+    now = clock(device)
+    policy, ref_policy = task.policy().to(device), task.policy().to(device)
+    state = new_state(policy, ScalarHeadModel(load_lm(cfg.value_backbone)).to(device), cfg)
+    proxy, n_tokens = task.proxy, task.n_tokens
+    proxy.model.to(device)
+    ours: list[float] = []
+    others: list[float] = []
+    peer_policy = None
+
+    def step() -> None:
+        stats = ppo_step(state, ref_policy, proxy, task.prompts, cfg, n_tokens=n_tokens, seed=seed)
+        if stats["train_response_tokens"] != n_tokens:
+            raise BenchError(
+                f"responses have {stats['train_response_tokens']} tokens on average, not {n_tokens}"
+            )
+
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        write_lm(task.policy(), home / "policy")
+        value = ScalarHeadModel(load_lm(peer_value or cfg.value_backbone))
+        write_reward_model(value, home / "value")
+        write_reward_model(proxy.model, home / "reward", scale=1 / proxy.std)
+        prompts = task.prompts.ids.tolist()
+        (home / "prompts.json").write_text(json.dumps(prompts), encoding="utf-8")
+        job = {
+            "kind": "ppo",
+            **{name: str(home / name) for name in ("policy", "value", "reward", "out")},
+            "reward_bias": (proxy.model.head.bias.item() - proxy.mean) / proxy.std,
+            "tokenizer": str(ladder_dir() / "tokenizer"),
+            "prompts": str(home / "prompts.json"),
+            "batch": cfg.batch,
+            "n_tokens": n_tokens,
+            "steps": cfg.steps,
+            "epochs": peer_epochs or cfg.ppo_epochs,
+            "minibatches": peer_minibatches or cfg.minibatches,
+            "lr": peer_lr,
+            "kl_coef": cfg.kl_coef,
+            "threads": torch.get_num_threads(),
+            "device": device,
+            "seed": seed,
+        }
+        opponent = Opponent(peer, job, device=device)
+        for _ in range(cfg.steps):
+            if train:
+                ours.append(_timed(step, now))
+            others.append(_timed(between, now))
+            opponent.step()
+        opponent.close()
+        if "policy" in opponent.done:
+            trained = load_file(Path(opponent.done["policy"]) / "model.safetensors")
+            peer_policy = from_transformers_state(trained, policy.cfg).eval()
+    return PpoRun(
+        ours[WARM_STEPS:],
+        others[WARM_STEPS:],
+        opponent,
+        policy.cpu() if train else None,
+        peer_policy,
+    )
+
+
+def ppo_products(
+    policy: LlamaConfig,
+    value: LlamaConfig,
+    proxy: LlamaConfig,
+    cfg: PpoConfig,
+    *,
+    n_prompt: int,
+    n_tokens: int,
+) -> list[Product]:
+    """Linear maps of one PPO step: rollout, scores, old values and log-probs, and the updates."""
+    whole, read = cfg.batch * (n_prompt + n_tokens), cfg.batch * n_tokens
+    out = forward_products(policy, cfg.batch * n_prompt, n_read=cfg.batch, n_logits=cfg.batch)
+    # The last sampled token needs no forward pass; its logits come from the one before.
+    for p in forward_products(policy, cfg.batch, n_logits=cfg.batch):
+        out.append(p._replace(times=p.times * (n_tokens - 1)))
+    out += forward_products(proxy, whole, n_read=cfg.batch)
+    out += forward_products(value, whole, n_read=read)
+    for _ in range(2 if cfg.kl_coef > 0 else 1):  # the old policy's log-probs, and the reference's
+        out += forward_products(policy, whole, n_read=read, n_logits=read)
+    whole, read = whole // cfg.minibatches, read // cfg.minibatches
+    update = training_products(value, whole, n_read=read)
+    update += training_products(policy, whole, n_read=read, n_logits=read)
+    n_updates = cfg.ppo_epochs * cfg.minibatches
+    return out + [p._replace(times=p.times * n_updates) for p in update]
+
+
+def held_scores(policy: Llama, task: PpoTask, *, seed: int, copies: int = 2) -> Tensor:
+    """Mean proxy score (P,) of ``copies`` responses to each held-out prompt, float64."""
+    responses = sample(
+        policy,
+        task.held,
+        n_tokens=task.n_tokens,
+        seed=derive_seed(seed, "held"),
+        copies=copies,
+    )
+    task.proxy.model.cpu()
+    return task.proxy.score(responses).double().view(-1, copies).mean(1)
+
+
+def _stderr(x: Tensor) -> float:
+    """Standard error of the mean of ``x`` (P,), over prompts."""
+    return float(x.std() / len(x) ** 0.5)

@@ -1,0 +1,193 @@
+"""The report of a comparison: leaderboard and figures from the files of its results.
+
+Level 3, downstream of `overopt.comparison`, which writes those files: records and curves of the test
+runs, comparison.json (what each run is for) and choices.json (reference points and thresholds).
+Needs neither the store nor torch, so committed results can be reported anywhere.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from overopt import early_stopping, figures_compare, store
+from overopt.errors import DataError
+from overopt.fits.fit import jsonable
+from overopt.leaderboard import (
+    FEW_SEEDS,
+    METRICS,
+    PRIMARY,
+    Reference,
+    Standing,
+    as_table,
+    leaderboard,
+    truncate,
+)
+from overopt.records import Curve, load_curves
+from overopt.seeding import numpy_rng
+
+NOT_TRAINING = ("ppo_gold",)
+"""Stages whose CPU time is measurement, not a cost of the mitigation."""
+
+
+def rule_named(name: str) -> early_stopping.Rule:
+    """The stopping rule called ``name``."""
+    return next(rule for rule in early_stopping.RULES if rule.name == name)
+
+
+class Results(NamedTuple):
+    """Test curves of a finished comparison, as its leaderboard takes them."""
+
+    protocol: dict[str, Any]
+    references: dict[str, Reference]
+    curves: dict[str, dict[str, list[Curve]]]
+    """method -> mitigation -> one curve a test seed; a stopped run ends where it stops."""
+    cpu_s: dict[str, dict[str, float]]
+    """method -> mitigation -> mean CPU seconds of a run; nan where not recorded."""
+
+
+def load_results(results: str | Path) -> Results:
+    """What `run_comparison` wrote.
+
+    Raises
+    ------
+    DataError
+        Not the results of a finished comparison.
+    """
+    folder = Path(results)
+    for name in ("comparison.json", "choices.json"):
+        if not (folder / name).is_file():
+            raise DataError(
+                f"{str(folder)!r} has no {name}: it does not hold a finished comparison; run"
+                " `overopt compare` with --results on it first"
+            )
+    protocol = store.load_json(folder / "comparison.json")
+    choices = store.load_json(folder / "choices.json")
+    by_id = {curve.meta["run_id"]: curve for curve in load_curves(folder / "test")}
+    cost_of = _costs(folder / "test")
+    curves: dict[str, dict[str, list[Curve]]] = {}
+    cpu_s: dict[str, dict[str, float]] = {}
+    for method in protocol["methods"]:
+        curves[method], cpu_s[method] = {}, {}
+        for mitigation in protocol["mitigations"]:
+            if method not in mitigation["methods"]:
+                continue
+            name, is_stopped = mitigation["name"], mitigation["kind"] == "stopping"
+            key = ("test", method, protocol["baseline"] if is_stopped else name)
+            ids = [
+                r["run_id"]
+                for r in protocol["runs"]
+                if (r["role"], r["method"], r["mitigation"]) == key
+            ]
+            same = [by_id[run_id] for run_id in ids]
+            if is_stopped:
+                rule = rule_named(mitigation["rule"])
+                threshold = float(choices[method]["mitigations"][name]["threshold"])
+                same = [truncate(c, early_stopping.stop(rule, c, threshold)) for c in same]
+            curves[method][name] = same
+            cpu_s[method][name] = float(np.mean([cost_of.get(i, math.nan) for i in ids]))
+    references = {m: Reference(**choices[m]["reference"]) for m in protocol["methods"]}
+    return Results(protocol, references, curves, cpu_s)
+
+
+def _costs(folder: Path) -> dict[str, float]:
+    """CPU seconds by run of training the proxy and optimising against it."""
+    file = folder / "costs.jsonl"
+    costs: dict[str, float] = {}
+    for row in store.load_records(file) if file.is_file() else ():
+        if row["stage"] not in NOT_TRAINING:
+            costs[row["run_id"]] = costs.get(row["run_id"], 0.0) + row["cpu_s"]
+    return costs
+
+
+def report(results: str | Path) -> str:
+    """Leaderboard and figures of a finished comparison, from its records; returns the text.
+
+    Writes leaderboard.json, leaderboard.md, frontier.png and effects.png, the figures with a sidecar
+    JSON each. Needs neither the store nor torch.
+    """
+    folder = Path(results)
+    found = load_results(folder)
+    families = {m["name"]: m["family"] for m in found.protocol["mitigations"]}
+    baseline = found.protocol["baseline"]
+    standings = {
+        method: leaderboard(
+            same,
+            baseline=baseline,
+            reference=found.references[method],
+            families=families,
+            rng=numpy_rng(0, "leaderboard", method),
+            cpu_s=found.cpu_s[method],
+        )
+        for method, same in found.curves.items()
+    }
+    text = _as_text(found, standings)
+    store.save_json(
+        folder / "leaderboard.json",
+        jsonable(
+            {
+                "comparison": found.protocol["name"],
+                "baseline": baseline,
+                "metrics": METRICS,
+                "references": found.references,
+                "standings": standings,
+            }
+        ),
+    )
+    (folder / "leaderboard.md").write_text(text + "\n", encoding="utf-8")
+    if len(families) > 1:
+        used = [r["run_id"] for r in found.protocol["runs"] if r["role"] == "test"]
+        side = {"comparison": found.protocol["name"], "records": sorted(set(used))}
+        figure = figures_compare.frontier(
+            found.curves, families, found.references, baseline=baseline
+        )
+        _save_figure(folder / "frontier.png", figure, side | {"references": found.references})
+        figure = figures_compare.forest(standings, baseline=baseline)
+        _save_figure(folder / "effects.png", figure, side | {"effects": _effects(standings)})
+    return text
+
+
+def _effects(standings: Mapping[str, Sequence[Standing]]) -> dict[str, Any]:
+    return {
+        method: {
+            s.mitigation: {m: s.effects[m] for m in figures_compare.FOREST_METRICS} for s in same
+        }
+        for method, same in standings.items()
+    }
+
+
+def _save_figure(path: Path, figure: Figure, side: Mapping[str, Any]) -> None:
+    figure.savefig(path, dpi=160, metadata={"Software": None})
+    text = json.dumps(jsonable(side), indent=1, allow_nan=False)
+    path.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+
+
+def _as_text(found: Results, standings: Mapping[str, Sequence[Standing]]) -> str:
+    p = found.protocol
+    lines = [
+        f"## {p['name']}",
+        "",
+        f"Baseline: {p['baseline']}. Tuning trials × seeds of every mitigation:"
+        f" {p['n_trials']} × {len(p['tuning_seeds'])}, chosen by {PRIMARY}; test seeds:"
+        f" {len(p['test_seeds'])}, other seeds and other prompts.",
+    ]
+    for method, same in standings.items():
+        reference = found.references[method]
+        peak = (
+            f"The tuned baseline peaks at √KL {reference.peak_sqrt_kl:.2f}"
+            if reference.is_turning
+            else "The tuned baseline does not turn over in its range, whose end stands for its peak"
+        )
+        lines += ["", f"{peak}; area is over √KL 0 to {reference.max_sqrt_kl:.2f}.", ""]
+        lines.append(as_table(same))
+    n_seeds = len(p["test_seeds"])
+    if n_seeds == 1:
+        lines += ["", "One test seed: intervals and p-values speak of prompts, not of seeds."]
+    elif n_seeds < FEW_SEEDS:
+        lines += ["", f"{n_seeds} test seeds: corrected p-values are too small below {FEW_SEEDS}."]
+    lines += ["", *(f"- `{name}`: {meaning}" for name, meaning in METRICS.items())]
+    return "\n".join(lines)

@@ -1,0 +1,386 @@
+"""Several reward models of one shape at once: batched weights with a leading member axis.
+
+Members of an ensemble differ in head, data order or data, not in shape. Small networks spend more
+time between matrix products than in them; here one call serves all members. Per member the result
+is that of `train_reward_model` alone, to the order of float32 sums: same batches, loss, clipping,
+schedule and optimizer.
+
+What it does differently from ``torch.func.vmap``: the forward pass is written out for a member axis,
+with batched products and three fused elementwise functions whose backward passes are written by
+hand. Everything runs in one process; micro-batches and autocast are for `train_reward_model`.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from overopt.datatypes import Responses
+from overopt.errors import ConfigError, DivergenceError
+from overopt.nets import LlamaConfig, ScalarHeadModel
+from overopt.proxy.train import (
+    GRAD_CLIP,
+    PairBatch,
+    PairBatches,
+    TrainingLog,
+    TrainingPairs,
+    learning_rate,
+    reward_optimizer,
+)
+from overopt.sampling import sequence_batches
+
+# --- fused elementwise functions ------------------------------------------------------------------
+
+
+class _Normalise(Function):
+    """x / rms(x) over the last axis, without a weight: that is multiplied into the next matrix."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
+        scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
+        scale = scale.div_(x.shape[-1]).add_(eps).rsqrt_()
+        y = x * scale
+        ctx.save_for_backward(y, scale)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        y, scale = ctx.saved_tensors
+        along = (grad * y).mean(-1, keepdim=True)
+        return torch.addcmul(grad, y, along, value=-1).mul_(scale), None
+
+
+class _SwiGlu(Function):
+    """silu(gate) · up of (…, 2H), gate first."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        gate, up = x.chunk(2, -1)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        gate, up = x.chunk(2, -1)
+        out = torch.empty_like(x)
+        to_gate, to_up = out.chunk(2, -1)
+        torch.mul(grad, F.silu(gate), out=to_up)
+        torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=to_gate)
+        return out
+
+
+def _rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate pairs (x_i, x_{i+half}) in place by the angles of ``cos`` and ``sin`` (…, half)."""
+    left, right = x.chunk(2, -1)
+    before = left.clone()
+    left.mul_(cos).addcmul_(right, sin, value=-1)
+    right.mul_(cos).addcmul_(before, sin)
+    return x
+
+
+class _Rotated(Function):
+    """Products y Wᵀ (M, B, n·D) of which the first ``n_rotated``·D columns get their position.
+
+    The product is rotated where it lies: its own gradient does not need it.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, y: Tensor, w: Tensor, cos: Tensor, sin: Tensor, shape: tuple, n_rotated: int
+    ) -> Tensor:
+        out = torch.bmm(y, w.transpose(1, 2))
+        _rotate_(out.view(shape)[..., :n_rotated, :, :], cos, sin)
+        ctx.save_for_backward(y, w, cos, sin)
+        ctx.shape, ctx.n_rotated = shape, n_rotated
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        y, w, cos, sin = ctx.saved_tensors
+        grad = grad.contiguous().clone()
+        _rotate_(grad.view(ctx.shape)[..., : ctx.n_rotated, :, :], cos, -sin)
+        return torch.bmm(grad, w), torch.bmm(grad.transpose(1, 2), y), None, None, None, None
+
+
+# --- the network ----------------------------------------------------------------------------------
+
+
+class _Stack(NamedTuple):
+    """Weights of M reward models by name, each (M, …), and their shape."""
+
+    weights: dict[str, Tensor]
+    cfg: LlamaConfig
+
+
+def _check_shapes(models: Sequence[ScalarHeadModel]) -> LlamaConfig:
+    """The shape of all models.
+
+    Raises
+    ------
+    ConfigError
+        No models, or models of different shapes.
+    """
+    if not models:
+        raise ConfigError("models has 0 members: pass at least one")
+    cfg = models[0].backbone.cfg
+    for i, model in enumerate(models):
+        if model.backbone.cfg != cfg:
+            raise ConfigError(
+                f"models[{i}] has shape {model.backbone.cfg}, models[0] {cfg}: only members of one"
+                " shape can be stacked; train the others apart"
+            )
+    return cfg
+
+
+def _stack(models: Sequence[ScalarHeadModel]) -> _Stack:
+    """Stack the weights, and make the models' parameters views of the stack.
+
+    Raises
+    ------
+    ConfigError
+        No models, or models of different shapes.
+    """
+    cfg = _check_shapes(models)
+    named = [dict(model.named_parameters()) for model in models]
+    weights = {}
+    for name in named[0]:
+        stacked = torch.stack([member[name].detach() for member in named])
+        for m, member in enumerate(named):
+            member[name].data = stacked[m]
+        weights[name] = stacked.requires_grad_()
+    return _Stack(weights, cfg)
+
+
+def _unstack(models: Sequence[ScalarHeadModel]) -> None:
+    """Give every model its own weights again."""
+    for model in models:
+        for p in model.parameters():
+            p.data = p.data.clone()
+
+
+def _scores(stack: _Stack, ids: Tensor, length: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """Scores (M, R) at the last real token of ids (M, R, L) with ``length`` (M, R) real tokens.
+
+    rope: cosine and sine (S, D_head/2).
+    """
+    w, cfg = stack.weights, stack.cfg
+    n_members, n_rows, n_tokens = ids.shape
+    d, heads, eps = cfg.hidden_size, cfg.num_attention_heads, cfg.rms_norm_eps
+    member = torch.arange(n_members, device=ids.device)[:, None]
+    embed = w["backbone.embed.weight"]
+    flat = (ids + (member * cfg.vocab_size)[..., None]).view(n_members, -1)
+    x = F.embedding(flat, embed.view(-1, d))
+    cos, sin = (t[:n_tokens, None, None] for t in rope)
+    for i in range(cfg.num_hidden_layers):
+        p = f"backbone.layers.{i}."
+        # A norm's weight multiplies the matrix that follows: a few rows instead of all tokens.
+        qkv = w[p + "qkv.weight"] * w[p + "norm1"][:, None]
+        gate_up = w[p + "gate_up.weight"] * w[p + "norm2"][:, None]
+        y = _Normalise.apply(x, eps)
+        if i + 1 < cfg.num_hidden_layers:
+            shape = (n_members * n_rows, n_tokens, 3, heads, -1)
+            rotated = _Rotated.apply(y, qkv, cos, sin, shape, 2).view(shape)
+            q, k, v = rotated.permute(0, 3, 2, 1, 4).unbind(2)
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            y = y.transpose(1, 2).reshape(n_members, -1, d)
+        else:  # the last block's output is needed at the last token only
+            last = length - 1
+            at = member * n_rows * n_tokens + torch.arange(
+                0, n_rows * n_tokens, n_tokens, device=ids.device
+            )
+            at = (at + last).flatten()
+            shape = (n_members * n_rows, n_tokens, 2, heads, -1)
+            kv = _Rotated.apply(y, qkv[:, d:], cos, sin, shape, 1).view(shape)
+            k, v = kv.permute(0, 3, 2, 1, 4).unbind(2)
+            here = tuple(t[last.flatten(), None, None] for t in rope)
+            one = (n_members * n_rows, 1, heads, -1)
+            y = y.view(-1, d)[at].view(n_members, n_rows, d)
+            q = _Rotated.apply(y, qkv[:, :d], *here, one, 1).view(one).transpose(1, 2)
+            ahead = torch.arange(n_tokens, device=ids.device) > last.flatten()[:, None]
+            scores = (q @ k.transpose(2, 3)) * q.shape[-1] ** -0.5
+            scores = scores.masked_fill(ahead[:, None, None], -torch.inf)
+            y = (scores.softmax(-1) @ v).view(n_members, n_rows, d)
+            x = x.view(-1, d)[at].view(n_members, n_rows, d)
+        x = torch.baddbmm(x, y, w[p + "out.weight"].transpose(1, 2))
+        y = torch.bmm(_Normalise.apply(x, eps), gate_up.transpose(1, 2))
+        x = torch.baddbmm(x, _SwiGlu.apply(y), w[p + "down.weight"].transpose(1, 2))
+    x = _Normalise.apply(x, eps)
+    head = w["head.weight"] * w["backbone.norm"][:, None]
+    return torch.baddbmm(w["head.bias"][:, None], x, head.transpose(1, 2))[..., 0]
+
+
+def _half_rope(model: ScalarHeadModel) -> tuple[Tensor, Tensor]:
+    half = model.backbone.cfg.head_dim // 2
+    return model.backbone.rope_cos[:, :half], model.backbone.rope_sin[:, :half]
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+class _StackedBatch(NamedTuple):
+    """One step of each member, padded to the widest.
+
+    ids (M, R, L), length (M, R); first, second (C,): positions in the flattened (M·R) scores; target
+    (C,); member (C,): whose pair it is; weight (C,): 1 / the member's number of pairs.
+    """
+
+    ids: Tensor
+    length: Tensor
+    first: Tensor
+    second: Tensor
+    target: Tensor
+    member: Tensor
+    weight: Tensor
+
+
+def _stack_batches(batches: Sequence[PairBatch | None]) -> _StackedBatch:
+    """Batches of all members; None for a member that has none left."""
+    some = [b for b in batches if b is not None]
+    n_rows = max(len(b.seq.ids) for b in some)
+    width = max(b.seq.ids.shape[1] for b in some)
+    ids = torch.zeros((len(batches), n_rows, width), dtype=torch.int64)
+    length = torch.ones((len(batches), n_rows), dtype=torch.int64)
+    first, second, target, member, weight = [], [], [], [], []
+    for m, batch in enumerate(batches):
+        if batch is None:
+            continue
+        rows, columns = batch.seq.ids.shape
+        ids[m, :rows, :columns] = batch.seq.ids
+        length[m, :rows] = batch.seq.length
+        first.append(batch.first + m * n_rows)
+        second.append(batch.second + m * n_rows)
+        target.append(batch.target)
+        member.append(torch.full_like(batch.first, m))
+        weight.append(torch.full_like(batch.target, 1 / len(batch.target)))
+    lists = (first, second, target, member, weight)
+    return _StackedBatch(ids, length, *(torch.cat(x) for x in lists))
+
+
+def _pair_losses(scores: Tensor, batch: _StackedBatch) -> Tensor:
+    """Mean Bradley-Terry loss (M,) in nats of each member; scores (M, R)."""
+    flat = scores.view(-1)
+    margin = flat[batch.first] - flat[batch.second]
+    loss = batch.target * F.softplus(-margin) + (1 - batch.target) * F.softplus(margin)
+    return scores.new_zeros(len(scores)).index_add(0, batch.member, loss * batch.weight)
+
+
+def train_reward_models_stacked(
+    models: Sequence[ScalarHeadModel],
+    pairs_per_member: Sequence[TrainingPairs],
+    *,
+    epochs: int,
+    lr: float,
+    batch_prompts: int,
+    weight_decay: float,
+    seeds: Sequence[int],
+    validate: Callable[[ScalarHeadModel], dict[str, float]],
+    progress: Callable[[int, int], None],
+) -> list[TrainingLog]:
+    """Train M models in place, each as `train_reward_model` would alone; one log a member.
+
+    Parameters
+    ----------
+    models, pairs_per_member, seeds : M each
+        Models of one shape; members may share a `TrainingPairs` or have their own (a bootstrap).
+    validate : callable
+        Receives one model after each of its epochs.
+    progress : callable
+        Optimizer steps done and in all, of the member with the most.
+
+    Raises
+    ------
+    ConfigError
+        Not as many pairs and seeds as models, or models of different shapes.
+    DivergenceError
+        A member's loss is not finite; names the member and the step.
+    """
+    if not len(models) == len(pairs_per_member) == len(seeds):
+        raise ConfigError(
+            f"{len(models)} models, {len(pairs_per_member)} pairs_per_member and {len(seeds)} seeds:"
+            " give one of each for every member"
+        )
+    device = models[0].head.weight.device
+    stack = _stack(models)
+    plans = [
+        PairBatches(pairs, batch_prompts=batch_prompts, seed=seed)
+        for pairs, seed in zip(pairs_per_member, seeds, strict=True)
+    ]
+    totals = [epochs * plan.steps for plan in plans]
+    optimizers = [reward_optimizer(model, lr=lr, weight_decay=weight_decay) for model in models]
+    streams = [plan.all(epochs) for plan in plans]
+    logs = [TrainingLog() for _ in models]
+    rope = _half_rope(models[0])
+    try:
+        for step in range(max(totals)):
+            batches = [next(stream, None) for stream in streams]
+            batch = _StackedBatch(*(t.to(device) for t in _stack_batches(batches)))
+            losses = _pair_losses(_scores(stack, batch.ids, batch.length, rope), batch)
+            for w in stack.weights.values():
+                w.grad = None
+            losses.sum().backward()
+            for m, loss in enumerate(losses.tolist()):
+                mine = batches[m]
+                if mine is None:
+                    continue
+                if not math.isfinite(loss):
+                    raise DivergenceError(
+                        f"reward-model loss of member {m} is {loss} at step {step} of {totals[m]}:"
+                        f" lower the learning rate (lr = {lr})"
+                    )
+                _update(models[m], stack, m, optimizers[m], lr * learning_rate(step, totals[m]))
+                log = logs[m]
+                log.loss.append(loss)
+                log.steps += 1
+                log.pairs_seen += len(mine.target)
+                if log.steps % plans[m].steps == 0:
+                    log.validation.append(validate(models[m]))
+            progress(step + 1, max(totals))
+    finally:
+        _unstack(models)
+    return logs
+
+
+def _update(
+    model: ScalarHeadModel, stack: _Stack, m: int, optimizer: torch.optim.Optimizer, lr: float
+) -> None:
+    """One optimizer step of member ``m``, whose parameters are views of the stack."""
+    for name, p in model.named_parameters():
+        grad = stack.weights[name].grad
+        p.grad = None if grad is None else grad[m]
+    torch.nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+@torch.no_grad()
+def raw_scores_stacked(
+    models: Sequence[ScalarHeadModel], responses: Responses, *, batch_tokens: int = 8192
+) -> Tensor:
+    """Head outputs (M, R) at the last real token of each response, before normalisation.
+
+    ``batch_tokens``: padded tokens of one call, members counted.
+    """
+    _check_shapes(models)
+    out = torch.zeros((len(models), len(responses)))
+    device = models[0].head.weight.device
+    weights = {
+        name: torch.stack([dict(m.named_parameters())[name] for m in models])
+        for name, _ in models[0].named_parameters()
+    }
+    stack = _Stack(weights, models[0].backbone.cfg)
+    rope = _half_rope(models[0])
+    for rows, seq in sequence_batches(responses, max(1, batch_tokens // len(models))):
+        ids, length = (t.to(device).expand(len(models), *t.shape) for t in (seq.ids, seq.length))
+        out[:, rows] = _scores(stack, ids, length, rope).float().cpu()
+    return out
