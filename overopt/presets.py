@@ -68,14 +68,14 @@ def desk() -> Experiment:
 def study_run() -> RunConfig:
     """The run that the experiments on mitigations vary: small enough to repeat a hundred times.
 
-    A 0.2m proxy on 3,000 comparisons; best-of-n from a pool of 24 × 512; PPO with 40 steps of 64
-    responses, which passes the gold peak several times over, in under a minute of CPU time.
+    A 0.2m proxy on 3,000 comparisons; best-of-n from a pool of 24 × 512; PPO with 36 steps of 64
+    responses, which passes the gold peak by far, in about a minute of CPU time.
     """
     return RunConfig(
         labels=LabelsConfig(n_pairs=3000),
         proxy=proxy("ladder:0.2m"),
         bon=BonConfig(pool_size=512),
-        ppo=PpoConfig(steps=40, batch=64, eval_every=6, eval_prompts=64, eval_copies=1),
+        ppo=PpoConfig(steps=36, batch=64, eval_every=6, eval_prompts=48, eval_copies=2),
     )
 
 
