@@ -3,12 +3,16 @@
 Hypothesis (Gao, Schulman and Hilton 2022): optimising against a learned proxy first raises and then
 lowers the gold score, while the proxy score keeps rising; larger proxies peak later and higher.
 
-Predictions, written before the run, in standard deviations of gold under the initial policy:
+Predictions, written before the first run (then with the sizes 0.05M, 0.2M and 0.8M), in standard
+deviations of gold under the initial policy:
 - PPO against the 0.05M and 0.2M proxies falls from its gold peak by more than two standard errors;
 - PPO's KL exceeds 36 nats (√KL of 6), best-of-n reaches √KL of 2.3 at n = 512;
-- best-of-n gold at its peak lies between 0.7 and 1.5 and grows with size from 0.05M to 0.8M.
+- best-of-n gold at its peak lies between 0.7 and 1.5 and grows with size.
 
-Cost: about 15 minutes of CPU time, 8 minutes on two cores.
+The 3M proxy took the place of the 0.8M one after the preset ``desk`` had shown all four: the 0.8M rung
+is hardly better a language model than the 0.2M one, and its proxies are no better (LOG.md).
+
+Cost: about 17 minutes of CPU time, 9 minutes on two cores.
 
     overopt run experiments/exp001_figure1.py --results experiments/results/exp001_figure1
     overopt figures experiments/results/exp001_figure1 --out figures

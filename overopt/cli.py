@@ -1,5 +1,5 @@
-"""The command line: ``overopt plan | run | status | compare | fit | stops | figures | bench | forecast
-| replay``.
+"""The command line: ``overopt plan | run | compare | status | fit | stops | sft | figures | bench
+| forecast | replay``.
 
 Level 3, the outermost layer and the only one that prints. It parses arguments, calls the other
 modules and turns the errors that overopt raises on purpose into one message each. Everything heavy
@@ -25,7 +25,7 @@ from overopt.errors import ConfigError, OveroptError
 if TYPE_CHECKING:
     from overopt.graph import Plan, Stage
 
-PRESETS = ("smoke", "quick", "desk", "quantile")
+PRESETS = ("smoke", "quick", "desk", "smollm", "quantile")
 BENCH_GROUPS = ("estimators", "sampling", "scoring", "reward", "ppo", "ppo-defaults")
 PEER_ENVIRONMENTS = Path("runs") / "bench-envs"
 STATE_MARKS = {
@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"a preset ({', '.join(PRESETS)}) or an experiment file with a function build()",
     )
     experiment.add_argument(
-        "overrides", nargs="*", metavar="name=value", help="settings, such as proxy.n_pairs=2000"
+        "overrides", nargs="*", metavar="name=value", help="settings, such as labels.n_pairs=2000"
     )
     experiment.add_argument(
         "--store", type=Path, default=Path("runs"), help="directory of results (default: runs)"

@@ -45,11 +45,15 @@ Role = Literal["tuning", "test"]
 
 PROTOCOL = (
     "world", "gold", "root_seed", "labels.data_seed", "labels.n_validation_prompts",
+    "labels.label_rule", "labels.label_flip_rate",
     "proxy.rm_seed", "proxy.kind", "ppo.ppo_seed", "ppo.eval_every", "ppo.eval_early_every",
     "ppo.eval_prompts", "ppo.eval_copies", "ppo.eval_offset",
-    "bon.n_prompts", "bon.pool_size", "bon.eval_offset",
+    "bon.n_prompts", "bon.pool_size", "bon.eval_offset", "bon.ns",
 )  # fmt: skip
-"""Settings that a trial may not change: they decide who is measured, on what, and how precisely."""
+"""Settings that a trial may not change: who labels, who is measured, on what, how precisely."""
+
+PPO_SIGNALS = ("entropy_token_nats", "proxy_std")
+"""Columns that are null in records of best-of-n."""
 
 
 # --- what is compared -----------------------------------------------------------------------------
@@ -166,6 +170,9 @@ class Comparison:
             require(0 < len(values) == len(set(values)), field, values, "at least one, each once")
         both = sorted(set(self.tuning_seeds) & set(self.test_seeds))
         require(not both, "test_seeds", both, "are tuning seeds too; test on seeds not tuned on")
+        for mitigation in self.mitigations:
+            if mitigation.kind == "stopping":
+                self._check_signal(mitigation)
         for method in self.methods:
             require(
                 getattr(self.base, method) is not None,
@@ -183,6 +190,25 @@ class Comparison:
             for method in self.methods:
                 for trial in mitigation.trials if method in mitigation.methods else ():
                     apply_overrides(_only(self.base, method), trial)
+
+    def _check_signal(self, mitigation: Mitigation) -> None:
+        """Raise ConfigError if the baseline's runs will not record what the rule watches."""
+        rule = next(r for r in early_stopping.RULES if r.name == mitigation.rule)
+        where = f"mitigation {mitigation.name!r}: rule"
+        require(
+            "bon" not in mitigation.methods or not set(rule.columns) & set(PPO_SIGNALS),
+            where,
+            rule.name,
+            "watches what only PPO has; set methods=('ppo',)",
+        )
+        trials = self.of(self.baseline).trials
+        members = [apply_overrides(self.base, trial).reward.members for trial in trials]
+        require(
+            "member_disagreement" not in rule.columns or min(members) > 1,
+            where,
+            rule.name,
+            f"watches members, the baseline {self.baseline!r} has one; use another rule or baseline",
+        )
 
     def of(self, name: str) -> Mitigation:
         """The mitigation called ``name``."""

@@ -18,9 +18,11 @@ from overopt import early_stopping, figures_compare, store
 from overopt.errors import DataError
 from overopt.fits.fit import jsonable
 from overopt.leaderboard import (
+    FEW_MITIGATIONS,
     FEW_SEEDS,
     METRICS,
     PRIMARY,
+    SEEDS_FOR_MORE,
     Reference,
     Standing,
     as_table,
@@ -166,6 +168,18 @@ def _save_figure(path: Path, figure: Figure, side: Mapping[str, Any]) -> None:
     path.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
 
 
+def too_few_seeds(n_seeds: int, n_mitigations: int) -> list[str]:
+    """Lines that say so where ``n_seeds`` are too few to correct for ``n_mitigations`` effects."""
+    needed = FEW_SEEDS if n_mitigations <= FEW_MITIGATIONS else SEEDS_FOR_MORE
+    if n_seeds >= needed:
+        return []
+    return [
+        "",
+        f"{n_seeds} test seeds for {n_mitigations} mitigations: corrected p-values are too small"
+        f" below {needed}.",
+    ]
+
+
 def _as_text(found: Results, standings: Mapping[str, Sequence[Standing]]) -> str:
     p = found.protocol
     lines = [
@@ -180,14 +194,14 @@ def _as_text(found: Results, standings: Mapping[str, Sequence[Standing]]) -> str
         peak = (
             f"The tuned baseline peaks at √KL {reference.peak_sqrt_kl:.2f}"
             if reference.is_turning
-            else "The tuned baseline does not turn over in its range, whose end stands for its peak"
+            else "The tuned baseline has no peak inside its range, whose end stands for it"
         )
         lines += ["", f"{peak}; area is over √KL 0 to {reference.max_sqrt_kl:.2f}.", ""]
         lines.append(as_table(same))
     n_seeds = len(p["test_seeds"])
     if n_seeds == 1:
         lines += ["", "One test seed: intervals and p-values speak of prompts, not of seeds."]
-    elif n_seeds < FEW_SEEDS:
-        lines += ["", f"{n_seeds} test seeds: corrected p-values are too small below {FEW_SEEDS}."]
+    else:
+        lines += too_few_seeds(n_seeds, max(len(same) - 1 for same in standings.values()))
     lines += ["", *(f"- `{name}`: {meaning}" for name, meaning in METRICS.items())]
     return "\n".join(lines)

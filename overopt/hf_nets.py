@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrai
 
 from overopt.datatypes import Responses
 from overopt.errors import CheckpointError
+from overopt.nets import at_positions
 from overopt.seeding import scoped_torch_seed
 from overopt.world.hf import UNLIMITED_CONTEXT
 
@@ -98,8 +99,8 @@ class HFBackbone(nn.Module):
         """The input embedding."""
         return cast(nn.Embedding, self.trunk.get_input_embeddings())
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """Final hidden states (R, L, D) of right-padded token ids (R, L)."""
+    def forward(self, input_ids: Tensor, at: Tensor | None = None) -> Tensor:
+        """Final hidden states (R, L, D) of right-padded token ids (R, L); (R, T, D) at ``at`` (R, T)."""
         length, context = input_ids.shape[1], self.cfg.max_position_embeddings
         if length > context:
             raise ValueError(
@@ -109,7 +110,8 @@ class HFBackbone(nn.Module):
         # All ones and not None: without a mask transformers looks for padding and warns of it.
         mask = torch.ones_like(input_ids)
         out = self.trunk(input_ids=input_ids, attention_mask=mask, use_cache=False)
-        return out.last_hidden_state
+        hidden = out.last_hidden_state
+        return hidden if at is None else at_positions(hidden, at)
 
     def at_last_token(self, input_ids: Tensor, length: Tensor) -> Tensor:
         """Final hidden states (R, D) at the last real token; ``length`` (R,) real tokens a row."""

@@ -54,6 +54,8 @@ SLOPE_POINTS = 9
 CI_LEVEL = 0.95
 FEW_SEEDS = 5
 """Below this many seeds p-values that Holm's correction has to read far in the tail are too small."""
+FEW_MITIGATIONS, SEEDS_FOR_MORE = 5, 8
+"""Correcting for more mitigations reads further in the tail, for which it takes so many seeds."""
 
 
 # --- curves at a given √KL ------------------------------------------------------------------------
@@ -100,8 +102,15 @@ def first_reach(sqrt_kl: ArrayLike, at: ArrayLike) -> Reach:
 
 
 def gain(curve: Curve, name: str) -> Array:
-    """Gain of ``gold``, ``proxy`` or ``rubric`` over the start, by point and prompt, (K, P)."""
-    return curve.arrays[name] - curve.arrays[name][:1]
+    """Gain of ``gold``, ``proxy`` or ``rubric`` over the start, by point and prompt, (K, P).
+
+    Where retraining replaced the proxy on the way, ``proxy`` has the mean of the records: each
+    round's own proxy gave the start another score.
+    """
+    over_first = curve.arrays[name] - curve.arrays[name][:1]
+    if name == "proxy" and len({row.get("round") for row in curve.rows}) > 1:
+        return over_first + (curve["proxy_gain"] - over_first.mean(axis=1))[:, None]
+    return over_first
 
 
 def _carrying_kl_error(curve: Curve) -> Array:
@@ -174,8 +183,8 @@ class Reference:
     peak_sqrt_kl : float
         Where the chosen baseline's gold, averaged over tuning seeds and prompts, is largest.
     is_turning : bool
-        Whether that maximum lies before the end of the range; if not, the baseline was not
-        overoptimized, and ``peak_sqrt_kl`` is the end of its range.
+        Whether that maximum lies inside the range; if not, gold rises or falls all the way, and
+        ``peak_sqrt_kl`` is the end of the range.
     """
 
     max_sqrt_kl: float

@@ -13,7 +13,7 @@ start at N(0, 1/(D+1)) as in Stiennon et al. 2020; value heads start at 0.
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from overopt.datatypes import Responses
 from overopt.errors import CheckpointError, ConfigError
+from overopt.fused import Normalise, RotateHeads, SwiGlu
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,24 +98,32 @@ def _rope_tables(cfg: LlamaConfig) -> tuple[Tensor, Tensor]:
     return angles.cos(), angles.sin()
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Apply rotary position embedding to the last axis of ``x``."""
-    left, right = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-right, left], dim=-1) * sin
-
-
-def _pair_up(x: Tensor, dim: int, head_dim: int) -> Tensor:
-    """``x`` with the two coordinates that rotate together adjacent; axis ``dim`` holds whole heads.
+def _paired_order(cfg: LlamaConfig) -> Tensor:
+    """Rows of the qkv projection with the two coordinates that rotate together adjacent.
 
     The checkpoint layout keeps them half a head apart. Queries and keys may be reordered alike, as
     only their products count; in this order a rotation is one product of complex numbers.
     """
-    halves = x.unflatten(dim, (-1, 2, head_dim // 2))
-    return halves.transpose(dim + 1, dim + 2).flatten(dim, dim + 2)
+    n_qk, n_kv = cfg.num_attention_heads + cfg.n_kv_heads, cfg.n_kv_heads
+    rows = torch.arange((n_qk + n_kv) * cfg.head_dim).view(-1, 2, cfg.head_dim // 2)
+    return torch.cat([rows[:n_qk].transpose(1, 2).flatten(), rows[n_qk:].flatten()])
+
+
+class _Maps(NamedTuple):
+    """Linear maps of a block as they are multiplied with: each norm's weight in the map behind it.
+
+    qkv, qkv_bias : outputs in the order of `_paired_order`.
+    """
+
+    qkv: Tensor
+    qkv_bias: Tensor | None
+    gate_up: Tensor
 
 
 class _Layer(nn.Module):
     """One pre-norm transformer block with fused qkv and gate-up projections."""
+
+    paired: Tensor
 
     def __init__(self, cfg: LlamaConfig) -> None:
         super().__init__()
@@ -130,30 +139,47 @@ class _Layer(nn.Module):
         self.gate_up = nn.Linear(d, 2 * h, bias=False)
         self.down = nn.Linear(h, d, bias=False)
 
+        self.register_buffer("paired", _paired_order(cfg), persistent=False)
+
+    def maps(self) -> _Maps:
+        """The maps that multiply what a norm returns."""
+        bias = cast(Tensor | None, self.qkv.bias)
+        return _Maps(
+            (self.qkv.weight * self.norm1)[self.paired],
+            None if bias is None else bias[self.paired],
+            self.gate_up.weight * self.norm2,
+        )
+
     def forward(
         self,
         x: Tensor,
-        rope: tuple[Tensor, Tensor],
+        turn: Tensor,
         cached: list[tuple[Tensor, Tensor]] | None = None,
+        at: Tensor | None = None,
     ) -> Tensor:
-        """One block on (R, L, D); keys and values (R, H_kv, L, D_head) are appended to ``cached``."""
+        """One block on (R, L, D), its output at all positions or at those of ``at`` (R, T) alone.
+
+        turn (L, H + H_kv, D_head/2): of `Llama.turn`. Keys and values (R, H_kv, L, D_head), keys in
+        the order of `_paired_order`, are appended to ``cached``.
+        """
         n_rows, length, d = x.shape
-        y = F.rms_norm(x, (d,), self.norm1, self.eps)
-        qkv = self.qkv(y).view(n_rows, length, self.n_heads + 2 * self.n_kv_heads, -1)
-        qk, v = qkv.transpose(1, 2).split([self.n_heads + self.n_kv_heads, self.n_kv_heads], 1)
-        q, k = _rotate(qk, *rope).split([self.n_heads, self.n_kv_heads], 1)
+        maps = self.maps()
+        qkv = F.linear(Normalise.apply(x, self.eps), maps.qkv, maps.qkv_bias)
+        sizes = (self.n_heads, self.n_kv_heads, self.n_kv_heads)
+        q, k, v = RotateHeads.apply(qkv.view(n_rows, length, sum(sizes), -1), turn, sizes)
         if cached is not None:
             cached.append((k, v))
         grouped = self.n_kv_heads < self.n_heads
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
-        x = x + self.out(y.transpose(1, 2).reshape(n_rows, length, d))
-        gate, up = self.gate_up(F.rms_norm(x, (d,), self.norm2, self.eps)).chunk(2, dim=-1)
-        return x + self.down(F.silu(gate) * up)
+        y = y.transpose(1, 2).reshape(n_rows, length, d)
+        if at is not None:
+            x, y = at_positions(x, at), at_positions(y, at)
+        return self._rest(x, y, maps)
 
     def last(
         self,
         x: Tensor,
-        rope: tuple[Tensor, Tensor],
+        turn: Tensor,
         at: Tensor,
         cached: list[tuple[Tensor, Tensor]] | None = None,
     ) -> Tensor:
@@ -163,22 +189,30 @@ class _Layer(nn.Module):
         """
         n_rows, length, d = x.shape
         rows = torch.arange(n_rows, device=x.device)
-        y = F.rms_norm(x, (d,), self.norm1, self.eps)
-        w, b = self.qkv.weight, cast(Tensor | None, self.qkv.bias)
-        b_q, b_kv = (None, None) if b is None else (b[:d], b[d:])
-        kv = F.linear(y, w[d:], b_kv).view(n_rows, length, 2, self.n_kv_heads, -1)
-        k, v = _rotate(kv[:, :, 0].transpose(1, 2), *rope), kv[:, :, 1].transpose(1, 2)
+        y, maps = Normalise.apply(x, self.eps), self.maps()
+        b_q, b_kv = (None, None) if maps.qkv_bias is None else maps.qkv_bias.tensor_split((d,))
+        kv = F.linear(y, maps.qkv[d:], b_kv).view(n_rows, length, 2 * self.n_kv_heads, -1)
+        k, v = RotateHeads.apply(kv, turn[:, self.n_heads :], (self.n_kv_heads, self.n_kv_heads))
         if cached is not None:
             cached.append((k, v))
-        q = F.linear(y[rows, at], w[:d], b_q).view(n_rows, self.n_kv_heads, -1, k.shape[-1])
-        q = _rotate(q, *(t[at][:, None, None] for t in rope))
+        q = F.linear(y[rows, at], maps.qkv[:d], b_q).view(n_rows, 1, self.n_heads, -1)
+        (q,) = RotateHeads.apply(q, turn[at, None, : self.n_heads], (self.n_heads,))
+        q = q.reshape(n_rows, self.n_kv_heads, -1, k.shape[-1])
         ahead = torch.arange(length, device=x.device) > at[:, None]
         scores = (q @ k.transpose(2, 3)) * q.shape[-1] ** -0.5
         scores = scores.masked_fill(ahead[:, None, None], -torch.inf)
         y = (scores.softmax(-1).to(v.dtype) @ v).view(n_rows, d)
-        x = x[rows, at] + self.out(y)
-        gate, up = self.gate_up(F.rms_norm(x, (d,), self.norm2, self.eps)).chunk(2, dim=-1)
-        return x + self.down(F.silu(gate) * up)
+        return self._rest(x[rows, at], y, maps)
+
+    def _rest(self, x: Tensor, y: Tensor, maps: _Maps) -> Tensor:
+        """What follows attention, on its input ``x`` and output ``y`` (…, D)."""
+        x = x + self.out(y)
+        return x + self.down(SwiGlu.apply(F.linear(Normalise.apply(x, self.eps), maps.gate_up)))
+
+
+def at_positions(x: Tensor, at: Tensor) -> Tensor:
+    """Entries (R, T, D) of ``x`` (R, L, D) at positions ``at`` (R, T)."""
+    return x.gather(1, at[..., None].expand(-1, -1, x.shape[-1]))
 
 
 class Llama(nn.Module):
@@ -222,13 +256,17 @@ class Llama(nn.Module):
                 std = 0.02 / math.sqrt(2 * len(self.layers)) if residual else 0.02
                 p.normal_(0.0, std, generator=generator)
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """Final hidden states (R, L, D) of right-padded token ids (R, L)."""
-        rope = self._rope(input_ids.shape[1])
+    def forward(self, input_ids: Tensor, at: Tensor | None = None) -> Tensor:
+        """Final hidden states (R, L, D) of right-padded token ids (R, L).
+
+        With positions ``at`` (R, T) those alone, (R, T, D): most of the last block is left out
+        elsewhere.
+        """
+        turn = self.turn(input_ids.shape[1])
         x = self.embed(input_ids)
-        for layer in self.blocks:
-            x = layer(x, rope)
-        return self.normed(x)
+        for layer in self.blocks[:-1]:
+            x = layer(x, turn)
+        return self.normed(self.blocks[-1](x, turn, at=at))
 
     def at_last_token(
         self,
@@ -243,20 +281,23 @@ class Llama(nn.Module):
         The same as `forward` read there, without what the last block computes for other positions:
         about half of a 2-layer model, a fifth of a 4-layer one.
         """
-        rope = self._rope(input_ids.shape[1])
+        turn = self.turn(input_ids.shape[1])
         x = self.embed(input_ids)
         for layer in self.blocks[:-1]:
-            x = layer(x, rope, cached)
-        return self.normed(self.blocks[-1].last(x, rope, length - 1, cached))
+            x = layer(x, turn, cached)
+        return self.normed(self.blocks[-1].last(x, turn, length - 1, cached))
 
-    def _rope(self, length: int) -> tuple[Tensor, Tensor]:
-        """Rotary tables of the first ``length`` positions."""
+    def turn(self, length: int) -> Tensor:
+        """Rotations (L, H + H_kv, D_head/2), complex, of the first ``length`` positions."""
         if length > self.cfg.max_position_embeddings:
             raise ValueError(
                 f"input_ids has {length} tokens a row; the model's context is "
                 f"{self.cfg.max_position_embeddings}: use shorter prompts or responses"
             )
-        return self.rope_cos[:length], self.rope_sin[:length]
+        cos, sin = (t[:length, None, : t.shape[1] // 2] for t in (self.rope_cos, self.rope_sin))
+        n_turned = self.cfg.num_attention_heads + self.cfg.n_kv_heads
+        # Written out for all heads: a factor that is broadcast over them takes twice as long.
+        return torch.complex(cos, sin).expand(-1, n_turned, -1).contiguous()
 
     def normed(self, x: Tensor) -> Tensor:
         """Final hidden states of what the last block returns."""
@@ -275,22 +316,14 @@ class Llama(nn.Module):
 class _StepLayer:
     """One layer's weights and cache, as `LlamaDecoder` multiplies with them.
 
-    The weights of a norm are part of the matrix behind it. keys and values (R, H_kv, S, D_head);
-    queries and keys are in the order of `_pair_up`.
+    keys and values (R, H_kv, S, D_head); queries and keys are in the order of `_paired_order`.
     """
 
-    def __init__(self, layer: _Layer, dim: int, keys: Tensor, values: Tensor) -> None:
-        n_qk = (layer.n_heads + layer.n_kv_heads) * dim
-
-        def paired(w: Tensor) -> Tensor:
-            return torch.cat([_pair_up(w[:n_qk], 0, dim), w[n_qk:]])
-
-        bias = cast(Tensor | None, layer.qkv.bias)
-        self.qkv = paired(layer.qkv.weight * layer.norm1).T
-        self.qkv_bias = None if bias is None else paired(bias)
-        self.gate_up = (layer.gate_up.weight * layer.norm2).T
+    def __init__(self, layer: _Layer, keys: Tensor, values: Tensor) -> None:
+        maps = layer.maps()
+        self.qkv, self.qkv_bias, self.gate_up = maps.qkv.T, maps.qkv_bias, maps.gate_up.T
         self.out, self.down = layer.out.weight.T, layer.down.weight.T
-        self.keep(_pair_up(keys, 3, dim), values)
+        self.keep(keys.contiguous(), values.contiguous())
 
     def keep(self, keys: Tensor, values: Tensor) -> None:
         """Set the cache, and the views of it that every step uses."""
@@ -354,8 +387,7 @@ class LlamaDecoder:
         self._used, self._n_slots = ids.shape[1], ids.shape[1] + n_tokens
         n_prompt = mask.sum(1)
         self._position = n_prompt[row]
-        half = cfg.head_dim // 2
-        self._turn = torch.complex(model.rope_cos[:, :half], model.rope_sin[:, :half])
+        self._turn = model.turn(cfg.max_position_embeddings)[:, 0]
 
         # 1. Prompts, pushed to the left: causality then hides their padding.
         shift = torch.arange(self._used, device=ids.device) + (self._used - n_prompt)[:, None]
@@ -365,7 +397,7 @@ class LlamaDecoder:
 
         # 2. The cache of each row, its padding hidden by an attention bias (1 or R·H_kv, 1, S).
         self._layers = [
-            _StepLayer(layer, cfg.head_dim, k[row], v[row])
+            _StepLayer(layer, k[row], v[row])
             for layer, (k, v) in zip(model.blocks, cached, strict=True)
         ]
         self._bias = self.hidden.new_zeros(1, 1, self._used)

@@ -24,6 +24,7 @@ from overopt.records import SCHEMA_VERSION, validate_records
 from overopt.settings import (
     SPLITS,
     Experiment,
+    PpoConfig,
     ProxyConfig,
     RewardConfig,
     RunConfig,
@@ -241,7 +242,7 @@ def proxy_stage(
             members.append(
                 Stage(
                     name="proxy",
-                    version=2,
+                    version=3 if bootstrap > 0 else 2,
                     run=stages.run_proxy,
                     gpu=True,
                     label=f"proxy {of_member}" + f" bootstrap {bootstrap}" * (bootstrap > 0) + note,
@@ -315,6 +316,7 @@ def mitigation_name(run: RunConfig, *, with_ppo: bool) -> str:
         combine = Path(reward.transform).stem or _COMBINE_NAMES[reward.combine]
         strength = f" {reward.strength:g}" if reward.uses_strength else ""
         by = "" if reward.members_by == "seed" else f" by {reward.members_by}"
+        by += "".join(f" + {name.removeprefix('ladder:')}" for name in reward.backbones)
         parts.append(f"{combine}{strength} of {reward.members}{by}")
     if reward.length_penalty != "none":
         budget = f" past {reward.length_budget:g}" if reward.length_penalty == "hinge" else ""
@@ -323,7 +325,9 @@ def mitigation_name(run: RunConfig, *, with_ppo: bool) -> str:
         if run.ppo.shaping != "none":
             parts.append(f"{run.ppo.shaping} {run.ppo.shaping_scale:g}")
         if run.ppo.kl_target > 0:
-            parts.append(f"KL target {run.ppo.kl_target:g}")
+            gain = run.ppo.kl_gain
+            is_usual = gain == PpoConfig.kl_gain
+            parts.append(f"KL target {run.ppo.kl_target:g}" + f" gain {gain:g}" * (not is_usual))
     return ", ".join(parts) or "none"
 
 

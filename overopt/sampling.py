@@ -308,8 +308,7 @@ def response_view(seq: Sequences) -> ResponseView:
 
 def response_hidden(model: Llama, seq: Sequences, view: ResponseView) -> Tensor:
     """Hidden states (R, T, D) that predict each response token; differentiable."""
-    hidden = model(seq.ids)
-    return hidden.gather(1, view.position[..., None].expand(-1, -1, hidden.shape[-1]))
+    return model(seq.ids, view.position)
 
 
 def sequence_batches(

@@ -21,17 +21,25 @@ from overopt.nets import ScalarHeadModel
 from overopt.sampling import sequence_batches
 from overopt.world.hf import World, in_own_tokens
 
+# Padded tokens of one call. On a CPU few, so that what one layer writes is in the cache of the next.
+_BATCH_TOKENS, _BATCH_TOKENS_CPU = 8192, 2048
+
 
 @torch.no_grad()
-def raw_scores(model: ScalarHeadModel, responses: Responses, *, batch_tokens: int = 8192) -> Tensor:
+def raw_scores(
+    model: ScalarHeadModel, responses: Responses, *, batch_tokens: int | None = None
+) -> Tensor:
     """Head output (R,) at the last real token of each response, before normalisation.
 
     (R, k) of a model with k > 1 heads. A model of another tokenizer reads the responses' text.
+    ``batch_tokens``: padded tokens of one call; None: what suits the device.
     """
     responses = in_own_tokens(model.backbone, responses)
     n_heads = model.head.out_features
     out = torch.zeros(len(responses), n_heads).squeeze(-1)
     device = model.head.weight.device
+    if batch_tokens is None:
+        batch_tokens = _BATCH_TOKENS_CPU if device.type == "cpu" else _BATCH_TOKENS
 
     def fill(batch_tokens: int) -> None:
         for rows, seq in sequence_batches(responses, batch_tokens, device):

@@ -210,8 +210,9 @@ def ppo_step(
         seed=derive_seed(seed, "rollout", state.step),
         compute=compute,
     )
-    # 2. Scores and log-probabilities; the old ones are recomputed by the model that is trained, so
-    # that the ratio is exactly 1 at the first minibatch.
+    # 2. Scores and log-probabilities. The old ones are those sampled with. At lower precision they are
+    # recomputed as training computes them, so that the ratio starts at 1, and with a KL penalty as
+    # the reference's are, so that equal weights give a penalty of exactly 0.
     score = _shared(compute, proxy.score, rollout)
     seq = rollout.sequences()
     view = response_view(seq)
@@ -219,7 +220,9 @@ def ppo_step(
     mask, kl_coef = view.mask, state.kl_coef
     device = state.policy.device
     with torch.no_grad(), compute.autocast(device):
-        old_logp = _shared(compute, partial(score_logprobs, state.policy), rollout)[:, :width]
+        old_logp = rollout.logprobs[:, :width]
+        if compute.precision != "fp32" or kl_coef > 0:
+            old_logp = _shared(compute, partial(score_logprobs, state.policy), rollout)[:, :width]
         values = _shared(compute, partial(_rollout_values, state.value), rollout)[:, :width]
         ref_logp = old_logp
         if kl_coef > 0:

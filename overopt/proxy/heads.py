@@ -6,6 +6,8 @@ Linear heads that minimise one convex loss on one trunk would meet in one soluti
 start, so each head has a bootstrap of its own and not only its own initialisation.
 """
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,11 +24,23 @@ def prompt_counts(pairs: TrainingPairs, *, generator: torch.Generator) -> Tensor
 
 
 def resample_prompts(pairs: TrainingPairs, *, generator: torch.Generator) -> TrainingPairs:
-    """A bootstrap replicate: each pair as often as its prompt was drawn, copies adjacent."""
-    rows = torch.arange(len(pairs.first)).repeat_interleave(
-        prompt_counts(pairs, generator=generator)
+    """A bootstrap replicate: each pair as often as its prompt was drawn.
+
+    Every draw counts as a prompt of its own, with a copy of the responses: a step holds as many
+    draws as it would hold prompts, so that a replicate is trained for as many steps as the original
+    and each draw has the same weight.
+    """
+    counts, n = prompt_counts(pairs, generator=generator), len(pairs.responses)
+    rows = torch.arange(len(counts)).repeat_interleave(counts)
+    copy = torch.arange(len(rows)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    n_copies = int(counts.max())
+    responses = pairs.responses.select(torch.arange(n).repeat(n_copies))
+    prompt_id = responses.prompts.prompt_id
+    apart = torch.arange(n_copies).repeat_interleave(n) * (int(prompt_id.max()) + 1)
+    responses = replace(responses, prompts=replace(responses.prompts, prompt_id=prompt_id + apart))
+    return TrainingPairs(
+        responses, pairs.first[rows] + n * copy, pairs.second[rows] + n * copy, pairs.target[rows]
     )
-    return TrainingPairs(pairs.responses, pairs.first[rows], pairs.second[rows], pairs.target[rows])
 
 
 def heads_loss(counts: Tensor) -> PairLoss:

@@ -44,9 +44,12 @@ def quality_model(model: ScalarHeadModel) -> ScalarHeadModel:
 
 
 def correlation(x: Tensor, y: Tensor) -> Tensor:
-    """Pearson correlation of two tables (R,); 0 where one is constant."""
+    """Pearson correlation of two tables (R,); 0, with gradient 0, where one is constant."""
     x, y = x - x.mean(), y - y.mean()
-    return (x * y).sum() / ((x * x).sum() * (y * y).sum()).sqrt().clamp_min(1e-12)
+    spread = (x * x).sum() * (y * y).sum()
+    # The root of 0 has an infinite slope, which would turn every gradient into nan.
+    is_constant = spread == 0
+    return torch.where(is_constant, 0.0, (x * y).sum() / spread.where(~is_constant, 1.0).sqrt())
 
 
 def length_controlled_loss(strength: float) -> PairLoss:

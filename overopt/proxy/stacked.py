@@ -6,8 +6,8 @@ is that of `train_reward_model` alone, to the order of float32 sums: same batche
 schedule and optimizer.
 
 What it does differently from ``torch.func.vmap``: the forward pass is written out for a member axis,
-with batched products and three fused elementwise functions whose backward passes are written by
-hand. Everything runs in one process; micro-batches and autocast are for `train_reward_model`.
+with batched products around the functions of `overopt.fused`. Everything runs in one process;
+micro-batches and autocast are for `train_reward_model`.
 """
 
 import math
@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from overopt.datatypes import Responses
 from overopt.errors import ConfigError, DivergenceError
+from overopt.fused import Normalise, SwiGlu
 from overopt.nets import LlamaConfig, ScalarHeadModel
 from overopt.proxy.train import (
     GRAD_CLIP,
@@ -33,48 +34,6 @@ from overopt.proxy.train import (
     reward_optimizer,
 )
 from overopt.sampling import sequence_batches
-
-# --- fused elementwise functions ------------------------------------------------------------------
-
-
-class _Normalise(Function):
-    """x / rms(x) over the last axis, without a weight: that is multiplied into the next matrix."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
-        scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
-        scale = scale.div_(x.shape[-1]).add_(eps).rsqrt_()
-        y = x * scale
-        ctx.save_for_backward(y, scale)
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        y, scale = ctx.saved_tensors
-        along = (grad * y).mean(-1, keepdim=True)
-        return torch.addcmul(grad, y, along, value=-1).mul_(scale), None
-
-
-class _SwiGlu(Function):
-    """silu(gate) · up of (…, 2H), gate first."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        gate, up = x.chunk(2, -1)
-        return F.silu(gate).mul_(up)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        gate, up = x.chunk(2, -1)
-        out = torch.empty_like(x)
-        to_gate, to_up = out.chunk(2, -1)
-        torch.mul(grad, F.silu(gate), out=to_up)
-        torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=to_gate)
-        return out
 
 
 def _rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -185,7 +144,7 @@ def _scores(stack: _Stack, ids: Tensor, length: Tensor, rope: tuple[Tensor, Tens
         # A norm's weight multiplies the matrix that follows: a few rows instead of all tokens.
         qkv = w[p + "qkv.weight"] * w[p + "norm1"][:, None]
         gate_up = w[p + "gate_up.weight"] * w[p + "norm2"][:, None]
-        y = _Normalise.apply(x, eps)
+        y = Normalise.apply(x, eps)
         if i + 1 < cfg.num_hidden_layers:
             shape = (n_members * n_rows, n_tokens, 3, heads, -1)
             rotated = _Rotated.apply(y, qkv, cos, sin, shape, 2).view(shape)
@@ -211,9 +170,9 @@ def _scores(stack: _Stack, ids: Tensor, length: Tensor, rope: tuple[Tensor, Tens
             y = (scores.softmax(-1) @ v).view(n_members, n_rows, d)
             x = x.view(-1, d)[at].view(n_members, n_rows, d)
         x = torch.baddbmm(x, y, w[p + "out.weight"].transpose(1, 2))
-        y = torch.bmm(_Normalise.apply(x, eps), gate_up.transpose(1, 2))
-        x = torch.baddbmm(x, _SwiGlu.apply(y), w[p + "down.weight"].transpose(1, 2))
-    x = _Normalise.apply(x, eps)
+        y = torch.bmm(Normalise.apply(x, eps), gate_up.transpose(1, 2))
+        x = torch.baddbmm(x, SwiGlu.apply(y), w[p + "down.weight"].transpose(1, 2))
+    x = Normalise.apply(x, eps)
     head = w["head.weight"] * w["backbone.norm"][:, None]
     return torch.baddbmm(w["head.bias"][:, None], x, head.transpose(1, 2))[..., 0]
 

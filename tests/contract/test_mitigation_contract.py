@@ -2,6 +2,7 @@
 
 import functools
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -186,6 +187,15 @@ def test_names_of_series():
     assert mitigation_name(RunConfig(), with_ppo=True) == "none"
     assert mitigation_name(run, with_ppo=False) == "UWO 0.5 of 5 by bootstrap"
     assert mitigation_name(run, with_ppo=True) == "UWO 0.5 of 5 by bootstrap, par 1, KL target 6"
+    others = [
+        replace(run, ppo=replace(run.ppo, kl_gain=0.5)),
+        *(
+            RunConfig(reward=RewardConfig(members=2, members_by="pretraining", backbones=(name,)))
+            for name in ("ladder:0.05m", "ladder:3m")
+        ),
+    ]
+    # Series are told apart by this name: settings that differ must not share it.
+    assert len({mitigation_name(r, with_ppo=True) for r in [run, *others]}) == 4
 
 
 # --- scorers --------------------------------------------------------------------------------------

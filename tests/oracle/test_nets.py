@@ -58,6 +58,14 @@ def test_last_token_alone_equals_the_full_forward(tiny_llama, shape):
 
 
 @torch.no_grad()
+def test_chosen_positions_equal_the_full_forward(tiny_llama):
+    model, ids = tiny_llama(2), _ids(6, (3, 9))
+    at = torch.tensor([[0, 4], [8, 8], [3, 1]])
+    expected = model(ids)[torch.arange(3)[:, None], at]
+    torch.testing.assert_close(model(ids, at), expected, rtol=FP32, atol=FP32)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_decoder_equals_the_full_forward(tiny_llama, ragged_prompts, shape):
     model, prompts, n_tokens = tiny_llama(3, **shape), ragged_prompts(3, [5, 1, 3]), 40

@@ -65,6 +65,20 @@ def test_correlation_is_pearsons():
     assert float(correlation(torch.ones(20), y)) == 0.0
 
 
+def test_responses_of_one_length_pull_neither_head():
+    """Everything truncated at the limit: no correlation, and gradients of preferences alone."""
+    batch = batch_of(pairs())
+    flat = batch._replace(seq=batch.seq._replace(length=torch.full_like(batch.seq.length, 9)))
+    scores = torch.randn(len(batch.seq.ids), 2, generator=torch_generator(1, "scores"))
+    gradients = [
+        torch.autograd.grad(length_controlled_loss(strength)(x, flat), x)[0]
+        for strength in (0.0, 1.0)
+        for x in (scores.clone().requires_grad_(),)
+    ]
+    assert gradients[0].isfinite().all()
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=0)
+
+
 def test_length_controlled_loss_is_its_formula():
     batch = batch_of(pairs())
     scores = torch.randn(len(batch.seq.ids), 2, generator=torch_generator(1, "scores"))
@@ -107,10 +121,21 @@ def test_bootstrap_draws_as_many_prompts_as_there_are():
     drawn = [c.pop() for c in per_prompt.values()]
     assert sum(drawn) == 30 and 0 in drawn and max(drawn) > 1
     again = resample_prompts(data, generator=torch_generator(3, "bootstrap"))
-    first, copies = torch.stack([again.first, again.second], 1).unique(dim=0, return_counts=True)
+    original = torch.stack([again.first, again.second], 1) % len(data.responses)
+    first, copies = original.unique(dim=0, return_counts=True)
     rows = {tuple(pair): n for pair, n in zip(first.tolist(), copies.tolist(), strict=True)}
     for a, b, n in zip(data.first.tolist(), data.second.tolist(), counts.tolist(), strict=True):
         assert rows.get((a, b), 0) == n
+    torch.testing.assert_close(again.responses.ids[again.first], data.responses.ids[original[:, 0]])
+
+
+def test_a_bootstrap_member_takes_as_many_steps_as_any_other():
+    data = pairs()
+    again = resample_prompts(data, generator=torch_generator(3, "bootstrap"))
+    plain, drawn = (PairBatches(d, batch_prompts=3, seed=0) for d in (data, again))
+    assert drawn.steps == plain.steps
+    # Every draw of a prompt has the same weight in the mean over a step.
+    assert {len(b.pairs) for b in drawn.epoch(0)} == {len(b.pairs) for b in plain.epoch(0)} == {18}
 
 
 def test_heads_loss_is_the_loss_of_each_head_on_its_own_resample():

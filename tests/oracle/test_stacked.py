@@ -6,6 +6,7 @@ from tolerances import FP32
 from torch.autograd import gradcheck
 from training_data import reward_model, training_pairs
 
+from overopt import fused
 from overopt.errors import ConfigError, DivergenceError
 from overopt.proxy import stacked
 from overopt.proxy.stacked import raw_scores_stacked, train_reward_models_stacked
@@ -71,8 +72,10 @@ def test_handwritten_gradients():
         return torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
 
     x, w, angle = random(2, 3, 8), random(2, 12, 8), random(3, 1, 1, 1).detach()
-    assert gradcheck(lambda x: stacked._Normalise.apply(x, 1e-5), x)
-    assert gradcheck(stacked._SwiGlu.apply, x)
+    assert gradcheck(lambda x: fused.Normalise.apply(x, 1e-5), x)
+    assert gradcheck(fused.SwiGlu.apply, x)
+    turn = torch.polar(torch.ones(3, 3, 3).double(), random(3, 3, 3).detach())
+    assert gradcheck(lambda x: fused.RotateHeads.apply(x, turn, (2, 1, 1)), random(2, 3, 4, 6))
     assert gradcheck(
         lambda x, w: stacked._Rotated.apply(x, w, angle.cos(), angle.sin(), (2, 3, 3, 2, 2), 2),
         (x, w),

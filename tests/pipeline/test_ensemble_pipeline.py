@@ -40,7 +40,7 @@ REWARDS = {
         "combine": "mean_minus_variance",
         "strength": 0.1,
     },
-    "soft min 1 of 2 by pretraining": {
+    "soft min 1 of 2 by pretraining + 0.2m": {
         "members": 2,
         "members_by": "pretraining",
         "backbones": ("ladder:0.2m",),

@@ -1,5 +1,6 @@
 """Retraining in rounds on a small world: whose responses are labelled, at what budget, and when."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -274,11 +275,10 @@ def test_with_an_unchanged_proxy_a_carried_policy_is_the_uninterrupted_run(finis
 
 def test_a_killed_round_ends_like_an_uninterrupted_one(finished, tmp_path, monkeypatch):
     runs, store, _ = finished
-    run = replace(runs[ENSEMBLE], rounds=replace(runs[ENSEMBLE].rounds, k=2))
-    second = of_kind(end_of(run), "ppo")[1]
-    whole = Store(tmp_path / "whole")
-    computed([second], whole)
-    broken = Store(tmp_path / "broken")
+    second = of_kind(end_of(runs[CARRY_ON]), "ppo")[1]
+    shutil.copytree(store.root, tmp_path / "store")
+    broken = Store(tmp_path / "store")
+    shutil.rmtree(path(broken, second))
     step = ppo_method.ppo_step
 
     def dies(state, *args, **kwargs):
@@ -294,7 +294,7 @@ def test_a_killed_round_ends_like_an_uninterrupted_one(finished, tmp_path, monke
     computed([second], broken)
     manifest = broken.open(second.name, second.fingerprint).manifest
     assert manifest["resumed"]
-    for file in path(whole, second).iterdir():
+    for file in path(store, second).iterdir():
         if file.name != "manifest.json":
             assert file.read_bytes() == (path(broken, second) / file.name).read_bytes(), file.name
 

@@ -1,7 +1,6 @@
 """The bench harness: rows, limits, peers that fail, the report and its picture. No TRL in here."""
 
 import json
-import math
 import subprocess
 import sys
 import textwrap
@@ -150,7 +149,7 @@ def test_ppo_products_count_what_a_step_does(tiny_llama):
         return n * (2 * keys + rest) + n_read * rest
 
     rollout = flops(prompt, 8) + flops(response - 8, response - 8) + head * response
-    scored = flops(every, 8) + 3 * flops(every, response) + 2 * head * response
+    scored = flops(every, 8) + 2 * flops(every, response) + head * response
     update = 3 * (2 * flops(every, response) + head * response)
     assert sum(p.flops for p in made) == rollout + scored + 3 * update
 
@@ -299,10 +298,15 @@ def test_ppo_step_without_peer(tiny_task):
 
 
 def test_ppo_defaults_report_the_score_they_reach(tiny_task):
-    (row,) = training_bench.ppo_defaults_rows(tiny_task, NO_PEER, batch=4, n_steps=3)
-    assert row["details"]["n_samples"] == 12
-    assert math.isfinite(row["details"]["proxy_score"])
-    assert row["details"]["proxy_score_stderr"] > 0 and row["met"] is None
+    rows = training_bench.ppo_defaults_rows(tiny_task, NO_PEER, batch=4, n_steps=3, n_seeds=2)
+    assert [row["name"] for row in rows] == list(training_bench.DEFAULT_PPO_NAMES)
+    for row in rows:
+        details = row["details"]
+        assert details["n_samples"] == 12
+        assert details["proxy_score"] == pytest.approx(sum(details["proxy_score_of_seeds"]) / 2)
+        assert details["proxy_score_stderr"] > 0 and row["met"] is None
+    scores = [row["details"]["proxy_score"] for row in rows]
+    assert scores[0] != scores[1]
 
 
 def test_endless_policy_fills_every_response(tiny_task):

@@ -19,7 +19,7 @@ from overopt.comparison import (
     test_runs,
     tuning_runs,
 )
-from overopt.comparison_report import load_results, report
+from overopt.comparison_report import load_results, report, too_few_seeds
 from overopt.config import to_dict
 from overopt.errors import ConfigError, DataError
 from overopt.leaderboard import Reference
@@ -126,6 +126,7 @@ def test_unfair_comparisons_are_refused(changes, message):
         ({"trials": (("proxy.rm_seed=3",),)}, "belongs to the protocol"),
         ({"trials": (("gold.kind=rubric",),)}, "belongs to the protocol"),
         ({"trials": (("bon.n_prompts=2",),)}, "belongs to the protocol"),
+        ({"trials": (("labels.label_flip_rate=0",),)}, "belongs to the protocol"),
         ({"trials": ()}, "give at least one"),
         ({"kind": "stopping", "rule": "gut feeling"}, "use one of"),
         ({"kind": "stopping", "rule": "kl_budget", "trials": ((),)}, "a rule has no trials"),
@@ -135,6 +136,14 @@ def test_unfair_comparisons_are_refused(changes, message):
 def test_mitigations_that_break_the_protocol_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         Mitigation(name="x", family="y", **settings)
+
+
+@pytest.mark.parametrize(
+    ("n_seeds", "n_mitigations", "is_too_few"),
+    [(4, 1, True), (5, 5, False), (5, 6, True), (7, 14, True), (8, 14, False)],
+)
+def test_more_mitigations_need_more_seeds(n_seeds, n_mitigations, is_too_few):
+    assert bool(too_few_seeds(n_seeds, n_mitigations)) == is_too_few
 
 
 def test_presets_and_files(tmp_path):
@@ -283,3 +292,16 @@ def test_report_needs_no_torch_and_repeats_itself(results):
     )
     subprocess.run([sys.executable, "-c", code, str(results)], check=True)
     assert [(results / name).read_bytes() for name in files] == before
+
+
+@pytest.mark.parametrize(
+    ("rule", "methods", "says"),
+    [
+        ("entropy_floor", ("bon", "ppo"), "only PPO has"),
+        ("member_disagreement", ("ppo",), "has one"),
+    ],
+)
+def test_a_rule_without_its_signal_is_refused_before_any_run(rule, methods, says):
+    stopping = Mitigation(name="s", family="stopping", kind="stopping", rule=rule, methods=methods)
+    with pytest.raises(ConfigError, match=says):
+        comparison(mitigations=(*comparison().mitigations, stopping))

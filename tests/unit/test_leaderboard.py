@@ -20,6 +20,7 @@ from overopt.leaderboard import (
     common_range,
     find_reference,
     first_reach,
+    gain,
     gold_at,
     half_splits,
     leaderboard,
@@ -40,6 +41,23 @@ def known_curve(d, gold, n_prompts=4, *, proxy=None, rubric=None, seed=0):
     tables = {"gold": gold, "proxy": proxy, "rubric": rubric, "kl": d**2, "length": d}
     arrays = {k: np.repeat(v[:, None], n_prompts, axis=1) for k, v in tables.items()}
     return Curve(rows(arrays, "known", "ppo", seed), arrays)
+
+
+def test_proxy_gain_of_a_later_round_is_over_its_own_proxys_start():
+    curve = known_curve([0.0, 1.0, 2.0], [0.0, 0.5, 0.4], proxy=[0.1, 0.7, 1.0])
+    carried = Curve(
+        tuple(
+            row | {"round": r, "proxy_gain": g}
+            for row, r, g in zip(curve.rows, (1, 1, 2), (0.0, 0.6, 1.3), strict=True)
+        ),
+        curve.arrays,
+    )
+    np.testing.assert_allclose(gain(carried, "proxy").mean(axis=1), [0, 0.6, 1.3], atol=FP64)
+    np.testing.assert_allclose(gain(curve, "proxy").mean(axis=1), [0, 0.6, 0.9], atol=FP64)
+    np.testing.assert_array_equal(gain(carried, "gold"), gain(curve, "gold"))
+    reference = Reference(max_sqrt_kl=2.0, peak_sqrt_kl=1.0, is_turning=True)
+    tables = metric_tables([carried], reference, half_splits(4, rng=numpy_rng(0, "splits")))
+    assert tables["gap_end"].mean() == pytest.approx(1.3 - 0.4, abs=FP64)
 
 
 # --- curves at a given √KL
