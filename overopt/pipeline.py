@@ -477,6 +477,8 @@ def collect(experiment: Experiment, artefacts: store.Store, results_dir: Path) -
                 **_mitigation_columns(run, is_ppo=is_ppo),
                 "ppo_seed": run.ppo.ppo_seed if is_ppo and run.ppo else None,
                 "kl_coef": run.ppo.kl_coef if is_ppo and run.ppo else None,
+                "proxy_lr": run.proxy.lr,
+                "ppo_lr": run.ppo.lr if is_ppo and run.ppo else None,
                 "rounds": run.rounds.k,
                 "round": run.rounds.k,
             }

@@ -63,6 +63,8 @@ FIELDS: dict[str, Field] = {
     "round": Field(int, "", "round of this point, from 1", False),
     "ppo_seed": Field(int, "", "replicate of PPO", False),
     "kl_coef": Field(float, "score/nat", "weight of the KL penalty in PPO's reward", False),
+    "proxy_lr": Field(float, "", "peak learning rate of the proxy's training", False),
+    "ppo_lr": Field(float, "", "peak learning rate of PPO's policy", False),
     "kl_target": Field(float, "nats", "target of an adaptive KL penalty, 0 if fixed", False),
     "proxy_accuracy": Field(float, "share", "validation pairs the proxy ranks as gold does"),
     "proxy_val_loss": Field(float, "nats", "Bradley-Terry loss on validation pairs"),
