@@ -628,7 +628,7 @@ def equivalence(
     """
     check_paired({"a": curves_a, "b": curves_b})
     common = min(float(curve["sqrt_kl"].max()) for curve in [*curves_a, *curves_b])
-    at = common * np.arange(1, 21) / 20 if grid is None else np.asarray(grid, dtype=float)
+    at = np.linspace(0, common, 21)[1:] if grid is None else np.asarray(grid, dtype=float)
     if at.max() > common or at.min() <= 0:
         raise DataError(
             f"grid reaches from {at.min():g} to {at.max():g} √nats; all curves reach {common:g}:"

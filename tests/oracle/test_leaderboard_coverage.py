@@ -73,3 +73,15 @@ def test_equivalence_does_not_extrapolate():
     curves = simulate({"a": (0.6, 0.1), "b": (0.6, 0.1, 2.0)}, rng=numpy_rng(0, "range"))
     with pytest.raises(DataError, match="all curves reach"):
         equivalence(curves["a"], curves["b"], [1.0, 5.0])
+
+
+def test_the_default_grid_ends_exactly_where_the_shortest_curve_ends():
+    """Whatever the rounding of its reach: 20 parts of it must not add up to more."""
+    curves = simulate({"a": (0.6, 0.1), "b": (0.6, 0.1)}, rng=numpy_rng(0, "grid"), n_seeds=2)
+    for reach in numpy_rng(0, "reach").uniform(3.0, 3.5, 20):
+        for curve in (*curves["a"], *curves["b"]):
+            scale = reach / curve["sqrt_kl"].max()
+            for row in curve.rows:
+                row["sqrt_kl"] = min(row["sqrt_kl"] * scale, reach)
+        found = equivalence(curves["a"], curves["b"])
+        assert found.sqrt_kl[-1] == min(c["sqrt_kl"].max() for c in (*curves["a"], *curves["b"]))
