@@ -64,10 +64,11 @@ def group_curves(curves: Sequence[Curve]) -> dict[str, dict[str, list[Curve]]]:
     """Curves by method and series, sizes increasing, the largest data size only.
 
     A series is one proxy under one treatment: labels, mitigations or KL penalties that differ between
-    the curves are named in the legend and never averaged.
+    the curves, or are not the plain ones, are named in the legend and never averaged.
     """
     most = max(c.meta["n_pairs"] for c in curves)
-    varying = [t for t in _TREATMENTS if len({c.meta.get(t) for c in curves} - {None}) > 1]
+    values = {t: {c.meta.get(t) for c in curves} - {None} for t in _TREATMENTS}
+    varying = [t for t, v in values.items() if len(v) > 1 or v - {"", "none", 0, "argmax"}]
     groups: dict[str, dict[str, list[Curve]]] = {}
     for curve in sorted(curves, key=lambda c: (c.meta["n_params"], c.meta["backbone"])):
         if curve.meta["n_pairs"] == most:

@@ -12,7 +12,9 @@ Exit status: 0 done; 1 stages failed; 2 the request cannot be carried out, and n
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -132,7 +134,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     computing.add_argument("--quiet", action="store_true", help="show no progress")
     computing.add_argument(
-        "--results", type=Path, default=None, help="where records go (default: results/<name>)"
+        "--results",
+        type=Path,
+        default=None,
+        help="where records go (default: results/<name+overrides>)",
     )
 
     run = commands.add_parser(
@@ -297,6 +302,14 @@ def _load(args: argparse.Namespace) -> _Loaded:
     return _Loaded(experiment, pipeline.build_graph(experiment), name)
 
 
+def default_results(record_name: str) -> Path:
+    """results/NAME, the overrides in it: a run with others does not replace these records."""
+    folder = re.sub(r"[^\w.=,+-]+", "_", record_name)
+    if len(folder) > 120:
+        folder = f"{folder[:100]}_{hashlib.sha256(record_name.encode()).hexdigest()[:8]}"
+    return Path("results") / folder
+
+
 def _plan(args: argparse.Namespace) -> int:
     from overopt.graph import check_not_stale, find_stale, make_plan
     from overopt.progress import Clock, duration
@@ -349,7 +362,7 @@ def _run(args: argparse.Namespace) -> int:
     if not args.accept_changes:
         check_not_stale(loaded.record_name, loaded.stages, store)
     _check_device(runtime.device)
-    results = args.results or Path("results") / loaded.experiment.name
+    results = args.results or default_results(loaded.record_name)
     workers = max(1, _cores() // runtime.threads) if args.workers is None else args.workers
     summary = execute(
         loaded.stages,

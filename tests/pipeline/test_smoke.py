@@ -60,7 +60,9 @@ def test_kl_starts_at_exactly_zero_and_estimators_agree(smoke):
             assert curve.rows[0]["kl_k1"] == 0.0
             for row in curve.rows[1:]:
                 assert row["kl_seq_nats"] > 0
-                assert abs(row["kl_k1"] - row["kl_seq_nats"]) < 4 * row["kl_k1_stderr"] + 1e-6
+                # 8 prompts: with 7 degrees of freedom 7.5 is what 4 is for a normal variable.
+                error = abs(row["kl_k1"] - row["kl_seq_nats"])
+                assert error < 7.5 * row["kl_k1_stderr"] + 1e-6
 
 
 def test_scores_are_normalised_under_the_initial_policy(smoke):

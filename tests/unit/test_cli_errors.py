@@ -238,3 +238,13 @@ def test_fit_and_figures_print_what_the_analysis_returns(capsys):
     assert run("fit", "somewhere") == 0
     assert run("figures", "quick", "--out", "plots") == 0
     assert capsys.readouterr().out == "fitted somewhere\nplots/quick.pdf\n"
+
+
+def test_runs_with_other_overrides_do_not_share_a_results_folder():
+    from overopt.cli import default_results
+
+    plain, flipped = default_results("smoke"), default_results("smoke labels.label_flip_rate=0.2")
+    assert str(plain) == "results/smoke"
+    assert str(flipped) == "results/smoke_labels.label_flip_rate=0.2"
+    long = [default_results(f"smoke world.prompts_file=/{'a' * 200}/{x}") for x in "ab"]
+    assert long[0] != long[1] and len(long[0].name) < 120 and "/" not in long[0].name
