@@ -180,7 +180,7 @@ def test_a_store_of_another_version_is_one_message(run):
 @pytest.mark.parametrize(
     ("override", "stage", "words"),
     [
-        ("proxy.lr=1e30", "proxy", ["at step 2 of 3", "lower the learning rate", "lr=1e+30"]),
+        ("proxy.lr=1e30", "proxy", ["at step 1 of 3", "lower the learning rate", "lr=1e+30"]),
         ("ppo.lr=1e30", "ppo", ["at step", "lower ppo.lr", "lr=1e+30"]),
         ("ppo.value_lr=1e30", "ppo", ["at step 0", "ppo.value_lr = 1e+30"]),
     ],
@@ -202,11 +202,11 @@ def test_a_loss_that_is_not_finite_stops_with_step_config_and_weights(run, overr
 def test_a_gold_that_diverged_is_named(run, finished):
     settings = [s for s in finished[0] if not s.startswith("gold.")]
     status, error = run(
-        "gold.source=ladder:0.05m", "gold.n_prompts=16", "gold.lr=1e30", settings=settings
+        "gold.source=ladder:0.05m", "gold.n_prompts=8", "gold.lr=1e30", settings=settings
     )
     assert status == 1
     assert_one_screen(error)
-    # Two steps of 8 prompts: the weights are beyond use only after the last loss.
+    # One step of 8 prompts: the weights are beyond use only after the last loss.
     assert "stage 'gold' failed" in error and "not finite" in error and "gold.lr" in error
     assert "lr=1e+30" in error
     (weights,) = run.store.glob(".inflight/gold-*/diverged.safetensors")
