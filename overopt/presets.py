@@ -65,6 +65,36 @@ def desk() -> Experiment:
     return Experiment(name="desk", runs=tuple(runs), description="sizes, data sizes and seeds")
 
 
+def gpu() -> Experiment:
+    """The sweeps of Gao et al. 2022 on the ladder: six sizes, six data sizes, five seeds. For a GPU.
+
+    Best-of-n to n = 60,000 from 32 prompts; PPO at every size with all data, evaluated every step.
+    The rates of the two sizes that ``desk`` lacks are carried over from their neighbours, not tuned.
+    """
+    bon = BonConfig(
+        n_prompts=32,
+        pool_size=60_416,
+        ns=tuple(sorted({round(60_000 ** (i / 40)) for i in range(41)})),
+    )
+    sizes = [proxy(b) for b in SIZES]
+    sizes += [replace(proxy("ladder:3m"), layers=3), ProxyConfig(backbone="ladder:6m", lr=7e-4)]
+    runs = []
+    for seed in range(5):
+        for size in sizes:
+            for n_pairs in (300, 700, 1500, 3000, 6000, 12_000):
+                labels = LabelsConfig(n_pairs=n_pairs, data_seed=seed)
+                ppo = PpoConfig(eval_every=1, eval_early_every=1, ppo_seed=seed)
+                runs.append(
+                    RunConfig(
+                        labels=labels,
+                        proxy=replace(size, rm_seed=seed),
+                        bon=bon,
+                        ppo=ppo if n_pairs == 12_000 else None,
+                    )
+                )
+    return Experiment(name="gpu", runs=tuple(runs), description="sweeps of the paper, for a GPU")
+
+
 def study_run() -> RunConfig:
     """The run that the experiments on mitigations vary: small enough to repeat a hundred times.
 
@@ -102,7 +132,7 @@ def smollm() -> Experiment:
     return Experiment(name="smollm", runs=runs, description="SmolLM2-135M, three proxy depths")
 
 
-PRESETS = {"smoke": smoke, "quick": quick, "desk": desk, "smollm": smollm}
+PRESETS = {"smoke": smoke, "quick": quick, "desk": desk, "gpu": gpu, "smollm": smollm}
 
 
 def load_experiment(name_or_path: str, overrides: Sequence[str] = ()) -> Experiment:
