@@ -2,8 +2,8 @@
 
 Gao, Schulman and Hilton 2022 (sec. 3.6) find that a KL penalty in PPO's reward raises the proxy score at
 a given KL but leaves gold against KL where it was: it acts like early stopping. They warn that this may
-depend on hyperparameters, so five coefficients are crossed with two learning rates. One proxy and one PPO
-seed: what is claimed is about these, over prompts; SEEDS in this file adds more.
+depend on hyperparameters, so five coefficients are crossed with two learning rates. One proxy and one
+PPO seed: what is claimed is about these, over prompts; SEEDS in this file adds more.
 
 Hypothesis: at equal √KL, gold does not depend on the coefficient. Tested as an equivalence: the
 smallest bound δ such that |gold with penalty − gold without| < δ over the common range of √KL can be
