@@ -165,7 +165,7 @@ def size_and_peak(peaks: Mapping[str, Sequence[tuple[float, float, float]]]) -> 
     ax.set_xticks([], minor=True)
     ax.set_xlabel("proxy size (non-embedding parameters)")
     ax.set_ylabel("peak gold gain (sd of gold) ± 1 stderr")
-    ax.legend(frameon=False, loc="center right")
+    fig.legend(*ax.get_legend_handles_labels(), frameon=False, loc="outside upper right", ncols=2)
     ax.spines[["top", "right"]].set_visible(False)
     return fig
 
