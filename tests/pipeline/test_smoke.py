@@ -53,16 +53,23 @@ def test_records_are_complete(smoke):
     assert table.gold_gain_stderr.notna().all()
 
 
-def test_kl_starts_at_exactly_zero_and_estimators_agree(smoke):
+def test_kl_starts_at_exactly_zero(smoke):
     for curve in load_curves(smoke[1]):
         assert curve.rows[0]["kl_seq_nats"] == 0.0
         if curve.meta["method"] == "ppo":
             assert curve.rows[0]["kl_k1"] == 0.0
-            for row in curve.rows[1:]:
-                assert row["kl_seq_nats"] > 0
-                # 8 prompts: with 7 degrees of freedom 7.5 is what 4 is for a normal variable.
-                error = abs(row["kl_k1"] - row["kl_seq_nats"])
-                assert error < 7.5 * row["kl_k1_stderr"] + 1e-6
+
+
+def test_exact_kl_and_k1_agree_along_a_run(tmp_path):
+    where = ["--store", str(tmp_path / "s"), "--results", str(tmp_path / "r"), "--quiet"]
+    # The preset's 8 prompts are too few for a standard error to be trusted.
+    settings = ["gold.kind=rubric", "labels.n_pairs=60", "bon=none", "ppo.eval_prompts=100"]
+    one = ["proxy.backbone=ladder:0.05m", "--workers", "1"]
+    assert main(["run", "smoke", *settings, *one, *where]) == 0
+    (curve,) = load_curves(tmp_path / "r")
+    for row in curve.rows[1:]:
+        assert row["kl_seq_nats"] > 0
+        assert abs(row["kl_k1"] - row["kl_seq_nats"]) < 3 * row["kl_k1_stderr"]
 
 
 def test_scores_are_normalised_under_the_initial_policy(smoke):
