@@ -40,6 +40,7 @@ from overopt.scorers import (
 )
 from overopt.seeding import derive_seed, torch_generator
 from overopt.settings import ProxyConfig, RewardConfig, WorldConfig
+from overopt.stages import weights_kept
 from overopt.world.hf import in_own_tokens
 
 
@@ -92,21 +93,22 @@ def run_heads(ctx: StageContext) -> None:
     draws = [torch_generator(seed, "bootstrap", i) for i in range(cfg.n_heads)]
     counts = torch.stack([prompt_counts(pairs, generator=g) for g in draws], 1)
     model.to(ctx.runtime.device)
-    train_reward_model(
-        model,
-        pairs,
-        epochs=cfg.proxy.epochs,
-        lr=cfg.proxy.lr,
-        batch_prompts=cfg.proxy.batch_prompts,
-        weight_decay=cfg.proxy.weight_decay,
-        seed=seed,
-        validate=dict,
-        progress=ctx.progress,
-        compute=compute_of(ctx.runtime, cfg.proxy.precision),
-        pair_loss=heads_loss(counts),
-    )
-    raw = raw_scores(model.eval(), load_responses(calibration / "responses.npz"))
-    units = [normalisation(head) for head in raw.T]
+    with weights_kept(ctx, model):
+        train_reward_model(
+            model,
+            pairs,
+            epochs=cfg.proxy.epochs,
+            lr=cfg.proxy.lr,
+            batch_prompts=cfg.proxy.batch_prompts,
+            weight_decay=cfg.proxy.weight_decay,
+            seed=seed,
+            validate=dict,
+            progress=ctx.progress,
+            compute=compute_of(ctx.runtime, cfg.proxy.precision),
+            pair_loss=heads_loss(counts),
+        )
+        raw = raw_scores(model.eval(), load_responses(calibration / "responses.npz"))
+        units = [normalisation(head) for head in raw.T]
     scorer = MultiHeadScorer(model, tuple(u.mean for u in units), tuple(u.std for u in units))
     save_scorer(ctx.out, scorer, {"kind": "reward_model"} | n_params(model))
 

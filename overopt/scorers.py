@@ -94,13 +94,9 @@ class MultiHeadScorer:
         raw = raw_scores(self.model, responses)
         return ((raw - torch.tensor(self.mean)) / torch.tensor(self.std)).T
 
-    def combine(self, member_scores: Tensor, n_tokens: Tensor) -> Tensor:
-        """Mean (R,) of member scores (k, R); ``n_tokens`` is not used."""
-        return member_scores.mean(0)
-
     def score(self, responses: Responses) -> Tensor:
         """Mean of the normalised scores, (R,) float32."""
-        return self.combine(self.member_scores(responses), responses.length)
+        return self.member_scores(responses).mean(0)
 
 
 @dataclass(frozen=True)

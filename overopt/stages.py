@@ -245,7 +245,7 @@ def run_gold(ctx: StageContext) -> None:
         case "learned":
             scorer = RewardModelScorer(_fit_gold(cfg, world, rubric, ctx), 0.0, 1.0)
             raw = scorer.score(base)
-    with _weights_kept(ctx, scorer.model):
+    with weights_kept(ctx, scorer.model):
         unit = normalisation(raw)
     human = rubric.score(base)
     is_flat = unit.is_constant or bool(human.max() == human.min())
@@ -281,7 +281,7 @@ def _fit_gold(
         pairs_per_prompt=30,
         seed=seed,
     )
-    with _weights_kept(ctx, model):
+    with weights_kept(ctx, model):
         train_reward_model(
             model,
             pairs,
@@ -416,7 +416,7 @@ def run_proxy(ctx: StageContext) -> None:
         if cfg.bootstrap > 0:
             draw = torch_generator(seed, "bootstrap", cfg.bootstrap)
             pairs = resample_prompts(pairs, generator=draw)
-        with _weights_kept(ctx, model):
+        with weights_kept(ctx, model):
             log = train_reward_model(
                 model,
                 pairs,
@@ -440,7 +440,7 @@ def run_proxy(ctx: StageContext) -> None:
             "pairs_seen": log.pairs_seen,
         }
         model = trained().eval()
-        with _weights_kept(ctx, model):
+        with weights_kept(ctx, model):
             unit = normalisation(raw_scores(model, base))
         history |= {"is_constant": unit.is_constant}
         scorer = RewardModelScorer(model, unit.mean, unit.std)
@@ -454,7 +454,7 @@ def run_proxy(ctx: StageContext) -> None:
 
 
 @contextlib.contextmanager
-def _weights_kept(ctx: StageContext, model: torch.nn.Module) -> Iterator[None]:
+def weights_kept(ctx: StageContext, model: torch.nn.Module) -> Iterator[None]:
     """Keep the weights of ``model`` if what happens inside diverges."""
     try:
         yield
@@ -527,7 +527,7 @@ def run_bon(ctx: StageContext) -> None:
         [store.load_arrays(ctx.inputs[role].path / "scores.npz")["members"] for role in roles]
     )
     proxy_PN, spread_PN = members_MPN[0].astype(float), None
-    if isinstance(proxy, EnsembleScorer | MultiHeadScorer):
+    if isinstance(proxy, EnsembleScorer):
         members = torch.from_numpy(members_MPN.reshape(len(members_MPN), -1))
         proxy_PN = proxy.combine(members, responses.length).numpy().astype(float).reshape(shape)
         if len(members_MPN) > 1:
@@ -755,8 +755,7 @@ def run_ppo_gold(ctx: StageContext) -> None:
         has_spread = gold_PC.shape[1] > 1
         if has_spread:
             columns["win_rate"].append(paired_win_rate(gold_PC, gold_start))
-        is_ensemble = isinstance(proxy, EnsembleScorer)
-        member_std = _score_and_spread(proxy, responses)[1] if is_ensemble else None
+        member_std = _member_std(proxy, responses)
         stats = log[step - 1] if step > 0 else {}
         rows.append(
             {
@@ -788,16 +787,12 @@ def run_ppo_gold(ctx: StageContext) -> None:
     _save_curve(ctx.out, rows, {k: np.stack(v) for k, v in columns.items() if v}, of_rows)
 
 
-def _score_and_spread(proxy: Any, responses: Responses) -> tuple[np.ndarray, np.ndarray | None]:
-    """Scores (R,), and the standard deviation (R,) over an ensemble's members; None for one proxy.
-
-    Every member scores once.
-    """
+def _member_std(proxy: Any, responses: Responses) -> np.ndarray | None:
+    """Standard deviation (R,) over an ensemble's members; None for one proxy."""
     if not isinstance(proxy, EnsembleScorer):
-        return proxy.score(responses).numpy().astype(float), None
-    scores_MR = proxy.member_scores(responses)
-    score = proxy.combine(scores_MR, responses.length).numpy().astype(float)
-    return score, scores_MR.numpy().astype(float).std(0) if len(scores_MR) > 1 else None
+        return None
+    scores_MR = proxy.member_scores(responses).numpy().astype(float)
+    return scores_MR.std(0) if len(scores_MR) > 1 else None
 
 
 def _within_std(scores_PC: np.ndarray) -> float:

@@ -199,6 +199,14 @@ def test_a_loss_that_is_not_finite_stops_with_step_config_and_weights(run, overr
     assert any(word in kept["error"] for word in ("loss is nan", "loss is inf"))
 
 
+def test_heads_that_diverge_keep_their_weights(run):
+    status, error = run("reward.members=2", "reward.members_by=heads", "proxy.lr=1e30")
+    assert status == 1
+    assert_one_screen(error)
+    (weights,) = run.store.glob(".inflight/heads-*/diverged.safetensors")
+    assert str(weights) in error and load_tensors(weights)
+
+
 def test_a_gold_that_diverged_is_named(run, finished):
     settings = [s for s in finished[0] if not s.startswith("gold.")]
     status, error = run(
