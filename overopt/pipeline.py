@@ -38,7 +38,7 @@ SHARED_STAGES = ("calibration", "gold", "comparisons", "labels", "pool")
 
 
 def source_checksums(run: RunConfig) -> tuple[str, ...]:
-    """SHA-256 of everything a run reads from outside the package, in a fixed order."""
+    """SHA-256 of all checkpoints and prompts that a run reads, in a fixed order."""
     sources = [run.world.policy, run.gold.source, run.proxy.backbone, *run.reward.backbones]
     if run.ppo is not None:
         sources.append(run.ppo.value_backbone)

@@ -8,12 +8,12 @@ character; tokens differ.
 
 import argparse
 import json
-import lzma
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from make_ladder import N_VALIDATION, WINDOW, encode_stories, validation
+from corpus import N_VALIDATION, WINDOW, encode_stories, read_stories
+from make_ladder import validation
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
@@ -39,18 +39,20 @@ TAIL = """
 Validation: the first {window} tokens of {n} stories that no rung was trained on. The teacher is
 measured on the same text with its own 32,000 pieces.
 
-**Corpus and teacher.** 26,878 stories (19.9 million characters) sampled at temperature 1 from
-stories15M, the 15.2M-parameter Llama that Andrej Karpathy trained on TinyStories (llama2.c, MIT;
-upstream card `karpathy/tinyllamas`). TinyStories: Eldan and Li 2023, CDLA-Sharing-1.0. Training on
-a teacher's samples is sequence-level distillation (Kim and Rush 2016).
+**Corpus and teacher.** 591,626 stories, 38.9 million tokens, sampled at temperature 1 from stories15M,
+the 15.2M-parameter Llama that Andrej Karpathy trained on TinyStories (llama2.c, MIT; upstream card
+`karpathy/tinyllamas`), at most 255 tokens each. TinyStories: Eldan and Li 2023, CDLA-Sharing-1.0.
+Training on a teacher's samples is sequence-level distillation (Kim and Rush 2016).
 
 **Training.** Rungs 0.05m to 0.8m start from random weights; 3m starts from the teacher's first three
-layers, 6m from all six, both with the embedding rows of the 4,096 kept pieces. 0.8m was trained in
-two stages, 14.0M tokens at a peak learning rate of 1e-2, then 4.5M at 4e-3, because the first rate
-was too high. Muon for matrices, AdamW for the rest, bfloat16 products, batch 16 × 128 tokens,
-on two CPU cores (`training.json` of each rung has rate, steps, seconds and loss curve).
+layers, 6m from all six, both with the embedding rows of the 4,096 kept pieces. Muon for matrices, AdamW
+for the rest, bfloat16 products, batches of 128 × 128 tokens, on one NVIDIA H200. The peak learning rate
+of each rung is 0.6 times the best of two or three on 2.4M tokens; how many tokens a rung saw is what
+fitted two minutes of five rungs side by side on the card (`training.json` of each has rate, steps,
+seconds and loss curve). 6m is an exception: at 3e-4 and above it ended at 1.20 nats per token or more,
+so the version that saw 0.8M tokens at a rate of 3e-5 on two CPU cores was kept.
 
-**policy-0.8m** is 0.8m fine-tuned on 1.0M tokens of stories that are cut behind a sentence and
+**policy-0.8m** is 0.8m fine-tuned on 7.4M tokens of stories that are cut behind a sentence and
 ended there, so that ending is a choice within 48 tokens. Its loss on whole stories is therefore
 higher than that of 0.8m.
 
@@ -61,17 +63,14 @@ Held-out agreement with the rubric: {gold}.
 **Made by**
 
     python experiments/ladder/make_tokenizer.py TEACHER STORIES OUT/tokenizer --pieces 4096
-    python experiments/ladder/make_ladder.py 0.05m ... --tokens 7e6    (0.2m: 9e6, 3m: 4e6)
-    python experiments/ladder/make_ladder.py 0.8m ... --tokens 14e6
-    python experiments/ladder/make_ladder.py 0.8m ... --tokens 4.5e6 --lr 4e-3 --go-on
-    python experiments/ladder/make_ladder.py 6m ... --tokens 8e5 --lr 3e-5
-    python experiments/ladder/make_ladder.py policy-0.8m ... --tokens 1e6 --lr 1e-3
+    python experiments/ladder/make_stories.py ... --tokens 50e6 --seconds 85
+    python experiments/ladder/make_ladder.py 0.05m ... --lr 1.2e-2 --tokens 105e6 --seconds 125
+        (0.2m: 1.2e-2, 0.8m: 4.8e-3, 3m: 6e-4; 6m on a CPU: --lr 3e-5 --tokens 8e5 --batch 16)
+    python experiments/ladder/make_ladder.py policy-0.8m ... --lr 1e-3 --tokens 10e6 --seconds 25
     python experiments/ladder/make_openings.py STORIES TOKENIZER_DIR openings.json.xz
-    python experiments/ladder/make_gold.py overopt/ladder/gold-3m --prompts 1400
+    python experiments/ladder/make_gold.py overopt/ladder/gold-3m --device cuda
 
-**What a GPU would improve.** 4 to 18 million tokens are few: 0.8m is barely better than 0.2m, and
-its stories wander. A hundred million tokens on a GPU take minutes and would open the steps between
-rungs. No rung was chosen among several seeds.
+No rung was chosen among several seeds.
 
 `samples.md` has {samples} continuations a rung.
 """
@@ -85,8 +84,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     ladder, tokenizer = ladder_dir(), load_tokenizer()
-    with lzma.open(args.stories, "rt", encoding="utf-8") as f:
-        texts = [json.loads(line) for line in f][-N_VALIDATION:]
+    texts = read_stories(args.stories)[-N_VALIDATION:]
     held = [ids[: WINDOW + 1] for ids in encode_stories(texts, tokenizer)]
     held_texts = [tokenizer.decode(ids.tolist()) for ids in held]
     world = StoriesWorld(tuple(load_openings()), tokenizer)
@@ -99,11 +97,10 @@ def main() -> None:
         info = json.loads(file.read_text())
         info["validation"] = validation(model, held, held_texts, "cpu")
         file.write_text(json.dumps(info, indent=1) + "\n")
-        earlier = sum(e["tokens"] for e in info.get("continues", []) if rung == "0.8m")
         v = info["validation"]
         table += (
             f"| {rung} | {info['n_params']:,} | {info['n_params_total']:,} |"
-            f" {(info['tokens'] + earlier) / 1e6:.1f}M | {v['nats_per_token']:.3f} |"
+            f" {info['tokens'] / 1e6:.1f}M | {v['nats_per_token']:.3f} |"
             f" {v['nats_per_char']:.3f} |\n"
         )
         print(rung, v, flush=True)

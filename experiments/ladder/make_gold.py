@@ -1,6 +1,6 @@
 """Fit the shipped gold reward model to the default rubric and freeze it.
 
-    python experiments/ladder/make_gold.py OUT_DIR [--backbone ladder:3m] [--prompts 1500]
+    python experiments/ladder/make_gold.py OUT_DIR [--backbone 3m] [--prompts 1400] [--device cuda]
 
 Prints how well it ranks held-out pairs of the initial policy and of tilted policies, and how its
 score follows the rubric's beyond the sweet spot.
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from overopt.checkpoints import load_lm, load_openings, load_tokenizer
+from overopt.checkpoints import ladder_dir, load_lm, load_openings, load_tokenizer
 from overopt.gold.learned import sample_tilted, soft_pairs
 from overopt.gold.rubric import RubricConfig, calibrate
 from overopt.nets import ScalarHeadModel, to_transformers_state
@@ -30,16 +30,19 @@ def main() -> None:
     """Sample, label, fit, report, save."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--backbone", default="ladder:3m")
-    parser.add_argument("--prompts", type=int, default=1500)
+    parser.add_argument("--backbone", default="3m", help="rung under the head")
+    parser.add_argument("--prompts", type=int, default=1400)
     parser.add_argument("--copies", type=int, default=12)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--lr", type=float, default=4e-4)
+    parser.add_argument("--ladder", type=Path, help="directory of the rungs, default the shipped")
+    parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     torch.set_num_threads(1)
     started = time.time()
     world = StoriesWorld(tuple(load_openings()), load_tokenizer())
-    policy = load_lm("ladder:policy-0.8m")
+    ladder = args.ladder or ladder_dir()
+    policy = load_lm(str(ladder / "policy-0.8m")).to(args.device)
     base = sample(
         policy,
         world.prompts("validation", 400),
@@ -66,8 +69,9 @@ def main() -> None:
     )
     plain = sample(policy, held, n_tokens=48, seed=derive_seed(0, "u"), copies=12)
     print(f"sampled {len(train)} in {time.time() - started:.0f} s", flush=True)
-    model = ScalarHeadModel(load_lm(args.backbone))
+    model = ScalarHeadModel(load_lm(str(ladder / args.backbone)))
     model.init_head(torch_generator(0, "gold", "head"))
+    model.to(args.device)
     pairs = soft_pairs(train, scorer.score(train), copies=args.copies, pairs_per_prompt=30, seed=1)
 
     def validate() -> dict[str, float]:
@@ -97,7 +101,7 @@ def main() -> None:
     )
     mean, std = mean_std(raw_scores(model, base))
     info = {
-        "backbone": args.backbone,
+        "backbone": f"ladder:{args.backbone}",
         "n_responses": len(train),
         "n_pairs": len(pairs.first),
         "loss": log.loss[::10],
@@ -115,6 +119,7 @@ def main() -> None:
     config = model.backbone.cfg.to_transformers() | {"overopt_score": {"mean": mean, "std": std}}
     (args.out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     (args.out / "training.json").write_text(json.dumps(info, indent=1) + "\n")
+    model.cpu()
     state = to_transformers_state(model.backbone) | {
         "score.weight": model.head.weight.detach(),
         "score.bias": model.head.bias.detach(),

@@ -7,26 +7,20 @@ visits are left out: they would cost a tenth of the vocabulary.
 
     python experiments/ladder/make_tokenizer.py TEACHER_DIR STORIES.jsonl.xz OUT_DIR --pieces 4096
 
-Writes OUT_DIR/tokenizer.json, tokenizer_config.json and kept_ids.json (new id -> teacher id).
+Writes OUT_DIR/tokenizer.json, and tokenizer_config.json.
 """
 
 import argparse
 import collections
 import json
-import lzma
 from itertools import pairwise
 from pathlib import Path
 
+from corpus import read_stories
 from tokenizers import Tokenizer
 
 N_SPECIAL = 3  # <unk>/pad, <s>, </s>
 N_BYTES = 256
-
-
-def read_stories(path: Path) -> list[str]:
-    """All stories of an xz-compressed JSONL file, one JSON string a line."""
-    with lzma.open(path, "rt", encoding="utf-8") as f:
-        return [json.loads(line) for line in f]
 
 
 def merge_path(piece: str, rank: dict[tuple[str, str], int]) -> set[str]:
@@ -94,7 +88,6 @@ def main() -> None:
         "clean_up_tokenization_spaces": False,
     }
     (args.out / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n")
-    (args.out / "kept_ids.json").write_text(json.dumps(kept) + "\n")
 
     cut = Tokenizer.from_file(str(args.out / "tokenizer.json"))
     sample = stories[:2000]
