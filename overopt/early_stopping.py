@@ -298,11 +298,16 @@ def regret(
 
 
 _PROXY = ("backbone", "n_pairs", "label_rule", "label_flip_rate", "data_seed", "rm_seed")
+_REWARD = ("length_control", "reward_members", "members_by", "reward_combine", "reward_strength")
+_PRICE = ("length_penalty", "length_coef", "length_budget")
 
 
 def proxy_of(curve: Curve) -> Hashable:
-    """What tells one trained proxy from another."""
-    return tuple(curve.meta[name] for name in _PROXY)
+    """What tells one reward that was optimised from another: its proxies and what is made of them.
+
+    A column that older records lack reads as None.
+    """
+    return tuple(curve.meta.get(name) for name in (*_PROXY, *_REWARD, *_PRICE))
 
 
 # ---------------------------------------------------------------------------------------- tuning

@@ -7,9 +7,10 @@ the distribution that was really sampled from.
 Any causal model can be sampled from that provides a `Decoder`, its state while it generates.
 
 Row r, token t always uses the same uniform number, whatever the batch: uniforms are drawn a block
-of rows at a time from a seed derived for that block. A compute batch is also exactly one
+of rows at a time from a seed derived for that block. On a CPU a compute batch is also exactly one
 block, so that `sample` of the same prompts is bit-identical however the caller splits its work in
-blocks.
+blocks. On an accelerator all blocks of a call are decoded together (`overopt.lanes`), and results agree
+up to the rounding of products: a token differs where its uniform number falls between two roundings.
 """
 
 from collections.abc import Iterator
@@ -19,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from overopt.compute import Compute
+from overopt import lanes
+from overopt.compute import Compute, Precision
 from overopt.datatypes import Prompts, Responses, Sequences, concat_responses, length_sorted
 from overopt.errors import DataError
 from overopt.functional import token_logprobs
@@ -110,6 +112,7 @@ def sample(
     logit_bias: Tensor | None = None,
     first_block: int = 0,
     compute: Compute | None = None,
+    precision: Precision = "fp32",
 ) -> Responses:
     """Sample ``copies`` responses to each prompt, copies of one prompt adjacent.
 
@@ -124,6 +127,9 @@ def sample(
         table in pieces of whole blocks and wants the same responses as from one call.
     compute : shares the batches over its processes; each gets all responses, bit-identical to those
         of one process. None: this process samples alone.
+    precision : of matrix products and of the cache; the softmax is float32 or better. ``logprobs``
+        are those of the distribution sampled from, which at bf16 is not quite the policy's. Models
+        that transformers computes are sampled from in their own precision.
 
     Returns
     -------
@@ -147,7 +153,15 @@ def sample(
         ]
         batches.append((rows, uniform))
 
+    in_lanes = isinstance(policy, Llama) and (policy.device.type == "cuda" or precision != "fp32")
+
     def run(share: list[tuple[Tensor, Tensor]]) -> list[Responses]:
+        if in_lanes and share:
+            rows, uniform = (torch.cat(parts) for parts in zip(*share, strict=True))
+            assert isinstance(policy, Llama)
+            return [
+                _sample_in_lanes(policy, prompts, rows, uniform, temperature, logit_bias, precision)
+            ]
         return [_sample_batch(policy, prompts, *b, temperature, logit_bias) for b in share]
 
     if compute is None or compute.n_ranks == 1:
@@ -247,16 +261,43 @@ def _sample_batch(
             decoder.keep(keep)
             alive, running, uniform, token = alive[keep], running[keep], uniform[keep], token[keep]
         decoder.step(token)
-    # 2. A token is real if no end token comes before it.
-    is_end = (ids == cfg.eos_token_id).cpu()
-    mask = (is_end.cumsum(1) - is_end.long()) == 0
-    return Responses(
-        prompts.select(rows),
-        ids.cpu().masked_fill(~mask, cfg.pad_token_id),
-        mask,
-        logprobs.cpu().masked_fill(~mask, 0),
-        is_end.any(1),
+    # 2. Cut what follows it.
+    return _cut(cfg, prompts.select(rows), ids, logprobs)
+
+
+def _sample_in_lanes(
+    policy: Llama,
+    prompts: Prompts,
+    rows: Tensor,
+    uniform: Tensor,
+    temperature: float,
+    logit_bias: Tensor | None,
+    precision: Precision,
+) -> Responses:
+    """All blocks at once, on an accelerator."""
+    distinct, prompt_of_row = rows.unique(return_inverse=True)
+    few = prompts.select(distinct)
+    drawn = lanes.sample_rows(
+        policy,
+        few.ids,
+        few.mask,
+        prompt_of_row,
+        uniform,
+        _inverse_cdf,
+        temperature=temperature,
+        logit_bias=logit_bias,
+        dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
     )
+    return _cut(policy.cfg, prompts.select(rows), drawn.ids, drawn.logprobs)
+
+
+def _cut(cfg: PolicyShape, prompts: Prompts, ids: Tensor, logprobs: Tensor) -> Responses:
+    """Responses that end behind their first end token; a token is real if none comes before it."""
+    is_end = ids == cfg.eos_token_id
+    mask = (is_end.cumsum(1) - is_end.long()) == 0
+    ids, logprobs = ids.masked_fill(~mask, cfg.pad_token_id), logprobs.masked_fill(~mask, 0)
+    ended = is_end.any(1)
+    return Responses(prompts, ids.cpu(), mask.cpu(), logprobs.cpu(), ended.cpu())
 
 
 def _inverse_cdf(logits: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,342 @@
+"""Sampling a table of responses on an accelerator: a fixed number of lanes, refilled as rows end.
+
+Level 1, under `overopt.sampling`. On a CPU small batches suit the caches; a GPU wants thousands of
+rows at once and no work on the host between tokens. So a fixed number of lanes each decode one row
+of the table; a lane whose row has ended takes the next row (continuous batching). One token of all
+lanes is one fixed sequence of kernels on fixed addresses, captured once as a CUDA graph and replayed.
+
+Row r, token t uses the uniform number ``uniform[r, t]`` whichever lane it is in, so the table is what
+the CPU's sampler gives, up to the rounding of products.
+
+Keys and values of a row lie in the slots of its tokens, without padding, in the halves order of the
+checkpoint layout (`overopt.nets` pairs coordinates instead). Single-token attention is a Triton kernel
+that reads the slots in use and no others; where there is no Triton or no GPU, the same step runs in
+plain torch.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from overopt.nets import Llama
+
+try:
+    import triton
+
+    from overopt import lane_kernels
+except ImportError:
+    triton = None
+
+LANES = 8192  # rows decoded at once, at most
+CACHE_BYTES = 24e9  # of keys and values, at most
+REFILL = 8  # tokens between looks at which lanes are free
+_KEPT = 4  # captured graphs kept for a model
+
+Draw = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class Drawn(NamedTuple):
+    """What was sampled for N rows: ids (N, T) int64 and logprobs (N, T) float32, on the device.
+
+    Entries behind a row's end token are undefined.
+    """
+
+    ids: Tensor
+    logprobs: Tensor
+
+
+@torch.no_grad()
+def sample_rows(
+    model: Llama,
+    ids: Tensor,
+    mask: Tensor,
+    row: Tensor,
+    uniform: Tensor,
+    draw: Draw,
+    *,
+    temperature: float = 1.0,
+    logit_bias: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+    n_lanes: int | None = None,
+) -> Drawn:
+    """Continue prompts ``ids[row]`` by tokens at the quantiles ``uniform`` of the model's softmax.
+
+    Parameters
+    ----------
+    ids, mask : (P, L) distinct prompts, left-padded
+    row : (N,) int64 prompt of each row of the table
+    uniform : (N, T) float64 in [0, 1)
+    draw : logits (R, V) float32 and quantiles (R,) -> tokens (R,) and their log-probabilities (R,)
+    temperature, logit_bias : the bias (V,) is added to the logits, then they are divided
+    dtype : of weights, cache and products; softmax and attention weights are float32
+    n_lanes : rows decoded at once; None: as many as memory and `LANES` allow
+    """
+    device = model.device
+    n_prompt = mask.sum(1).to(device)
+    width = int(n_prompt.max())
+    n_slots = -(-(width + uniform.shape[1]) // 16) * 16
+    if n_lanes is None:
+        cfg = model.cfg
+        per_lane = (
+            2 * cfg.num_hidden_layers * cfg.n_kv_heads * cfg.head_dim * n_slots * dtype.itemsize
+        )
+        n_lanes = int(min(LANES, CACHE_BYTES // per_lane))
+    n_lanes = max(1, min(n_lanes, len(row)))
+    key = (n_lanes, n_slots, tuple(uniform.shape), dtype, temperature, logit_bias is not None)
+    runners = _RUNNERS.setdefault(model, {})
+    runner = runners.pop(key, None)
+    if runner is None:
+        while len(runners) >= _KEPT:
+            runners.pop(next(iter(runners)))
+        runner = _Runner(model, n_lanes, n_slots, uniform.shape, dtype, temperature, logit_bias)
+    runners[key] = runner
+    runner.weights.refresh(model)
+    return runner.run(model, ids.to(device), mask.to(device), row, uniform, draw, logit_bias)
+
+
+_RUNNERS: "WeakKeyDictionary[Llama, dict[Any, _Runner]]" = WeakKeyDictionary()
+
+
+class _Weights:
+    """A model's weights in the decoder's precision, each norm's weight in the map behind it."""
+
+    def __init__(self, model: Llama, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self._tensors = [t.to(dtype).clone() for t in self._folded(model)]
+        self.embed, self.output, self.norm, *rest = self._tensors
+        n = 5 if model.cfg.attention_bias else 4
+        self.layers = [rest[i : i + n] for i in range(0, len(rest), n)]
+
+    @staticmethod
+    def _folded(model: Llama) -> list[Tensor]:
+        """Embedding, output matrix, last norm; then of each layer qkv, out, gate and up, down."""
+        embed = model.embed.weight
+        tensors = [
+            embed,
+            embed if model.cfg.tie_word_embeddings else model.lm_head.weight,
+            model.norm,
+        ]
+        for layer in model.blocks:
+            tensors += [
+                layer.qkv.weight * layer.norm1,
+                layer.out.weight,
+                layer.gate_up.weight * layer.norm2,
+                layer.down.weight,
+            ]
+            if model.cfg.attention_bias:
+                tensors.append(layer.qkv.bias)
+        return tensors
+
+    def refresh(self, model: Llama) -> None:
+        """Follow the model's weights, in place: a captured graph reads from the same addresses."""
+        torch._foreach_copy_(self._tensors, self._folded(model))
+
+
+class _Runner:
+    """Lanes of one shape: their state, the step that advances it, and its graph."""
+
+    def __init__(
+        self,
+        model: Llama,
+        n_lanes: int,
+        n_slots: int,
+        shape: torch.Size,
+        dtype: torch.dtype,
+        temperature: float,
+        logit_bias: Tensor | None,
+    ) -> None:
+        cfg, device = model.cfg, model.device
+        self.cfg, self.temperature = cfg, temperature
+        self.n_lanes, self.n_slots = n_lanes, n_slots
+        self.n_rows, self.n_tokens = shape
+        self.weights = _Weights(model, dtype)
+        self.uses_kernels = triton is not None and device.type == "cuda"
+        cache = (cfg.num_hidden_layers, n_lanes, cfg.n_kv_heads, n_slots, cfg.head_dim)
+        self.keys = torch.zeros(cache, dtype=dtype, device=device)
+        self.values = torch.zeros_like(self.keys)
+        half = cfg.head_dim // 2
+        self.cos = model.rope_cos[:, :half].contiguous()
+        self.sin = model.rope_sin[:, :half].contiguous()
+        # The table has one more row, for lanes that are free.
+        self.uniform = torch.zeros(
+            self.n_rows + 1, self.n_tokens, dtype=torch.float64, device=device
+        )
+        self.ids = torch.zeros(self.n_rows + 1, self.n_tokens, dtype=torch.int64, device=device)
+        self.logprobs = torch.zeros(self.n_rows + 1, self.n_tokens, device=device)
+        self.bias = None if logit_bias is None else logit_bias.to(device).float().clone()
+        # Of each lane: row of the table, next token there, slot of that token, state before it.
+        self.row = torch.full((n_lanes,), self.n_rows, dtype=torch.int64, device=device)
+        self.token = torch.zeros(n_lanes, dtype=torch.int64, device=device)
+        self.slot = torch.zeros(n_lanes, dtype=torch.int64, device=device)
+        self.hidden = torch.zeros(n_lanes, cfg.hidden_size, dtype=dtype, device=device)
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def run(
+        self,
+        model: Llama,
+        ids: Tensor,
+        mask: Tensor,
+        row: Tensor,
+        uniform: Tensor,
+        draw: Draw,
+        logit_bias: Tensor | None,
+    ) -> Drawn:
+        """Fill the table. Graph and buffers stay for the next call."""
+        device = self.keys.device
+        self.uniform[:-1].copy_(uniform)
+        if self.bias is not None and logit_bias is not None:
+            self.bias.copy_(logit_bias)
+        self.row.fill_(self.n_rows)
+        prompts = self._prefill(model, ids, mask)
+        prompt_of_row = row.to(device)
+        if self.graph is None and device.type == "cuda":
+            self.graph = self._capture(draw)
+        next_row, free = 0, torch.arange(self.n_lanes, device=device)
+        while True:
+            n_new = min(len(free), self.n_rows - next_row)
+            if n_new > 0:
+                rows = torch.arange(next_row, next_row + n_new, device=device)
+                self._fill(free[:n_new], rows, prompt_of_row[rows], prompts)
+                next_row += n_new
+            for _ in range(REFILL):
+                if self.graph is None:
+                    self._step(draw)
+                else:
+                    self.graph.replay()
+            free = (self.row == self.n_rows).nonzero()[:, 0]
+            if next_row == self.n_rows and len(free) == self.n_lanes:
+                break
+        return Drawn(self.ids[:-1].clone(), self.logprobs[:-1].clone())
+
+    def _prefill(self, model: Llama, ids: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        """Keys and values (layers, P, H_kv, L, D), hidden (P, D) and tokens (P,) of the prompts."""
+        n_prompt = mask.sum(1)
+        width = int(n_prompt.max())
+        shift = torch.arange(width, device=ids.device) + (ids.shape[1] - n_prompt)[:, None]
+        ids = ids.gather(1, shift.clamp_max(ids.shape[1] - 1))
+        states = []
+        # A bounded number of prompts at once: what a block writes is several times what it keeps.
+        for some, n in zip(ids.split(1024), n_prompt.split(1024), strict=True):
+            cached: list[tuple[Tensor, Tensor]] = []
+            with torch.autocast(
+                ids.device.type, torch.bfloat16, self.weights.dtype == torch.bfloat16
+            ):
+                hidden = model.at_last_token(some, n, cached)
+            keys, values = (torch.stack([kv[j] for kv in cached]) for j in (0, 1))
+            # From adjacent pairs to halves.
+            keys = keys.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
+            states.append((keys.to(self.keys.dtype), values.to(self.keys.dtype), hidden))
+        keys, values = (torch.cat([s[j] for s in states], 1) for j in (0, 1))
+        hidden = torch.cat([s[2] for s in states]).to(self.hidden.dtype)
+        return keys, values, hidden, n_prompt
+
+    def _fill(
+        self, lanes: Tensor, rows: Tensor, prompt: Tensor, prompts: tuple[Tensor, ...]
+    ) -> None:
+        """Start ``rows`` of the table in free ``lanes``, each behind its ``prompt``."""
+        keys, values, hidden, n_prompt = prompts
+        width = keys.shape[3]
+        for layer in range(len(keys)):
+            self.keys[layer, :, :, :width][lanes] = keys[layer][prompt]
+            self.values[layer, :, :, :width][lanes] = values[layer][prompt]
+        self.row[lanes], self.token[lanes] = rows, 0
+        self.slot[lanes], self.hidden[lanes] = n_prompt[prompt], hidden[prompt]
+
+    def _capture(self, draw: Draw) -> "torch.cuda.CUDAGraph":
+        """The step as a graph. All lanes are free meanwhile, so that nothing of the table changes."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                self._step(draw)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._step(draw)
+        return graph
+
+    def _step(self, draw: Draw) -> None:
+        """One token in every lane, in place; nothing here waits for the device."""
+        w = self.weights
+        # 1. Draw it, and write it down.
+        logits = _product(self.hidden, w.output)
+        if self.bias is not None:
+            logits = logits + self.bias
+        if self.temperature != 1.0:
+            logits = logits / self.temperature
+        at = self.row, self.token
+        token, logp = draw(logits, self.uniform[at])
+        self.ids.index_put_(at, token)
+        self.logprobs.index_put_(at, logp.float())
+        # 2. The state behind it.
+        x = F.embedding(token, w.embed)
+        for i, (qkv_map, out_map, up_map, down_map, *bias) in enumerate(w.layers):
+            qkv = F.linear(self._normed(x), qkv_map, *bias)
+            x = torch.addmm(x, self._attention(qkv, i), out_map.T)
+            x = torch.addmm(x, self._gated(F.linear(self._normed(x), up_map)), down_map.T)
+        self.hidden.copy_(F.rms_norm(x, (x.shape[1],), w.norm, self.cfg.rms_norm_eps))
+        # 3. A lane is free behind an end token or the last one. Free lanes go on, in the spare row.
+        self.token.add_(1)
+        ended = (token == self.cfg.eos_token_id) | (self.token >= self.n_tokens)
+        self.row.masked_fill_(ended, self.n_rows)
+        self.token.masked_fill_(ended, 0)
+        self.slot.add_(1).clamp_(max=self.n_slots - 1)
+
+    def _normed(self, x: Tensor) -> Tensor:
+        if self.uses_kernels:
+            return lane_kernels.normalise(x, self.cfg.rms_norm_eps)
+        return F.rms_norm(x, (x.shape[1],), None, self.cfg.rms_norm_eps)
+
+    def _gated(self, gate_up: Tensor) -> Tensor:
+        if self.uses_kernels:
+            return lane_kernels.swiglu(gate_up)
+        gate, up = gate_up.chunk(2, 1)
+        return F.silu(gate) * up
+
+    def _attention(self, qkv: Tensor, layer: int) -> Tensor:
+        """Heads (R, H·D) of single tokens over their rows' slots; their keys and values are stored."""
+        keys, values = self.keys[layer], self.values[layer]
+        if self.uses_kernels:
+            return lane_kernels.attend(qkv, keys, values, self.cos, self.sin, self.slot)
+        return attend(qkv, keys, values, self.cos, self.sin, self.slot)
+
+
+def attend(
+    qkv: Tensor, keys: Tensor, values: Tensor, cos: Tensor, sin: Tensor, slot: Tensor
+) -> Tensor:
+    """Attention of one new token a row, (R, H·D), over the slots up to its own, where it is stored.
+
+    Parameters
+    ----------
+    qkv : (R, (H + 2 H_kv)·D) projections before rotation, halves order
+    keys, values : (R, H_kv, S, D), changed at ``slot``
+    cos, sin : (positions, D/2) of the rotary angles
+    slot : (R,) int64 position of the new token
+    """
+    n_rows, n_kv, n_slots, dim = keys.shape
+    heads = qkv.view(n_rows, -1, dim)
+    n_heads = heads.shape[1] - 2 * n_kv
+    c, s = cos[slot][:, None], sin[slot][:, None]
+    left, right = heads[:, : n_heads + n_kv].float().chunk(2, -1)
+    turned = torch.cat([left * c - right * s, right * c + left * s], -1).to(qkv.dtype)
+    lanes = torch.arange(n_rows, device=qkv.device)
+    keys[lanes, :, slot] = turned[:, n_heads:]
+    values[lanes, :, slot] = heads[:, n_heads + n_kv :]
+    q = turned[:, :n_heads].view(n_rows, n_kv, -1, dim).float()
+    scores = (q @ keys.float().transpose(2, 3)) * dim**-0.5
+    ahead = torch.arange(n_slots, device=qkv.device) > slot[:, None]
+    weights = scores.masked_fill(ahead[:, None, None], -torch.inf).softmax(-1)
+    return (weights @ values.float()).view(n_rows, -1).to(qkv.dtype)
+
+
+def _product(x: Tensor, matrix: Tensor) -> Tensor:
+    """x Wᵀ in float32, accumulated there too."""
+    if x.dtype == torch.float32:
+        return x @ matrix.T
+    if x.device.type == "cuda":
+        return torch.mm(x, matrix.T, out_dtype=torch.float32)
+    return (x @ matrix.T).float()

@@ -1,0 +1,103 @@
+"""Continuous batching against the sampler that decodes block by block."""
+
+import pytest
+import torch
+from tolerances import FP32
+
+from overopt import lanes
+from overopt.datatypes import Prompts
+from overopt.nets import Llama, LlamaConfig
+from overopt.sampling import _inverse_cdf, sample, score_logprobs
+from overopt.seeding import torch_generator
+
+N_TOKENS = 7
+
+
+def small(n_kv, *, bias=False, tied=True):
+    model = Llama(
+        LlamaConfig(
+            vocab_size=70,
+            hidden_size=24,
+            intermediate_size=40,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=n_kv,
+            attention_bias=bias,
+            tie_word_embeddings=tied,
+        )
+    )
+    generator = torch_generator(0, "weights")
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(0.0, 0.3, generator=generator)
+    return model.eval()
+
+
+def prompts_of(n, cfg):
+    """Left-padded prompts of 1 to 5 tokens."""
+    generator = torch_generator(0, "prompts")
+    ids = torch.randint(2, cfg.vocab_size, (n, 5), generator=generator)
+    mask = torch.arange(5) >= torch.randint(0, 5, (n, 1), generator=generator)
+    return Prompts(ids * mask, mask, torch.arange(n))
+
+
+def in_lanes(model, prompts, copies, n_lanes, *, seed=3, **settings):
+    """The table of `sample`, decoded in lanes; rows padded behind their end."""
+    row = torch.arange(len(prompts)).repeat_interleave(copies)
+    uniform = torch.rand(
+        (256, N_TOKENS), generator=torch_generator(seed, "uniform", 0), dtype=torch.float64
+    )
+    return lanes.sample_rows(
+        model, prompts.ids, prompts.mask, row, uniform[: len(row)], _inverse_cdf,
+        n_lanes=n_lanes, **settings,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("n_kv", "bias", "tied"), [(4, False, True), (2, True, False), (1, False, True)]
+)
+@pytest.mark.parametrize("n_lanes", [1, 5, 100])
+def test_lanes_give_what_blocks_give(n_kv, bias, tied, n_lanes):
+    model = small(n_kv, bias=bias, tied=tied)
+    prompts = prompts_of(6, model.cfg)
+    expected = sample(model, prompts, n_tokens=N_TOKENS, seed=3, copies=4)
+    made = in_lanes(model, prompts, 4, n_lanes)
+    assert expected.ended.any() and not expected.ended.all()
+    torch.testing.assert_close(made.ids[expected.mask], expected.ids[expected.mask])
+    torch.testing.assert_close(
+        made.logprobs[expected.mask], expected.logprobs[expected.mask], rtol=0, atol=FP32
+    )
+
+
+def test_temperature_and_bias_enter_as_in_blocks():
+    model = small(2)
+    prompts = prompts_of(6, model.cfg)
+    bias = torch.linspace(-2, 2, model.cfg.vocab_size)
+    expected = sample(
+        model, prompts, n_tokens=N_TOKENS, seed=3, copies=2, temperature=0.7, logit_bias=bias
+    )
+    made = in_lanes(model, prompts, 2, 5, temperature=0.7, logit_bias=bias)
+    torch.testing.assert_close(made.ids[expected.mask], expected.ids[expected.mask])
+
+
+def test_a_second_call_follows_changed_weights_and_prompts():
+    model = small(2)
+    prompts = prompts_of(6, model.cfg)
+    in_lanes(model, prompts, 2, 12)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1.1)
+    other = prompts.select(torch.tensor([5, 4, 3, 2, 1, 0]))
+    expected = sample(model, other, n_tokens=N_TOKENS, seed=3, copies=2)
+    made = in_lanes(model, other, 2, 12)
+    torch.testing.assert_close(made.ids[expected.mask], expected.ids[expected.mask])
+
+
+def test_bf16_reports_the_distribution_it_samples_from():
+    model = small(2)
+    prompts = prompts_of(200, model.cfg)
+    made = sample(model, prompts, n_tokens=N_TOKENS, seed=3, precision="bf16")
+    exact = score_logprobs(model, made)
+    difference = (made.logprobs - exact)[made.mask]
+    assert 0 < difference.abs().max() < 0.2
+    assert difference.abs().mean() < 0.02
