@@ -332,6 +332,8 @@ def bench(
     groups: Sequence[str],
     peers: Path | None,
     constraints: Path | None,
+    wheels: Path | None,
+    budget_s: float | None,
     out: Path,
     say: Callable[[str], None],
 ) -> str:
@@ -356,6 +358,8 @@ def bench(
         device=device,
         peers=peers,
         constraints=constraints,
+        wheels=wheels,
+        budget_s=budget_s,
         groups=groups,
         say=say,
         save=save,
