@@ -332,10 +332,10 @@ def bench(
     groups: Sequence[str],
     peers: Path | None,
     constraints: Path | None,
-    wheels: Path | None,
-    budget_s: float | None,
     out: Path,
     say: Callable[[str], None],
+    wheels: Path | None = None,
+    budget_s: float | None = None,
 ) -> str:
     """Measure, write ``bench.json`` and ``bench.png`` to ``out``, and return the table.
 

@@ -10,9 +10,9 @@ each score, then each micro-batch's backward pass.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -118,11 +118,11 @@ def learning_rate(step: int, total: int) -> float:
 
 
 def reward_optimizer(
-    model: ScalarHeadModel, *, lr: float, weight_decay: float
+    parameters: Iterable[Tensor] | Iterable[dict[str, Any]], *, lr: float, weight_decay: float
 ) -> torch.optim.AdamW:
-    """AdamW over all parameters; fused, because a loop over tensors costs more than the update."""
+    """AdamW over parameters or groups; fused: a loop over tensors costs more than the update."""
     return torch.optim.AdamW(
-        model.parameters(), lr=lr, eps=EPS, betas=BETAS, weight_decay=weight_decay, fused=True
+        parameters, lr=lr, eps=EPS, betas=BETAS, weight_decay=weight_decay, fused=True
     )
 
 
@@ -213,7 +213,7 @@ def train_reward_model(
     compute = compute or Compute()
     batches = PairBatches(pairs, batch_prompts=batch_prompts, seed=seed)
     total = epochs * batches.steps
-    optimizer = reward_optimizer(model, lr=lr, weight_decay=weight_decay)
+    optimizer = reward_optimizer(model.parameters(), lr=lr, weight_decay=weight_decay)
     log = TrainingLog()
     pending: list[Tensor] = []
 
