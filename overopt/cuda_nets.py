@@ -109,8 +109,8 @@ def _attend(
     n, n_kv = heads
     linear, turn = (_folded_linear, _turn_plain) if fuse else (_normed_linear, _Turn.apply)
     qkv = linear(x, norm, weight, bias, eps, dtype).view(n_rows, length, n + 2 * n_kv, -1)
-    turned = turn(qkv[:, :, : n + n_kv], cos, sin)
-    q, k, v = turned[:, :, :n], turned[:, :, n:], qkv[:, :, n + n_kv :]
+    qk, v = qkv.split((n + n_kv, n_kv), 2)
+    q, k = turn(qk, cos, sin).split((n, n_kv), 2)
     grouped = n_kv < n
     if grouped and dtype == torch.float32:  # the kernels for float32 know no groups
         k, v = (t.repeat_interleave(n // n_kv, 2) for t in (k, v))
@@ -246,7 +246,9 @@ class _Block(NamedTuple):
         why = "its results differ"
         try:
             fused = _compile(backend)
-            ours, theirs = (self._results(x, r) for r in (fused, _PLAIN))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what torch says to itself while compiling
+                ours, theirs = (self._results(x, r) for r in (fused, _PLAIN))
             limit = _AGREE.get(self.dtype, 1e-2)
             if all(_distance(a, b) <= limit for a, b in zip(ours, theirs, strict=True)):
                 return fused
@@ -254,7 +256,7 @@ class _Block(NamedTuple):
         except (RuntimeError, ImportError, OSError, AttributeError, TypeError, ValueError) as error:
             if is_out_of_memory(error):
                 raise
-            why = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         warnings.warn(
             f"a block of width {x.shape[-1]} could not be compiled and runs slower: {why}",
             CompileWarning,

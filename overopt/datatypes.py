@@ -126,7 +126,7 @@ def length_sorted(length: Tensor, batch_tokens: int) -> Iterator[Tensor]:
 def bounded_runs(length: Tensor, batch_tokens: int) -> Iterator[tuple[int, int]]:
     """Start and stop of successive runs of rows, each at most ``batch_tokens`` padded tokens.
 
-    length (R,) ascending. A run has one row at least, and as many as fit.
+    length (R,) ascending, from 1. A run has one row at least, and as many as fit.
     """
     start = 0
     while start < len(length):
