@@ -69,12 +69,6 @@ class Responses:
             self.ended[index],
         )
 
-    def to(self, device: torch.device) -> "Responses":
-        """The same table on ``device``."""
-        prompts = Prompts(*(t.to(device) for t in vars(self.prompts).values()))
-        fields = (self.ids, self.mask, self.logprobs, self.ended)
-        return Responses(prompts, *(t.to(device) for t in fields))
-
     def sequences(self) -> "Sequences":
         """Prompt and response joined without padding between them, right-padded."""
         return join(self.prompts, self.ids, self.mask)

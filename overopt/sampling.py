@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from overopt.compute import Compute, tokens_at_once
-from overopt.datatypes import Prompts, Responses, Sequences, concat_responses, length_sorted
+from overopt.datatypes import Prompts, Responses, Sequences, concat_responses, join, length_sorted
 from overopt.errors import DataError
 from overopt.functional import token_logprobs
 from overopt.nets import Llama
@@ -327,7 +327,8 @@ def sequence_batches(
     at_once = max(1, n_rows if device.type == "cpu" else _TABLE_IDS // n_ids)
     for start in range(0, n_rows, at_once):
         part = responses if at_once >= n_rows else responses.select(slice(start, start + at_once))
-        seq = part.to(device).sequences()
+        asked = Prompts(*(t.to(device) for t in vars(part.prompts).values()))
+        seq = join(asked, part.ids.to(device), part.mask.to(device))
         length = seq.length.cpu()
         for rows in length_sorted(length, batch_tokens):
             width, at = int(length[rows[-1]]), rows.to(device, non_blocking=True)
