@@ -146,6 +146,13 @@ def mfu_rows(
         progress=turn,
     )
     timed = seconds[warm_steps:]
+    one_step = random_pairs(cfg.vocab_size, sizes.mfu_pairs, n_tokens, root_seed=root_seed)
+    by_kernel = _kernel_ms(
+        lambda: _train(
+            model, one_step, batch=sizes.mfu_pairs, compute=Compute(precision=sizes.precision)
+        ),
+        device,
+    )
     per_s = n_rows * n_tokens / statistics.median(timed)
     return [
         make_row(
@@ -162,9 +169,26 @@ def mfu_rows(
                 "tflop": flops / 1e12,
                 "first_step_s": seconds[0],
                 "peak_memory_gb": _peak_gb(device),
+                "kernel_ms": by_kernel,
             },
         )
     ]
+
+
+def _kernel_ms(run: Callable[[], None], device: str, *, most: int = 20) -> dict[str, float]:
+    """Milliseconds of the kernels of ``run`` that take longest, by name; empty without a profiler."""
+    if not device.startswith("cuda"):
+        return {}
+    kinds = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    try:
+        with torch.profiler.profile(activities=kinds) as profile:
+            run()
+            torch.cuda.synchronize(device)
+        events = [e for e in profile.key_averages() if "CUDA" in str(e.device_type)]
+        events.sort(key=lambda e: e.self_device_time_total, reverse=True)
+        return {e.key[:160]: e.self_device_time_total / 1e3 for e in events[:most]}
+    except (RuntimeError, AttributeError):
+        return {}
 
 
 def _peak_gb(device: str) -> float | None:

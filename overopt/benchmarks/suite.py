@@ -215,6 +215,8 @@ def run_suite(
         "seconds": {},
         "rows": [],
     }
+    if not set(groups) & set(measures):
+        raise ConfigError(f"bench group {groups[0]!r} needs a GPU: use --device cuda")
     for group in (g for g in GROUPS if g in groups and g in measures):
         names, measure = measures[group]
         spent = time.monotonic() - started

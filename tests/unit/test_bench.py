@@ -457,6 +457,11 @@ def test_rows_of_a_gpu_at_a_tiny_size():
     assert set(report["seconds"]) == set(groups)
 
 
+def test_a_group_of_the_gpu_alone_is_an_error_on_the_cpu():
+    with pytest.raises(ConfigError, match="'mfu' needs a GPU: use --device cuda"):
+        suite.run_suite(threads=1, groups=("mfu",))
+
+
 def test_shape_of_the_checkpoint_has_its_number_of_weights():
     """134,515,008 by the model card's weights: embedding tied, norms included."""
     with torch.device("meta"):
