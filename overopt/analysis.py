@@ -334,6 +334,8 @@ def bench(
     constraints: Path | None,
     out: Path,
     say: Callable[[str], None],
+    wheels: Path | None = None,
+    budget_s: float | None = None,
 ) -> str:
     """Measure, write ``bench.json`` and ``bench.png`` to ``out``, and return the table.
 
@@ -356,6 +358,8 @@ def bench(
         device=device,
         peers=peers,
         constraints=constraints,
+        wheels=wheels,
+        budget_s=budget_s,
         groups=groups,
         say=say,
         save=save,

@@ -28,7 +28,17 @@ if TYPE_CHECKING:
     from overopt.graph import Plan, Stage
 
 PRESETS = ("smoke", "quick", "desk", "smollm", "quantile")
-BENCH_GROUPS = ("estimators", "sampling", "scoring", "reward", "ppo", "ppo-defaults")
+BENCH_GROUPS = (
+    "estimators",
+    "sampling",
+    "scoring",
+    "reward",
+    "ppo",
+    "ppo-defaults",
+    "stacked",
+    "mfu",
+    "pool",
+)
 PEER_ENVIRONMENTS = Path("runs") / "bench-envs"
 STATE_MARKS = {
     "done": "done",
@@ -209,6 +219,21 @@ def _parser() -> argparse.ArgumentParser:
         help=f"also time TRL, in virtual environments made once in {PEER_ENVIRONMENTS}",
     )
     bench.add_argument(
+        "--peer-wheels",
+        type=Path,
+        default=None,
+        metavar="DIR",
+        help="install TRL from the wheels in DIR/common, DIR/trl-1.16.0 and DIR/trl-1.12.0, without a"
+        " network; torch and transformers are this environment's",
+    )
+    bench.add_argument(
+        "--budget",
+        type=float,
+        default=None,
+        metavar="SECONDS",
+        help="start no group after so many seconds (default: no limit)",
+    )
+    bench.add_argument(
         "--quick", action="store_true", help="also time the whole preset quick (minutes)"
     )
     bench.add_argument(
@@ -217,7 +242,8 @@ def _parser() -> argparse.ArgumentParser:
         default=None,
         metavar="GROUP",
         choices=BENCH_GROUPS,
-        help=f"one group of {', '.join(BENCH_GROUPS)}; may be repeated (default: all)",
+        help=f"one group of {', '.join(BENCH_GROUPS)}; may be repeated (default: all; mfu and "
+        "pool on cuda only)",
     )
     bench.add_argument(
         "--out",
@@ -511,7 +537,9 @@ def _bench(args: argparse.Namespace) -> int:
             threads=args.threads,
             device=args.device,
             groups=tuple(args.only or BENCH_GROUPS) + (("quick",) if args.quick else ()),
-            peers=PEER_ENVIRONMENTS if args.peers else None,
+            peers=PEER_ENVIRONMENTS if args.peers or args.peer_wheels else None,
+            wheels=args.peer_wheels,
+            budget_s=args.budget,
             constraints=constraints if constraints.is_file() else None,
             out=args.out,
             say=lambda group: print(f"measuring: {group}", file=sys.stderr),

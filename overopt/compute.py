@@ -26,6 +26,7 @@ from torch import Tensor
 from overopt.errors import ConfigError, MemoryLimitError
 
 Precision = Literal["fp32", "bf16"]
+_CUDA_TOKENS, _CUDA_LOGITS = 1 << 16, 1 << 29  # of one call: padded tokens; logits, float32
 T = TypeVar("T")
 
 
@@ -140,7 +141,7 @@ class Compute:
     def gather(self, own: Tensor, rows: Tensor, n_rows: int) -> Tensor:
         """The table (n_rows, …) of which this process holds ``own`` at ``rows``."""
         out = own.new_zeros((n_rows, *own.shape[1:]))
-        out[rows.to(own.device)] = own
+        out[rows.to(own.device, non_blocking=True)] = own
         if self.n_ranks == 1:
             return out
         if own.dtype == torch.bool:
@@ -159,6 +160,16 @@ class Compute:
         )
         for p, grad in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
             p.grad = grad.view_as(p)
+
+
+def tokens_at_once(device: torch.device, elsewhere: int, *, n_logits: int = 0) -> int:
+    """Padded tokens of one call of a network: what fills a CUDA GPU, ``elsewhere`` on other devices.
+
+    ``n_logits``: logits of each token that the call makes, which bound it by their memory.
+    """
+    if device.type != "cuda":
+        return elsewhere
+    return min(_CUDA_TOKENS, max(1, _CUDA_LOGITS // n_logits)) if n_logits else _CUDA_TOKENS
 
 
 class MemoryWarning(UserWarning):

@@ -113,12 +113,23 @@ def length_sorted(length: Tensor, batch_tokens: int) -> Iterator[Tensor]:
     The order is by length, ties by row, so a batch's content depends on nothing random.
     """
     order = torch.argsort(length, stable=True)
-    start = 0
-    while start < len(order):
-        stop = start + 1
-        while stop < len(order) and (stop + 1 - start) * int(length[order[stop]]) <= batch_tokens:
-            stop += 1
+    for start, stop in bounded_runs(length[order], batch_tokens):
         yield order[start:stop]
+
+
+def bounded_runs(length: Tensor, batch_tokens: int) -> Iterator[tuple[int, int]]:
+    """Start and stop of successive runs of rows, each at most ``batch_tokens`` padded tokens.
+
+    length (R,) ascending, from 1. A run has one row at least, and as many as fit.
+    """
+    start = 0
+    while start < len(length):
+        # No row is shorter than the first, so no more than these can fit.
+        most = max(1, batch_tokens // max(1, int(length[start])))
+        ahead = length[start : start + most]
+        fitting = torch.arange(1, len(ahead) + 1) * ahead <= batch_tokens
+        stop = start + max(1, int(fitting.sum()))
+        yield start, stop
         start = stop
 
 

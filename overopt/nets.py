@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from overopt import cuda_nets
 from overopt.datatypes import Responses
 from overopt.errors import CheckpointError, ConfigError
 from overopt.fused import Normalise, RotateHeads, SwiGlu
@@ -262,6 +263,9 @@ class Llama(nn.Module):
         With positions ``at`` (R, T) those alone, (R, T, D): most of the last block is left out
         elsewhere.
         """
+        if input_ids.is_cuda:
+            self.check_length(input_ids.shape[1])
+            return cuda_nets.hidden_states(self, input_ids, at)
         turn = self.turn(input_ids.shape[1])
         x = self.embed(input_ids)
         for layer in self.blocks[:-1]:
@@ -281,19 +285,25 @@ class Llama(nn.Module):
         The same as `forward` read there, without what the last block computes for other positions:
         about half of a 2-layer model, a fifth of a 4-layer one.
         """
+        if input_ids.is_cuda and cached is None:
+            return self(input_ids, length[:, None] - 1)[:, 0]
         turn = self.turn(input_ids.shape[1])
         x = self.embed(input_ids)
         for layer in self.blocks[:-1]:
             x = layer(x, turn, cached)
         return self.normed(self.blocks[-1].last(x, turn, length - 1, cached))
 
-    def turn(self, length: int) -> Tensor:
-        """Rotations (L, H + H_kv, D_head/2), complex, of the first ``length`` positions."""
+    def check_length(self, length: int) -> None:
+        """Raise ValueError where rows of ``length`` tokens do not fit the context."""
         if length > self.cfg.max_position_embeddings:
             raise ValueError(
                 f"input_ids has {length} tokens a row; the model's context is "
                 f"{self.cfg.max_position_embeddings}: use shorter prompts or responses"
             )
+
+    def turn(self, length: int) -> Tensor:
+        """Rotations (L, H + H_kv, D_head/2), complex, of the first ``length`` positions."""
+        self.check_length(length)
         cos, sin = (t[:length, None, : t.shape[1] // 2] for t in (self.rope_cos, self.rope_sin))
         n_turned = self.cfg.num_attention_heads + self.cfg.n_kv_heads
         # Written out for all heads: a factor that is broadcast over them takes twice as long.

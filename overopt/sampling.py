@@ -21,14 +21,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from overopt import lanes
-from overopt.compute import Compute, Precision
-from overopt.datatypes import Prompts, Responses, Sequences, concat_responses, length_sorted
+from overopt.compute import Compute, Precision, tokens_at_once
+from overopt.datatypes import Prompts, Responses, Sequences, concat_responses, join, length_sorted
 from overopt.errors import DataError
 from overopt.functional import token_logprobs
 from overopt.nets import Llama
 from overopt.seeding import torch_generator
 
 SAMPLE_BLOCK = 256  # rows sampled together; semantic: it defines the random streams
+_TABLE_IDS = 1 << 26  # token ids of a table that goes to another device at once
 _BIN = 64  # vocabulary entries per first-level bin of the inverse CDF
 _COMPACT_BELOW = 0.8  # finished rows leave the batch when fewer than this share of it still runs
 
@@ -338,10 +339,13 @@ class ResponseView(NamedTuple):
     mask: Tensor
 
 
-def response_view(seq: Sequences) -> ResponseView:
-    """Where the response tokens of ``seq`` are, right-padded to the longest response."""
+def response_view(seq: Sequences, width: int | None = None) -> ResponseView:
+    """Where the response tokens of ``seq`` are, right-padded to the longest response.
+
+    ``width``: its tokens, where the caller knows them: a GPU need not be asked.
+    """
     n_response = seq.length - seq.n_prompt
-    t = torch.arange(int(n_response.max()), device=seq.ids.device)
+    t = torch.arange(int(n_response.max()) if width is None else width, device=seq.ids.device)
     mask = t < n_response[:, None]
     at = torch.where(mask, seq.n_prompt[:, None] + t, 0)
     return ResponseView((at - 1).clamp_min(0), seq.ids.gather(1, at) * mask, mask)
@@ -355,17 +359,34 @@ def response_hidden(model: Llama, seq: Sequences, view: ResponseView) -> Tensor:
 def sequence_batches(
     responses: Responses, batch_tokens: int, device: torch.device | str = "cpu"
 ) -> Iterator[tuple[Tensor, Sequences]]:
-    """Rows of ``responses`` and their joined sequences on ``device``, in batches of similar length."""
-    seq = responses.sequences()
-    for rows in length_sorted(seq.length, batch_tokens):
-        width = int(seq.length[rows].max())
-        part = (seq.ids[rows, :width], seq.length[rows], seq.n_prompt[rows])
-        yield rows, Sequences(*(t.to(device) for t in part))
+    """Rows of ``responses`` and their joined sequences on ``device``, in batches of similar length.
+
+    The table goes to another device as a whole, or in few pieces, and is joined and cut there.
+    """
+    prompts, device = responses.prompts, torch.device(device)
+    n_rows, n_ids = len(responses), responses.ids.shape[1] + prompts.ids.shape[1]
+    at_once = max(1, n_rows if device.type == "cpu" else _TABLE_IDS // n_ids)
+    for start in range(0, n_rows, at_once):
+        part = responses if at_once >= n_rows else responses.select(slice(start, start + at_once))
+        asked = Prompts(*(t.to(device) for t in vars(part.prompts).values()))
+        seq = join(asked, part.ids.to(device), part.mask.to(device))
+        length = seq.length.cpu()
+        for rows in length_sorted(length, batch_tokens):
+            width, at = int(length[rows[-1]]), rows.to(device, non_blocking=True)
+            batch = Sequences(seq.ids[at, :width], seq.length[at], seq.n_prompt[at])
+            yield (rows + start if start else rows), batch
 
 
 @torch.no_grad()
-def score_logprobs(policy: Llama, responses: Responses, *, batch_tokens: int = 8192) -> Tensor:
-    """Log-probabilities (R, T) in nats of given tokens under ``policy``; 0 where masked."""
+def score_logprobs(
+    policy: Llama, responses: Responses, *, batch_tokens: int | None = None
+) -> Tensor:
+    """Log-probabilities (R, T) in nats of given tokens under ``policy``; 0 where masked.
+
+    ``batch_tokens``: padded tokens of one call; None: what suits the device.
+    """
+    if batch_tokens is None:
+        batch_tokens = tokens_at_once(policy.device, 8192, n_logits=policy.cfg.vocab_size)
     out = torch.zeros(responses.ids.shape)
     for rows, seq in sequence_batches(responses, batch_tokens, policy.device):
         view = response_view(seq)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from overopt.compute import fit_memory
+from overopt.compute import fit_memory, tokens_at_once
 from overopt.datatypes import Responses, Scorer
 from overopt.errors import DataError, DivergenceError
 from overopt.gold.rubric import Rubric
@@ -39,11 +39,18 @@ def raw_scores(
     out = torch.zeros(len(responses), n_heads).squeeze(-1)
     device = model.head.weight.device
     if batch_tokens is None:
-        batch_tokens = _BATCH_TOKENS_CPU if device.type == "cpu" else _BATCH_TOKENS
+        elsewhere = _BATCH_TOKENS_CPU if device.type == "cpu" else _BATCH_TOKENS
+        batch_tokens = tokens_at_once(device, elsewhere)
 
     def fill(batch_tokens: int) -> None:
-        for rows, seq in sequence_batches(responses, batch_tokens, device):
-            out[rows] = model.at_last_token(seq.ids, seq.length).float().cpu()
+        done = [
+            (rows, model.at_last_token(seq.ids, seq.length).float())
+            for rows, seq in sequence_batches(responses, batch_tokens, device)
+        ]
+        # Fetched together: a GPU does not wait between batches.
+        if done:
+            rows, scores = (torch.cat(column) for column in zip(*done, strict=True))
+            out[rows] = scores.cpu()
 
     fit_memory(fill, batch_tokens, "padded tokens")
     return out

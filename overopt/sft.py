@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from overopt.compute import Compute
+from overopt.compute import Compute, tokens_at_once
 from overopt.config import check_types, require
 from overopt.datatypes import Sequences, length_sorted
 from overopt.errors import DataError, DivergenceError
@@ -139,7 +139,8 @@ def mean_loss(policy: Llama, seq: Sequences, compute: Compute) -> float:
     if len(seq.ids) == 0:
         return math.nan
     total = torch.zeros((), dtype=torch.float64)
-    for rows in length_sorted(seq.length, _FORWARD_TOKENS):
+    at_once = tokens_at_once(policy.device, _FORWARD_TOKENS, n_logits=policy.cfg.vocab_size)
+    for rows in length_sorted(seq.length, at_once):
         for part in rows.split(compute.micro_batch or len(rows)):
             total += _nats(policy, _select(seq, part, policy.device), compute).double().cpu()
     return float(total / (seq.length - seq.n_prompt).sum())

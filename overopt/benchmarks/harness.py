@@ -15,6 +15,7 @@ import torch
 
 from overopt.errors import OveroptError
 from overopt.nets import LlamaConfig
+from overopt.seeding import torch_generator
 
 Row = dict[str, Any]
 
@@ -199,18 +200,22 @@ def training_products(
 
 
 def product_runner(
-    products: Sequence[Product], generator: torch.Generator, *, device: str = "cpu"
+    products: Sequence[Product],
+    generator: torch.Generator,
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> Callable[[], None]:
-    """A function that computes all ``products`` once, on random float32 matrices."""
+    """A function that computes all ``products`` once, on random matrices."""
     made: dict[tuple[int, int, int], tuple[torch.Tensor, ...]] = {}
     for p in products:
         shape = (p.rows, p.inner, p.cols)
         if shape not in made:
             x, w = (
-                torch.randn(s, generator=generator).to(device)
+                torch.randn(s, generator=generator).to(device, dtype)
                 for s in ((p.rows, p.inner), (p.inner, p.cols))
             )
-            made[shape] = (x, w, torch.empty((p.rows, p.cols), device=device))
+            made[shape] = (x, w, torch.empty((p.rows, p.cols), device=device, dtype=dtype))
 
     def run() -> None:
         for p in products:
@@ -219,6 +224,20 @@ def product_runner(
                 torch.mm(x, w, out=out)
 
     return run
+
+
+def matrix_rate(device: str, *, size: int = 8192, repeats: int = 5) -> float:
+    """Floating-point operations a second of a (size, size) product in bfloat16; median."""
+    generator = torch_generator(0, "matrix")
+    x, y = (
+        torch.randn(size, size, generator=generator).to(device, torch.bfloat16) for _ in range(2)
+    )
+    out = torch.empty_like(x)
+    # Ten at a time: the clock's own cost is nothing beside them.
+    many = interleaved(
+        {"mm": lambda: [torch.mm(x, y, out=out) for _ in range(10)]}, repeats, device=device
+    )["mm"]
+    return 10 * 2 * size**3 / statistics.median(many)
 
 
 def copy_bandwidth(device: str, *, n_bytes: int = 1 << 28, repeats: int = 5) -> float:

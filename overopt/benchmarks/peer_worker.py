@@ -5,7 +5,8 @@ object a line, and reads "step" before each step and "finish" after the last; wh
 print goes to standard error. Seconds are those of this process between two answers, so waiting is
 not counted as CPU time.
 
-Jobs, by ``kind``:
+Jobs have ``precision``, "fp32" or "bf16" (the trainers' own setting), and may have ``site``, a directory
+whose packages come first. By ``kind``:
 
 reward
     RewardTrainer. ``model``, ``tokenizer`` (directories), ``pairs`` (JSON file of lists ``chosen_ids``
@@ -31,6 +32,8 @@ def main() -> None:
     # A private copy of standard output; the name itself goes to standard error from here on.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+    if job.get("site"):
+        sys.path.insert(0, job["site"])
     import torch
 
     torch.set_num_threads(job["threads"])
@@ -82,11 +85,11 @@ def make_turns(answers: Any, n_steps: int, device: str) -> Any:
 
 
 def common_arguments(job: dict[str, Any]) -> dict[str, Any]:
-    """Trainer arguments of both jobs: float32, nothing saved, nothing reported."""
+    """Trainer arguments of both jobs: nothing saved, nothing reported."""
     return {
         "output_dir": job["out"],
         "learning_rate": job["lr"],
-        "bf16": False,
+        "bf16": job.get("precision") == "bf16",
         "fp16": False,
         "use_cpu": job["device"] == "cpu",
         "gradient_checkpointing": False,

@@ -8,6 +8,7 @@ before each of its steps, so that its steps and ours alternate on the same machi
 import json
 import os
 import subprocess
+import sys
 import tempfile
 import threading
 import venv
@@ -62,6 +63,41 @@ def environment_python(folder: Path, requirement: str, *, constraints: Path | No
     # Written last: an environment without it is an unfinished one and is built anew.
     finished.write_text("\n".join([requirement, *pins]) + "\n", encoding="utf-8")
     return python
+
+
+def wheel_site(folder: Path, requirement: str, wheels: Path) -> Path:
+    """A directory with ``requirement`` from local wheels, for this interpreter; nothing is fetched.
+
+    Parameters
+    ----------
+    folder : parent of what is installed; made once
+    requirement : such as ``trl==1.16.0``
+    wheels : with the wheels that every peer needs in ``common`` and those of this one in a directory
+        named after it (``trl-1.16.0``); what is not among them comes from this environment, torch
+        and transformers always
+
+    Raises
+    ------
+    BenchError
+        There are no such wheels, or pip failed.
+    """
+    name = requirement.replace("==", "-")
+    site = folder / f"{name}-wheels"
+    finished = site / "installed.txt"
+    if finished.is_file():
+        return site
+    files = sorted(str(f) for part in ("common", name) for f in (wheels / part).glob("*.whl"))
+    if not any(Path(f).parent.name == name for f in files):
+        raise BenchError(f"{wheels / name} has no wheels: put {name} and what it needs there")
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
+    command += ["--no-compile", "--upgrade", "--target", str(site), *files]
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True)
+    except subprocess.CalledProcessError as error:
+        last = _last_line(error.stderr) or _last_line(error.stdout) or str(error)
+        raise BenchError(f"{requirement} could not be installed from {wheels}: {last}") from error
+    finished.write_text("\n".join(Path(f).name for f in files) + "\n", encoding="utf-8")
+    return site
 
 
 class Peer:

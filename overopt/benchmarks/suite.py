@@ -4,6 +4,7 @@ Groups are measured one after the other; one that fails leaves its reason in its
 their numbers. Peers are measured where a directory for their environments is given.
 """
 
+import gc
 import os
 import platform
 import subprocess
@@ -18,7 +19,14 @@ from typing import Any
 
 import torch
 
-from overopt.benchmarks import estimator_bench, sampling_bench, scoring_bench, training_bench
+from overopt.benchmarks import (
+    estimator_bench,
+    gpu_bench,
+    sampling_bench,
+    scoring_bench,
+    training_bench,
+)
+from overopt.benchmarks.gpu_bench import Sizes
 from overopt.benchmarks.harness import (
     REPORT_VERSION,
     ROW_FIELDS,
@@ -29,14 +37,25 @@ from overopt.benchmarks.harness import (
     not_measured,
     rows_or_reason,
 )
-from overopt.benchmarks.peers import environment_python
+from overopt.benchmarks.peers import environment_python, wheel_site
 from overopt.benchmarks.training_bench import PeerSource, PpoTask
 from overopt.checkpoints import load_lm
 from overopt.errors import ConfigError
 from overopt.nets import ScalarHeadModel
 from overopt.seeding import torch_generator
 
-GROUPS = ("estimators", "sampling", "scoring", "reward", "ppo", "ppo-defaults", "quick")
+GROUPS = (
+    "estimators",
+    "sampling",
+    "scoring",
+    "reward",
+    "ppo",
+    "ppo-defaults",
+    "stacked",
+    "mfu",
+    "pool",
+    "quick",
+)
 REWARD_PEER, PPO_PEER = "trl==1.16.0", "trl==1.12.0"  # the second: the last release with PPO
 QUICK_BUDGET_S = 600.0
 REPORT_FIELDS = ("version", "clock", "device", "device_name", "threads", "versions", "rows")
@@ -48,6 +67,9 @@ def run_suite(
     device: str = "cpu",
     peers: Path | None = None,
     constraints: Path | None = None,
+    wheels: Path | None = None,
+    budget_s: float | None = None,
+    sizes: Sizes | None = None,
     groups: Sequence[str] = GROUPS[:-1],
     say: Callable[[str], None] = lambda line: None,
     save: Callable[[dict[str, Any]], None] = lambda report: None,
@@ -60,6 +82,10 @@ def run_suite(
     threads : of this process and of the peers
     peers : directory for the peers' environments; None leaves the peers out
     constraints : pip constraints file for those environments, or None
+    wheels : directory of local wheels from which the peers are installed, without a network, on top
+        of this environment's own torch and transformers (`wheel_site`); None: from pip's index
+    budget_s : no group starts when so many seconds have passed; None: no limit
+    sizes : of the rows at the shape of a checkpoint; None: those of a GPU on CUDA, else the ladder's
     say : called with the name of a group when it starts
     save : called with the report so far when a group is done: an interrupted run keeps those
     """
@@ -68,12 +94,19 @@ def run_suite(
     torch.set_num_threads(threads)
     _quiet_transformers()
 
+    if sizes is None and device.startswith("cuda"):
+        sizes = Sizes()
+    started = time.monotonic()
+
     @lru_cache
     def peer(requirement: str) -> PeerSource:
         if peers is None:
             return PeerSource(None, f"{requirement} was not asked for: use --peers")
         try:
             folder = peers.absolute()
+            if wheels is not None:
+                site = wheel_site(folder, requirement, wheels.absolute())
+                return PeerSource(Path(sys.executable), site=site)
             return PeerSource(environment_python(folder, requirement, constraints=constraints))
         except BenchError as error:
             return PeerSource(None, str(error))
@@ -81,6 +114,47 @@ def run_suite(
     @lru_cache(maxsize=1)
     def task() -> PpoTask:
         return training_bench.story_task(root_seed=root_seed)
+
+    def at_size() -> dict[str, tuple[Sequence[str], Callable[[], Sequence[Row]]]]:
+        """Groups at the shape of a checkpoint instead of the ladder's."""
+        if sizes is None:
+            return {}
+        where: dict[str, Any] = {"root_seed": root_seed, "device": device}
+        as_trained: dict[str, Any] = where | {"precision": sizes.precision}
+        return {
+            "scoring": (
+                scoring_bench.NAMES,
+                lambda: scoring_bench.scoring_rows(
+                    gpu_bench.random_reward_model(sizes.model, seed=root_seed),
+                    n_responses=sizes.n_scored,
+                    **where,
+                ),
+            ),
+            "reward": (
+                training_bench.REWARD_NAMES,
+                lambda: training_bench.reward_rows(
+                    gpu_bench.random_lm(sizes.model, seed=root_seed),
+                    peer(REWARD_PEER),
+                    n_pairs=sizes.n_pairs,
+                    n_tokens=sizes.n_tokens,
+                    **as_trained,
+                ),
+            ),
+            "ppo": (
+                training_bench.PPO_NAMES,
+                lambda: training_bench.ppo_rows(
+                    gpu_bench.random_task(sizes, root_seed=root_seed),
+                    peer(PPO_PEER),
+                    batch=sizes.ppo_batch,
+                    **as_trained,
+                ),
+            ),
+            "mfu": (gpu_bench.MFU_NAMES, lambda: gpu_bench.mfu_rows(sizes, **where)),
+            "pool": (
+                gpu_bench.POOL_NAMES,
+                lambda: gpu_bench.pool_rows(scalar_model(), n_responses=sizes.n_pool, **where),
+            ),
+        }
 
     def scalar_model() -> ScalarHeadModel:
         model = ScalarHeadModel(load_lm("ladder:0.8m"))
@@ -120,8 +194,12 @@ def run_suite(
                 task(), peer(PPO_PEER), root_seed=root_seed, device=device
             ),
         ),
+        "stacked": (
+            gpu_bench.STACKED_NAMES,
+            lambda: gpu_bench.stacked_rows(root_seed=root_seed, device=device),
+        ),
         "quick": (("quick_preset",), lambda: [quick_row()]),
-    }
+    } | at_size()
     report: dict[str, Any] = {
         "version": REPORT_VERSION,
         "clock": "CPU seconds of the process" if device == "cpu" else "wall seconds, synchronized",
@@ -134,14 +212,24 @@ def run_suite(
             **{name: version(name) for name in ("overopt", "torch", "transformers", "numpy")},
         },
         "fields": ROW_FIELDS,
+        "seconds": {},
         "rows": [],
     }
-    for group in GROUPS:
-        if group in groups:
+    if not set(groups) & set(measures):
+        raise ConfigError(f"bench group {groups[0]!r} needs a GPU: use --device cuda")
+    for group in (g for g in GROUPS if g in groups and g in measures):
+        names, measure = measures[group]
+        spent = time.monotonic() - started
+        if budget_s is not None and spent > budget_s:
+            late = f"not started: {spent:.0f} s of a budget of {budget_s:.0f} s were spent"
+            report["rows"] += [not_measured(name, late) for name in names]
+        else:
             say(group)
-            report["rows"] += rows_or_reason(*measures[group])
-            check_report(report)
-            save(report)
+            report["rows"] += rows_or_reason(names, measure)
+        report["seconds"][group] = time.monotonic() - started - spent
+        check_report(report)
+        save(report)
+        _free_memory(device)
     return report
 
 
@@ -185,6 +273,13 @@ def quick_row() -> Row:
         f" reference: its budget of {QUICK_BUDGET_S:.0f} s",
         details={"cpu_s": cpu},
     )
+
+
+def _free_memory(device: str) -> None:
+    """Give the next group, and its peer's process, the memory of the last one."""
+    gc.collect()
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
 
 
 def _device_name(device: str) -> str:

@@ -32,6 +32,7 @@ from overopt.benchmarks.models import write_lm, write_reward_model
 from overopt.benchmarks.peers import Peer
 from overopt.benchmarks.scoring_bench import random_responses
 from overopt.checkpoints import ladder_dir, load_lm, load_reward_model
+from overopt.compute import Compute, Precision
 from overopt.datatypes import Prompts
 from overopt.functional import bradley_terry_loss
 from overopt.labels import label_pairs
@@ -56,14 +57,20 @@ TARGETS = {
     "ppo_fast_vs_trl": 3.0,
 }
 WARM_STEPS = 2  # untimed: allocators, thread pools and lazy imports settle in them
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+LOSS_AGREES = {"fp32": 1e-4, "bf16": 2e-2}  # largest difference of the sides' first losses, nats
 NO_END = -1  # a token id that is never sampled: no response ends early
 
 
 class PeerSource(NamedTuple):
-    """The interpreter of a peer's environment, or None and why there is none."""
+    """The interpreter of a peer's environment, or None and why there is none.
+
+    site: directory of packages that the interpreter does not have by itself, or None.
+    """
 
     python: Path | None
     reason: str = ""
+    site: Path | None = None
 
 
 class Opponent:
@@ -81,6 +88,8 @@ class Opponent:
         self._peer: Peer | None = None
         if source.python is not None:
             python = source.python
+            if source.site is not None:
+                job = job | {"site": str(source.site)}
             self._peer = self._attempt(lambda: Peer(python, job))
         self.versions = {} if self._peer is None else self._peer.versions
 
@@ -134,8 +143,11 @@ def reward_rows(
     repeats: int = 6,
     root_seed: int = 0,
     device: str = "cpu",
+    precision: Precision = "fp32",
 ) -> list[Row]:
-    """A training step of a reward model on ``n_pairs`` pairs of ``n_tokens`` tokens, AdamW, float32.
+    """A training step of a reward model on ``n_pairs`` pairs of ``n_tokens`` tokens, AdamW.
+
+    ``precision`` of the products, on both sides; weights are float32.
 
     Raises
     ------
@@ -143,37 +155,24 @@ def reward_rows(
         The peer's loss on the first batch is not ours: the sides do different work.
     """
     now, steps = clock(device), repeats + WARM_STEPS
+    compute = Compute(precision=precision)
     model = ScalarHeadModel(backbone)
     model.init_head(torch_generator(root_seed, "head"))
     model = model.to(device)
-    n_prompt = n_tokens // 4
-    rows = random_responses(
-        backbone.cfg.vocab_size,
-        2 * n_pairs * steps,
-        n_prompt,
-        n_tokens - n_prompt,
-        root_seed=root_seed,
-    )
-    whole = replace(
-        rows,
-        prompts=replace(rows.prompts, prompt_id=torch.arange(len(rows)) // 2),
-        ids=torch.randint(
-            2, backbone.cfg.vocab_size, rows.ids.shape, generator=torch_generator(root_seed, "ids")
-        ),
-        mask=torch.ones_like(rows.mask),
-    )
-    first, second = torch.arange(0, len(whole), 2), torch.arange(1, len(whole), 2)
+    training = random_pairs(backbone.cfg.vocab_size, n_pairs * steps, n_tokens, root_seed=root_seed)
+    whole, first, second = training.responses, training.first, training.second
     ids = whole.sequences().ids
-    with torch.no_grad():
+    with torch.no_grad(), compute.autocast(torch.device(device)):
         length = torch.full((2 * n_pairs,), n_tokens, device=device)
         both = torch.cat([first[:n_pairs], second[:n_pairs]])
         scores = model.at_last_token(ids[both].to(device), length)
-        first_loss = float(bradley_terry_loss(*scores.chunk(2)))
+        first_loss = float(bradley_terry_loss(*scores.float().chunk(2)))
 
     products = product_runner(
         training_products(backbone.cfg, 2 * n_pairs * n_tokens, n_read=2 * n_pairs),
         torch_generator(root_seed, "products"),
         device=device,
+        dtype=DTYPES[precision],
     )
     ours: list[float] = []
     bare: list[float] = []
@@ -189,6 +188,7 @@ def reward_rows(
             "batch": n_pairs,
             "steps": steps,
             "lr": 1e-4,
+            "precision": precision,
             "threads": torch.get_num_threads(),
             "device": device,
             "out": str(Path(folder, "out")),
@@ -205,7 +205,7 @@ def reward_rows(
 
         train_reward_model(
             model,
-            TrainingPairs(whole, first, second, torch.ones(len(first))),
+            training,
             epochs=1,
             lr=1e-4,
             batch_prompts=n_pairs,
@@ -213,10 +213,11 @@ def reward_rows(
             seed=root_seed,
             validate=dict,
             progress=turn,
+            compute=compute,
         )
         opponent.close()
-    _check_loss(opponent, first_loss)
-    work = f"{n_pairs} pairs x {n_tokens} tokens"
+    _check_loss(opponent, first_loss, LOSS_AGREES[precision])
+    work = f"{n_pairs} pairs x {n_tokens} tokens, {precision}"
     return [
         make_row(
             REWARD_NAMES[0],
@@ -241,9 +242,29 @@ def reward_rows(
     ]
 
 
-def _check_loss(opponent: Opponent, ours: float) -> None:
+def random_pairs(
+    vocab_size: int, n_pairs: int, n_tokens: int, *, root_seed: int = 0
+) -> TrainingPairs:
+    """``n_pairs`` prompts with a pair each; a quarter of the ``n_tokens`` of a row are the prompt's."""
+    n_prompt = n_tokens // 4
+    rows = random_responses(
+        vocab_size, 2 * n_pairs, n_prompt, n_tokens - n_prompt, root_seed=root_seed
+    )
+    whole = replace(
+        rows,
+        prompts=replace(rows.prompts, prompt_id=torch.arange(len(rows)) // 2),
+        ids=torch.randint(
+            2, vocab_size, rows.ids.shape, generator=torch_generator(root_seed, "ids")
+        ),
+        mask=torch.ones_like(rows.mask),
+    )
+    first, second = torch.arange(0, len(whole), 2), torch.arange(1, len(whole), 2)
+    return TrainingPairs(whole, first, second, torch.ones(n_pairs))
+
+
+def _check_loss(opponent: Opponent, ours: float, tolerance: float) -> None:
     theirs = opponent.first.get("loss")
-    if theirs is not None and not math.isclose(ours, theirs, abs_tol=1e-4):
+    if theirs is not None and not math.isclose(ours, theirs, abs_tol=tolerance):
         raise BenchError(
             f"loss of the first batch is {ours:.6f} here and {theirs:.6f} with the peer: the two "
             "sides do different work, so their speeds cannot be compared"
@@ -258,7 +279,8 @@ class PpoTask:
     """What both sides optimise: a policy whose responses never end early, prompts, a proxy.
 
     policy: π_init; proxy: normalised under it; prompts, held: training and evaluation prompts of
-    ``n_prompt_tokens`` tokens each; n_tokens: of every response.
+    ``n_prompt_tokens`` tokens each; n_tokens: of every response; value: backbone of the value model,
+    None: the one that the settings name.
     """
 
     policy: Callable[[], Llama]
@@ -266,6 +288,11 @@ class PpoTask:
     prompts: Prompts
     held: Prompts
     n_tokens: int
+    value: Callable[[], Llama] | None = None
+
+    def value_model(self, name: str) -> ScalarHeadModel:
+        """A fresh value model, on backbone ``name`` where the task has none of its own."""
+        return ScalarHeadModel(load_lm(name) if self.value is None else self.value())
 
 
 def story_task(
@@ -354,21 +381,35 @@ def ppo_rows(
     repeats: int = 5,
     root_seed: int = 0,
     device: str = "cpu",
+    precision: Precision = "fp32",
 ) -> list[Row]:
-    """A PPO step with the peer's algorithm: 4 epochs, separate value model, KL penalty."""
+    """A PPO step with the peer's algorithm: 4 epochs, separate value model, KL penalty.
+
+    ``precision`` of the products in training, on both sides.
+    """
     steps = repeats + WARM_STEPS
     cfg = same_algorithm(steps, batch)
-    value = ScalarHeadModel(load_lm(cfg.value_backbone))
+    value = task.value_model(cfg.value_backbone)
     shapes = (task.policy().cfg, value.backbone.cfg, task.proxy.model.backbone.cfg)
     products = product_runner(
         ppo_products(*shapes, cfg, n_prompt=task.prompts.ids.shape[1], n_tokens=task.n_tokens),
         torch_generator(root_seed, "products"),
         device=device,
+        dtype=DTYPES[precision],
     )
-    run = ppo_run(task, cfg, peer, peer_lr=cfg.lr, between=products, seed=root_seed, device=device)
+    run = ppo_run(
+        task,
+        cfg,
+        peer,
+        peer_lr=cfg.lr,
+        between=products,
+        seed=root_seed,
+        device=device,
+        precision=precision,
+    )
     work = (
         f"{batch} responses x ({task.prompts.ids.shape[1]} + {task.n_tokens}) tokens, 4 epochs, "
-        "1 minibatch, separate value model, KL penalty"
+        f"1 minibatch, separate value model, KL penalty, {precision}"
     )
     return [
         make_row(
@@ -514,6 +555,7 @@ def ppo_run(
     peer_epochs: int | None = None,
     peer_minibatches: int | None = None,
     peer_value: str | None = None,
+    precision: Precision = "fp32",
 ) -> PpoRun:
     """``cfg.steps`` PPO steps of both sides in turn.
 
@@ -521,7 +563,8 @@ def ppo_run(
     """
     now = clock(device)
     policy, ref_policy = task.policy().to(device), task.policy().to(device)
-    state = new_state(policy, ScalarHeadModel(load_lm(cfg.value_backbone)).to(device), cfg)
+    state = new_state(policy, task.value_model(cfg.value_backbone).to(device), cfg)
+    compute = Compute(precision=precision)
     proxy, n_tokens = task.proxy, task.n_tokens
     proxy.model.to(device)
     ours: list[float] = []
@@ -529,7 +572,16 @@ def ppo_run(
     peer_policy = None
 
     def step() -> None:
-        stats = ppo_step(state, ref_policy, proxy, task.prompts, cfg, n_tokens=n_tokens, seed=seed)
+        stats = ppo_step(
+            state,
+            ref_policy,
+            proxy,
+            task.prompts,
+            cfg,
+            n_tokens=n_tokens,
+            seed=seed,
+            compute=compute,
+        )
         if stats["train_response_tokens"] != n_tokens:
             raise BenchError(
                 f"responses have {stats['train_response_tokens']} tokens on average, not {n_tokens}"
@@ -538,7 +590,7 @@ def ppo_run(
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         write_lm(task.policy(), home / "policy")
-        value = ScalarHeadModel(load_lm(peer_value or cfg.value_backbone))
+        value = task.value_model(peer_value or cfg.value_backbone)
         write_reward_model(value, home / "value")
         write_reward_model(proxy.model, home / "reward", scale=1 / proxy.std)
         prompts = task.prompts.ids.tolist()
@@ -556,6 +608,7 @@ def ppo_run(
             "minibatches": peer_minibatches or cfg.minibatches,
             "lr": peer_lr,
             "kl_coef": cfg.kl_coef,
+            "precision": precision,
             "threads": torch.get_num_threads(),
             "device": device,
             "seed": seed,

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from overopt.compute import tokens_at_once
 from overopt.datatypes import Responses
 from overopt.functional import token_logprobs
 from overopt.kl import exact_token_kl, sequence_kl
@@ -26,13 +27,16 @@ class KLTable(NamedTuple):
 
 @torch.no_grad()
 def measure_kl(
-    policy: Llama, ref_policy: Llama, responses: Responses, *, batch_tokens: int = 4096
+    policy: Llama, ref_policy: Llama, responses: Responses, *, batch_tokens: int | None = None
 ) -> KLTable:
     """KL of ``policy`` to ``ref_policy`` on responses sampled from ``policy``.
 
     Both log-probabilities come from the same code on the same batch, so that equal weights give
-    exactly 0.
+    exactly 0. ``batch_tokens``: padded tokens of one call; None: what suits the device.
     """
+    if batch_tokens is None:
+        # Both models' logits are held at once, with their softmaxes.
+        batch_tokens = tokens_at_once(policy.device, 4096, n_logits=2 * policy.cfg.vocab_size)
     out = torch.zeros(4, len(responses), dtype=torch.float64)
     for rows, seq in sequence_batches(responses, batch_tokens, policy.device):
         view = response_view(seq)

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from overopt.compute import Compute, clear_gradients
+from overopt.compute import Compute, clear_gradients, tokens_at_once
 from overopt.datatypes import Prompts, Responses, Scorer, Sequences
 from overopt.errors import DivergenceError
 from overopt.functional import (
@@ -117,7 +117,9 @@ def _values(model: ScalarHeadModel, seq: Sequences) -> Tensor:
 def _rollout_values(model: ScalarHeadModel, responses: Responses) -> Tensor:
     """Value estimates (R, T) before each response token, 0 where masked; no gradient."""
     out = torch.zeros(responses.ids.shape)
-    for rows, seq in sequence_batches(responses, _FORWARD_TOKENS, model.head.weight.device):
+    device = model.head.weight.device
+    at_once = tokens_at_once(device, _FORWARD_TOKENS)
+    for rows, seq in sequence_batches(responses, at_once, device):
         values = _values(model, seq).float().cpu()
         out[rows, : values.shape[1]] = values
     return out
@@ -244,6 +246,10 @@ def ppo_step(
         for group in opt.param_groups:
             group["lr"] = lr * decay
     parameters = [p for _, module, _ in _parts(state) for p in module.parameters()]
+    # Tables go to the device once; rows are chosen there, from lengths that are known here.
+    tables = (old_logp, advantages, values, estimate.returns)
+    old_there, advantages_there, values_there, returns_there = (t.to(device) for t in tables)
+    seq_there = Sequences(*(t.to(device) for t in seq))
     updates: list[_Update] = []
     stopped = False
     for epoch in range(cfg.ppo_epochs):
@@ -256,29 +262,27 @@ def ppo_step(
             n = int(mask[rows].sum())
 
             def losses(rows: Tensor, n: int = n, first: bool = not updates) -> Tensor:
+                at, width = rows.to(device, non_blocking=True), int(seq.length[rows].max())
+                w = int((seq.length - seq.n_prompt)[rows].max())
                 part = Sequences(
-                    seq.ids[rows, : int(seq.length[rows].max())],
-                    seq.length[rows],
-                    seq.n_prompt[rows],
+                    seq_there.ids[at, :width], seq_there.length[at], seq_there.n_prompt[at]
                 )
-                part = Sequences(*(t.to(device) for t in part))
-                sub = response_view(part)
-                w = sub.mask.shape[1]
+                sub = response_view(part, w)
                 with compute.autocast(device):
                     logits = state.policy.logits(response_hidden(state.policy, part, sub)).float()
                     new_values = _values(state.value, part).float()
                 policy_loss = ppo_policy_loss(
                     token_logprobs(logits, sub.tokens),
-                    old_logp[rows, :w].to(device),
-                    advantages[rows, :w].to(device),
+                    old_there[at, :w],
+                    advantages_there[at, :w],
                     sub.mask,
                     clip=cfg.clip,
                     n_tokens=n,
                 )
                 value_loss = ppo_value_loss(
                     new_values,
-                    values[rows, :w].to(device),
-                    estimate.returns[rows, :w].to(device),
+                    values_there[at, :w],
+                    returns_there[at, :w],
                     sub.mask,
                     clip=cfg.value_clip,
                     n_tokens=n,

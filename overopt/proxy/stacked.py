@@ -20,12 +20,14 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from overopt.compute import tokens_at_once
 from overopt.datatypes import Responses
 from overopt.errors import ConfigError, DivergenceError
 from overopt.fused import Normalise, SwiGlu
 from overopt.nets import LlamaConfig, ScalarHeadModel
 from overopt.proxy.train import (
     GRAD_CLIP,
+    READ_LOSS_EVERY,
     PairBatch,
     PairBatches,
     TrainingLog,
@@ -74,10 +76,19 @@ class _Rotated(Function):
 
 
 class _Stack(NamedTuple):
-    """Weights of M reward models by name, each (M, …), and their shape."""
+    """Weights of M reward models in one table: (M, P), with the shapes of the P by name."""
 
-    weights: dict[str, Tensor]
+    flat: Tensor
+    shapes: dict[str, torch.Size]
     cfg: LlamaConfig
+
+    def weights(self) -> dict[str, Tensor]:
+        """Views of the table by name, each (M, …); one operation gives back the table's gradient."""
+        parts = self.flat.split([shape.numel() for shape in self.shapes.values()], 1)
+        return {
+            name: part.view(len(part), *shape)
+            for part, (name, shape) in zip(parts, self.shapes.items(), strict=True)
+        }
 
 
 def _check_shapes(models: Sequence[ScalarHeadModel]) -> LlamaConfig:
@@ -101,7 +112,7 @@ def _check_shapes(models: Sequence[ScalarHeadModel]) -> LlamaConfig:
 
 
 def _stack(models: Sequence[ScalarHeadModel]) -> _Stack:
-    """Stack the weights, and make the models' parameters views of the stack.
+    """Copy the weights into one table.
 
     Raises
     ------
@@ -109,21 +120,23 @@ def _stack(models: Sequence[ScalarHeadModel]) -> _Stack:
         No models, or models of different shapes.
     """
     cfg = _check_shapes(models)
-    named = [dict(model.named_parameters()) for model in models]
-    weights = {}
-    for name in named[0]:
-        stacked = torch.stack([member[name].detach() for member in named])
-        for m, member in enumerate(named):
-            member[name].data = stacked[m]
-        weights[name] = stacked.requires_grad_()
-    return _Stack(weights, cfg)
+    rows = [torch.cat([p.detach().flatten() for p in m.parameters()]) for m in models]
+    shapes = {name: p.shape for name, p in models[0].named_parameters()}
+    return _Stack(torch.stack(rows), shapes, cfg)
 
 
-def _unstack(models: Sequence[ScalarHeadModel]) -> None:
-    """Give every model its own weights again."""
-    for model in models:
-        for p in model.parameters():
-            p.data = p.data.clone()
+@torch.no_grad()
+def _unstack(stack: _Stack, models: Sequence[ScalarHeadModel], members: Sequence[int]) -> None:
+    """Give the models of ``members`` what the table holds."""
+    weights = stack.weights()
+    for m in members:
+        for name, p in models[m].named_parameters():
+            p.copy_(weights[name][m])
+
+
+def _normalise(x: Tensor, eps: float) -> Tensor:
+    """`Normalise`, on a GPU in one kernel."""
+    return F.rms_norm(x, x.shape[-1:], None, eps) if x.is_cuda else Normalise.apply(x, eps)
 
 
 def _scores(stack: _Stack, ids: Tensor, length: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
@@ -131,20 +144,20 @@ def _scores(stack: _Stack, ids: Tensor, length: Tensor, rope: tuple[Tensor, Tens
 
     rope: cosine and sine (S, D_head/2).
     """
-    w, cfg = stack.weights, stack.cfg
+    w, cfg = stack.weights(), stack.cfg
     n_members, n_rows, n_tokens = ids.shape
     d, heads, eps = cfg.hidden_size, cfg.num_attention_heads, cfg.rms_norm_eps
     member = torch.arange(n_members, device=ids.device)[:, None]
     embed = w["backbone.embed.weight"]
     flat = (ids + (member * cfg.vocab_size)[..., None]).view(n_members, -1)
-    x = F.embedding(flat, embed.view(-1, d))
+    x = F.embedding(flat, embed.reshape(-1, d))
     cos, sin = (t[:n_tokens, None, None] for t in rope)
     for i in range(cfg.num_hidden_layers):
         p = f"backbone.layers.{i}."
         # A norm's weight multiplies the matrix that follows: a few rows instead of all tokens.
         qkv = w[p + "qkv.weight"] * w[p + "norm1"][:, None]
         gate_up = w[p + "gate_up.weight"] * w[p + "norm2"][:, None]
-        y = Normalise.apply(x, eps)
+        y = _normalise(x, eps)
         if i + 1 < cfg.num_hidden_layers:
             shape = (n_members * n_rows, n_tokens, 3, heads, -1)
             rotated = _Rotated.apply(y, qkv, cos, sin, shape, 2).view(shape)
@@ -170,9 +183,9 @@ def _scores(stack: _Stack, ids: Tensor, length: Tensor, rope: tuple[Tensor, Tens
             y = (scores.softmax(-1) @ v).view(n_members, n_rows, d)
             x = x.view(-1, d)[at].view(n_members, n_rows, d)
         x = torch.baddbmm(x, y, w[p + "out.weight"].transpose(1, 2))
-        y = torch.bmm(Normalise.apply(x, eps), gate_up.transpose(1, 2))
+        y = torch.bmm(_normalise(x, eps), gate_up.transpose(1, 2))
         x = torch.baddbmm(x, SwiGlu.apply(y), w[p + "down.weight"].transpose(1, 2))
-    x = Normalise.apply(x, eps)
+    x = _normalise(x, eps)
     head = w["head.weight"] * w["backbone.norm"][:, None]
     return torch.baddbmm(w["head.bias"][:, None], x, head.transpose(1, 2))[..., 0]
 
@@ -274,72 +287,87 @@ def train_reward_models_stacked(
         for pairs, seed in zip(pairs_per_member, seeds, strict=True)
     ]
     totals = [epochs * plan.steps for plan in plans]
-    optimizers = [reward_optimizer(model, lr=lr, weight_decay=weight_decay) for model in models]
+    # A group for each member: its own rate, and no step where it has no batch.
+    optimizer = reward_optimizer(
+        [{"params": [row]} for row in stack.flat], lr=lr, weight_decay=weight_decay
+    )
+    stack.flat.requires_grad_()
     streams = [plan.all(epochs) for plan in plans]
     logs = [TrainingLog() for _ in models]
     rope = _half_rope(models[0])
-    try:
-        for step in range(max(totals)):
-            batches = [next(stream, None) for stream in streams]
-            batch = _StackedBatch(*(t.to(device) for t in _stack_batches(batches)))
-            losses = _pair_losses(_scores(stack, batch.ids, batch.length, rope), batch)
-            for w in stack.weights.values():
-                w.grad = None
-            losses.sum().backward()
-            for m, loss in enumerate(losses.tolist()):
-                mine = batches[m]
-                if mine is None:
+    pending: list[Tensor] = []
+
+    def read_losses() -> None:
+        for of_members in torch.stack(pending).tolist() if pending else ():
+            for m, (loss, log) in enumerate(zip(of_members, logs, strict=True)):
+                at = len(log.loss)
+                if at == totals[m]:
                     continue
                 if not math.isfinite(loss):
                     raise DivergenceError(
-                        f"reward-model loss of member {m} is {loss} at step {step} of {totals[m]}:"
+                        f"reward-model loss of member {m} is {loss} at step {at} of {totals[m]}:"
                         f" lower the learning rate (lr = {lr})"
                     )
-                _update(models[m], stack, m, optimizers[m], lr * learning_rate(step, totals[m]))
-                log = logs[m]
                 log.loss.append(loss)
+        pending.clear()
+
+    try:
+        for step in range(max(totals)):
+            batches = [next(stream, None) for stream in streams]
+            stacked = _stack_batches(batches)
+            batch = _StackedBatch(*(t.to(device, non_blocking=True) for t in stacked))
+            losses = _pair_losses(_scores(stack, batch.ids, batch.length, rope), batch)
+            stack.flat.grad = None
+            losses.sum().backward()
+            pending.append(losses.detach())
+            if not losses.is_cuda or len(pending) == READ_LOSS_EVERY:
+                read_losses()
+            rates = [lr * learning_rate(step, total) for total in totals]
+            _update(stack.flat, optimizer, [b is not None for b in batches], rates)
+            for m, mine in enumerate(batches):
+                if mine is None:
+                    continue
+                log = logs[m]
                 log.steps += 1
                 log.pairs_seen += len(mine.target)
                 if log.steps % plans[m].steps == 0:
+                    read_losses()
+                    _unstack(stack, models, [m])
                     log.validation.append(validate(models[m]))
             progress(step + 1, max(totals))
     finally:
-        _unstack(models)
+        _unstack(stack, models, range(len(models)))
     return logs
 
 
 def _update(
-    model: ScalarHeadModel, stack: _Stack, m: int, optimizer: torch.optim.Optimizer, lr: float
+    flat: Tensor, optimizer: torch.optim.Optimizer, active: Sequence[bool], rates: Sequence[float]
 ) -> None:
-    """One optimizer step of member ``m``, whose parameters are views of the stack."""
-    for name, p in model.named_parameters():
-        grad = stack.weights[name].grad
-        p.grad = None if grad is None else grad[m]
-    torch.nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP)
-    for group in optimizer.param_groups:
-        group["lr"] = lr
+    """One step of the members that are ``active``, the norm of each one's gradient clipped."""
+    assert flat.grad is not None
+    norm = torch.linalg.vector_norm(flat.grad, dim=1, keepdim=True)
+    flat.grad.mul_((GRAD_CLIP / (norm + 1e-6)).clamp(max=1.0))
+    for m, (group, rate) in enumerate(zip(optimizer.param_groups, rates, strict=True)):
+        group["lr"] = rate
+        group["params"][0].grad = flat.grad[m] if active[m] else None
     optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
 
 
 @torch.no_grad()
 def raw_scores_stacked(
-    models: Sequence[ScalarHeadModel], responses: Responses, *, batch_tokens: int = 8192
+    models: Sequence[ScalarHeadModel], responses: Responses, *, batch_tokens: int | None = None
 ) -> Tensor:
     """Head outputs (M, R) at the last real token of each response, before normalisation.
 
-    ``batch_tokens``: padded tokens of one call, members counted.
+    ``batch_tokens``: padded tokens of one call, members counted; None: what suits the device.
     """
-    _check_shapes(models)
+    stack = _stack(models)
     out = torch.zeros((len(models), len(responses)))
     device = models[0].head.weight.device
-    weights = {
-        name: torch.stack([dict(m.named_parameters())[name] for m in models])
-        for name, _ in models[0].named_parameters()
-    }
-    stack = _Stack(weights, models[0].backbone.cfg)
     rope = _half_rope(models[0])
-    for rows, seq in sequence_batches(responses, max(1, batch_tokens // len(models))):
-        ids, length = (t.to(device).expand(len(models), *t.shape) for t in (seq.ids, seq.length))
+    if batch_tokens is None:
+        batch_tokens = tokens_at_once(device, 8192)
+    for rows, seq in sequence_batches(responses, max(1, batch_tokens // len(models)), device):
+        ids, length = (t.expand(len(models), *t.shape) for t in (seq.ids, seq.length))
         out[:, rows] = _scores(stack, ids, length, rope).float().cpu()
     return out

@@ -10,21 +10,22 @@ each score, then each micro-batch's backward pass.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from overopt.compute import Compute, clear_gradients
-from overopt.datatypes import Responses, Sequences
+from overopt.compute import Compute, clear_gradients, tokens_at_once
+from overopt.datatypes import Responses, Sequences, bounded_runs
 from overopt.errors import DivergenceError
 from overopt.functional import bradley_terry_loss
 from overopt.nets import ScalarHeadModel
 from overopt.seeding import torch_generator
 
 FORWARD_TOKENS = 1 << 14  # padded tokens of one call of a network, where no micro-batch is set
+READ_LOSS_EVERY = 32  # steps on a CUDA GPU, which would wait for each reading
 BETAS, EPS, GRAD_CLIP, WARM_UP = (0.9, 0.99), 1e-5, 1.0, 0.05
 
 
@@ -68,7 +69,9 @@ PairLoss = Callable[[Tensor, PairBatch], Tensor]
 
 def preference_loss(scores: Tensor, batch: PairBatch) -> Tensor:
     """Mean Bradley-Terry loss of a batch in nats; scores (R,)."""
-    first, second, target = (t.to(scores.device) for t in (batch.first, batch.second, batch.target))
+    device = scores.device
+    pairs = (batch.first, batch.second, batch.target)
+    first, second, target = (t.to(device, non_blocking=True) for t in pairs)
     return bradley_terry_loss(scores[first], scores[second], target)
 
 
@@ -115,27 +118,25 @@ def learning_rate(step: int, total: int) -> float:
 
 
 def reward_optimizer(
-    model: ScalarHeadModel, *, lr: float, weight_decay: float
+    parameters: Iterable[Tensor] | Iterable[dict[str, Any]], *, lr: float, weight_decay: float
 ) -> torch.optim.AdamW:
-    """AdamW over all parameters; fused, because a loop over tensors costs more than the update."""
+    """AdamW over parameters or groups; fused: a loop over tensors costs more than the update."""
     return torch.optim.AdamW(
-        model.parameters(), lr=lr, eps=EPS, betas=BETAS, weight_decay=weight_decay, fused=True
+        parameters, lr=lr, eps=EPS, betas=BETAS, weight_decay=weight_decay, fused=True
     )
 
 
 def forward_scores(model: ScalarHeadModel, seq: Sequences, compute: Compute) -> Tensor:
     """Scores (R,) float32 with gradient of sequences sorted by length, in calls of bounded size."""
     device = model.head.weight.device
-    parts, start = [], 0
-    while start < len(seq.ids):
-        stop = start + 1
-        while stop < len(seq.ids) and (stop + 1 - start) * int(seq.length[stop]) <= FORWARD_TOKENS:
-            stop += 1
-        ids = seq.ids[start:stop, : int(seq.length[stop - 1])]
+    parts = []
+    for start, stop in bounded_runs(seq.length, tokens_at_once(device, FORWARD_TOKENS)):
+        length = seq.length[start:stop]
+        ids = seq.ids[start:stop, : int(length[-1])]
         with compute.autocast(device):
-            scores = model.at_last_token(ids.to(device), seq.length[start:stop].to(device))
+            # Copies that wait for nothing: the GPU works while the next step is prepared.
+            scores = model.at_last_token(*(t.to(device, non_blocking=True) for t in (ids, length)))
         parts.append(scores.float())
-        start = stop
     return torch.cat(parts) if parts else torch.zeros(0, device=device)
 
 
@@ -178,7 +179,7 @@ def pair_loss_backward(
         for rows in mine.split(size):
             kept = own.pop() if own and own[-1].requires_grad else scores_of(rows)
             if len(rows) > 0:
-                kept.backward(derivative[rows.to(device)])
+                kept.backward(derivative[rows.to(device, non_blocking=True)])
 
     # 3.
     compute.attempt(backward, len(mine))
@@ -212,23 +213,32 @@ def train_reward_model(
     compute = compute or Compute()
     batches = PairBatches(pairs, batch_prompts=batch_prompts, seed=seed)
     total = epochs * batches.steps
-    optimizer = reward_optimizer(model, lr=lr, weight_decay=weight_decay)
+    optimizer = reward_optimizer(model.parameters(), lr=lr, weight_decay=weight_decay)
     log = TrainingLog()
-    for epoch in range(epochs):
-        for batch in batches.epoch(epoch):
-            loss = float(pair_loss_backward(model, batch, compute, pair_loss))
+    pending: list[Tensor] = []
+
+    def read_losses() -> None:
+        for loss in torch.stack(pending).tolist() if pending else ():
             if not math.isfinite(loss):
                 raise DivergenceError(
-                    f"reward-model loss is {loss} at step {log.steps} of {total}: lower the"
+                    f"reward-model loss is {loss} at step {len(log.loss)} of {total}: lower the"
                     f" learning rate (lr = {lr})"
                 )
+            log.loss.append(loss)
+        pending.clear()
+
+    for epoch in range(epochs):
+        for batch in batches.epoch(epoch):
+            pending.append(pair_loss_backward(model, batch, compute, pair_loss))
+            if not pending[-1].is_cuda or len(pending) == READ_LOSS_EVERY:
+                read_losses()
             torch.nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP)
             for group in optimizer.param_groups:
                 group["lr"] = lr * learning_rate(log.steps, total)
             optimizer.step()
-            log.loss.append(loss)
             log.steps += 1
             log.pairs_seen += len(batch.target)
             progress(log.steps, total)
+        read_losses()
         log.validation.append(validate())
     return log

@@ -5,6 +5,8 @@ import subprocess
 import sys
 import textwrap
 import time
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,14 +14,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from overopt import analysis, cli, figures
-from overopt.benchmarks import harness, peers, scoring_bench, suite, training_bench
+from overopt.benchmarks import gpu_bench, harness, peers, scoring_bench, suite, training_bench
 from overopt.benchmarks.harness import BenchError, make_row
 from overopt.benchmarks.peers import Peer, environment_python
 from overopt.benchmarks.training_bench import PeerSource, PpoTask
 from overopt.checkpoints import load_lm
 from overopt.datatypes import Prompts
 from overopt.errors import ConfigError
-from overopt.nets import ScalarHeadModel
+from overopt.nets import Llama, ScalarHeadModel
 from overopt.scorers import RewardModelScorer
 from overopt.seeding import torch_generator
 from overopt.settings import PpoConfig
@@ -413,3 +415,102 @@ def test_picture_has_a_bar_for_each_measured_row():
 def test_worker_of_trl_needs_nothing_of_this_package():
     source = peers.WORKER.name and Path(peers.__file__).with_name("peer_worker.py")
     assert "overopt" not in textwrap.dedent(source.read_text(encoding="utf-8")).split('"""')[2]
+
+
+# --- at the shape of a checkpoint -----------------------------------------------------------------
+
+
+def tiny_sizes(precision="bf16") -> gpu_bench.Sizes:
+    shape = replace(
+        gpu_bench.SMOLLM2_135M,
+        vocab_size=64,
+        hidden_size=36,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        max_position_embeddings=128,
+    )
+    return gpu_bench.Sizes(
+        model=shape,
+        n_pairs=2,
+        n_tokens=8,
+        mfu_pairs=2,
+        matrix=32,
+        ppo_batch=2,
+        ppo_prompt_tokens=4,
+        ppo_tokens=3,
+        n_scored=8,
+        n_pool=20,
+        precision=precision,
+    )
+
+
+def test_rows_of_a_gpu_at_a_tiny_size():
+    groups = ("scoring", "reward", "ppo", "mfu", "pool")
+    report = suite.run_suite(threads=1, groups=groups, sizes=tiny_sizes())
+    suite.check_report(report)
+    found = {row["name"]: row for row in report["rows"]}
+    for name in ("score_vs_transformers", "reward_step_vs_products", "ppo_step_vs_products"):
+        assert found[name]["ratio"] > 0, found[name]["reason"]
+    mfu = found["reward_mfu"]
+    assert 0 < mfu["ratio"] < 1 and "bf16" in mfu["note"]
+    assert found["score_pool"]["reference_seconds"] == gpu_bench.POOL_BUDGET_S
+    assert set(report["seconds"]) == set(groups)
+
+
+def test_a_group_of_the_gpu_alone_is_an_error_on_the_cpu():
+    with pytest.raises(ConfigError, match="'mfu' needs a GPU: use --device cuda"):
+        suite.run_suite(threads=1, groups=("mfu",))
+
+
+def test_shape_of_the_checkpoint_has_its_number_of_weights():
+    """134,515,008 by the model card's weights: embedding tied, norms included."""
+    with torch.device("meta"):
+        model = Llama(gpu_bench.SMOLLM2_135M)
+    assert sum(p.numel() for p in model.parameters()) == 134_515_008
+
+
+def test_attention_operations_are_those_that_torch_counts():
+    """torch counts the masked half too; the backward pass of both products costs twice theirs."""
+    cfg = tiny_sizes().model
+    q = torch.zeros(3, cfg.num_attention_heads, 10, cfg.head_dim)
+    with FlopCounterMode(display=False) as counter:
+        q @ q.transpose(2, 3) @ q
+    forward = counter.get_total_flops() / 2 * cfg.num_hidden_layers
+    assert gpu_bench.attention_flops(cfg, 3, 10) == 3 * forward
+
+
+def test_stacked_members_are_measured_against_the_same_apart(tiny_llama):
+    backbones = [("tiny", lambda: tiny_llama(3, vocab_size=64))]
+    (row,) = gpu_bench.stacked_rows(
+        backbones=backbones, n_members=2, n_steps=2, batch=2, n_tokens=8, repeats=2
+    )
+    assert row["name"] == "tiny" and row["ratio"] > 0 and row["target"] == 2.0
+
+
+def test_no_group_starts_behind_the_budget(fast_groups):
+    report = suite.run_suite(threads=1, groups=fast_groups, budget_s=-1.0)
+    assert all("of a budget of -1 s were spent" in row["reason"] for row in report["rows"])
+    assert len(report["rows"]) == 1 + len(scoring_bench.NAMES)
+
+
+def test_peer_from_local_wheels(tmp_path):
+    """A wheel is a zip file with a record of what is in it."""
+    home = tmp_path / "wheels" / "peer-1.0"
+    home.mkdir(parents=True)
+    with zipfile.ZipFile(home / "peer-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("peer.py", "answer = 42\n")
+        about = "Metadata-Version: 2.1\nName: peer\nVersion: 1.0\nRequires-Dist: nothing-like-it\n"
+        wheel.writestr("peer-1.0.dist-info/METADATA", about)
+        wheel.writestr(
+            "peer-1.0.dist-info/WHEEL",
+            "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        )
+        wheel.writestr("peer-1.0.dist-info/RECORD", "")
+    site = peers.wheel_site(tmp_path / "sites", "peer==1.0", tmp_path / "wheels")
+    assert "42" in (site / "peer.py").read_text(encoding="utf-8")
+    assert peers.wheel_site(tmp_path / "sites", "peer==1.0", tmp_path / "wheels") == site
+
+
+def test_missing_wheels_name_the_directory(tmp_path):
+    with pytest.raises(BenchError, match="peer-1.0 has no wheels"):
+        peers.wheel_site(tmp_path, "peer==1.0", tmp_path)
