@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -131,7 +131,7 @@ class ProxyStage:
 
 @dataclass(frozen=True, kw_only=True)
 class PoolStage:
-    """N gold-scored responses to each evaluation prompt; shared by all proxies."""
+    """N gold-scored responses to each of some evaluation prompts; shared by all proxies."""
 
     world: WorldConfig
     n_prompts: int
@@ -142,10 +142,11 @@ class PoolStage:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoresStage:
-    """One proxy's scores of the pool."""
+    """One proxy's scores of the pool; ``precision``: of matrix products."""
 
     world: WorldConfig
     root_seed: int
+    precision: Literal["fp32", "tf32"] = "fp32"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,7 +293,7 @@ def _fit_gold(
             seed=seed,
             validate=dict,
             progress=ctx.progress,
-            compute=compute_of(ctx.runtime),
+            compute=compute_of(ctx.runtime, gold.precision),
         )
     return model.eval()
 
@@ -498,29 +499,50 @@ def run_pool(ctx: StageContext) -> None:
     store.save_arrays(ctx.out / "scores.npz", table)
 
 
+def _pools(ctx: StageContext) -> list[Path]:
+    """Folders of the pool: one, or those of its pieces in the order of their prompts."""
+    return [ctx.inputs[r].path for r in sorted(ctx.inputs) if r == "pool" or r.startswith("pool_")]
+
+
 def run_scores(ctx: StageContext) -> None:
     """Score the pool with one proxy; every ensemble that has it as a member reads the result."""
     cfg: ScoresStage = ctx.config
     proxy = scorer_of(ctx, "proxy", load_world(cfg.world))
-    responses = load_responses(ctx.inputs["pool"].path / "responses.npz")
-    n_prompts = len(store.load_arrays(ctx.inputs["pool"].path / "scores.npz")["gold"])
-    # Prompt by prompt, as gold was scored: a proxy that is gold gets bit-identical scores.
-    tables = []
-    for rows in torch.arange(len(responses)).chunk(n_prompts):
-        part = responses.select(rows)
-        many = isinstance(proxy, MultiHeadScorer | EnsembleScorer)
-        tables.append(proxy.member_scores(part) if many else proxy.score(part)[None])
-        ctx.progress(len(tables), n_prompts)
+    many = isinstance(proxy, MultiHeadScorer | EnsembleScorer)
+    tables, pools = [], _pools(ctx)
+    for done, folder in enumerate(pools):
+        responses = load_responses(folder / "responses.npz")
+        n_prompts = len(store.load_arrays(folder / "scores.npz", ("gold",))["gold"])
+        # Prompt by prompt, as gold was scored: a proxy that is gold gets bit-identical scores.
+        for i, rows in enumerate(torch.arange(len(responses)).chunk(n_prompts), start=1):
+            part = responses.select(rows)
+            with matmul_precision(cfg.precision):
+                tables.append(proxy.member_scores(part) if many else proxy.score(part)[None])
+            ctx.progress(done * n_prompts + i, len(pools) * n_prompts)
     store.save_arrays(ctx.out / "scores.npz", {"members": torch.stack(tables, 1).numpy()})
+
+
+@contextlib.contextmanager
+def matmul_precision(precision: str) -> Iterator[None]:
+    """Float32 matrix products in fp32, or in tf32 where the device has it, inside the block."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def run_bon(ctx: StageContext) -> None:
     """Combine the members' scores of the pool and estimate every best-of-n."""
     cfg: BonStage = ctx.config
-    pool = ctx.inputs["pool"].path
     proxy = scorer_of(ctx, "proxy", load_world(cfg.world))
-    responses = load_responses(pool / "responses.npz")
-    table = store.load_arrays(pool / "scores.npz")
+    pieces = [
+        store.load_arrays(folder / "scores.npz")
+        | store.load_arrays(folder / "responses.npz", ("ended",))
+        for folder in _pools(ctx)
+    ]
+    table = {k: np.concatenate([p[k] for p in pieces]) for k in pieces[0]}
     shape = table["gold"].shape
     roles = sorted(role for role in ctx.inputs if role.startswith("scores_"))
     members_MPN = np.concatenate(
@@ -529,11 +551,16 @@ def run_bon(ctx: StageContext) -> None:
     proxy_PN, spread_PN = members_MPN[0].astype(float), None
     if isinstance(proxy, EnsembleScorer):
         members = torch.from_numpy(members_MPN.reshape(len(members_MPN), -1))
-        proxy_PN = proxy.combine(members, responses.length).numpy().astype(float).reshape(shape)
+        proxy_PN = (
+            proxy.combine(members, torch.from_numpy(table["length"].reshape(-1)))
+            .numpy()
+            .astype(float)
+            .reshape(shape)
+        )
         if len(members_MPN) > 1:
             spread_PN = members_MPN.std(0)
     columns = {k: table[k].astype(np.float64) for k in ("gold", "rubric", "length")}
-    columns |= {"proxy": proxy_PN, "ended": responses.ended.numpy().astype(float).reshape(shape)}
+    columns |= {"proxy": proxy_PN, "ended": table["ended"].astype(float).reshape(shape)}
     columns["win_rate"] = pool_win_share(table["gold"])
     if spread_PN is not None:
         columns["member_std"] = spread_PN.astype(float)
