@@ -170,6 +170,60 @@ def size_and_peak(peaks: Mapping[str, Sequence[tuple[float, float, float]]]) -> 
     return fig
 
 
+def data_sizes(
+    sweeps: Mapping[str, Mapping[int, Sequence[Curve]]],
+    replicates: Mapping[str, Mapping[int, Sequence[ReplicateCurve]]],
+    peaks: Mapping[str, Sequence[tuple[int, float, float]]],
+    largest_n: int,
+) -> Figure:
+    """Best-of-n by data size: a panel of curves for each proxy size, and the peaks of all.
+
+    Parameters
+    ----------
+    sweeps : series name -> comparisons -> replicate curves, both increasing.
+    replicates : the same keys -> the same curves as the statistics take them.
+    peaks : series name -> (comparisons, mean peak gold over replicates, its standard error over
+        them, nan for a single one).
+    largest_n : of the range over which peaks are taken.
+    """
+    fig = Figure(figsize=(4.4 * (len(sweeps) + 1), 4.2), layout="constrained")
+    axes = list(np.atleast_1d(fig.subplots(1, len(sweeps) + 1)))
+    sizes = sorted({n for sweep in sweeps.values() for n in sweep})
+    styles = dict(zip(sizes, series_styles([str(n) for n in sizes]).values(), strict=True))
+    for letter, (name, sweep), ax in zip("abcdefgh", sweeps.items(), axes, strict=False):
+        for n_pairs, curves in sweep.items():
+            _draw_series(ax, average(curves, replicates[name][n_pairs]), styles[n_pairs], None)
+        ax.set_title(f"({letter}) best-of-n, {name}", loc="left", fontsize=10)
+        ax.set_xlabel(X_LABELS["bon_bound"], fontsize=8)
+        ax.axhline(0, color="0.8", lw=0.8, zorder=0)
+    axes[0].set_ylabel("score gain over the initial policy (sd)")
+    last = axes[-1]
+    for (name, points), style in zip(
+        peaks.items(), series_styles(list(peaks)).values(), strict=True
+    ):
+        n, peak, err = (np.array(x) for x in zip(*points, strict=True))
+        last.errorbar(n, peak, yerr=err, color=style.color, marker="o", ms=5, capsize=2, label=name)
+    last.set_xscale("log")
+    last.set_xticks(sizes, [f"{n:,}" for n in sizes], fontsize=8)
+    last.set_xticks([], minor=True)
+    last.set_xlabel("comparisons the proxy was trained on")
+    last.set_ylabel("peak gold gain (sd) ± 1 stderr over seeds")
+    last.set_title(f"peaks up to n = {largest_n:,}", loc="left", fontsize=10)
+    last.legend(frameon=False, fontsize=8)
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+    handles = [
+        Line2D([], [], color=s.color, marker=s.marker, ms=5, label=f"{n:,} comparisons")
+        for n, s in styles.items()
+    ]
+    handles += [
+        Line2D([], [], color="0.3", marker="o", ms=4, lw=0.6, label="gold ± 1 stderr"),
+        Line2D([], [], color="0.3", ls="--", label="proxy"),
+    ]
+    fig.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    return fig
+
+
 LONGEST_BAR = 10.0
 """Ratio at which a bar of `speed_ratios` is cut off: thousandfold ones would hide the others."""
 
