@@ -113,10 +113,11 @@ def length_sorted(length: Tensor, batch_tokens: int) -> Iterator[Tensor]:
     The order is by length, ties by row, so a batch's content depends on nothing random.
     """
     order = torch.argsort(length, stable=True)
+    sizes = length[order].tolist()
     start = 0
-    while start < len(order):
+    while start < len(sizes):
         stop = start + 1
-        while stop < len(order) and (stop + 1 - start) * int(length[order[stop]]) <= batch_tokens:
+        while stop < len(sizes) and (stop + 1 - start) * sizes[stop] <= batch_tokens:
             stop += 1
         yield order[start:stop]
         start = stop

@@ -113,8 +113,9 @@ def overoptimization(
         Line2D([], [], color="0.3", ls=":", lw=2, label="gold under exact tilt"),
         Line2D([], [], color="0.3", ls="-", lw=2.4, alpha=0.35, label="fit to gold"),
     ]
+    columns = len(handles) if len(handles) <= 8 else -(-len(handles) // 2)
     fig.legend(
-        handles=handles, loc="outside lower center", ncols=len(handles), fontsize=7.5, frameon=False
+        handles=handles, loc="outside lower center", ncols=columns, fontsize=7.5, frameon=False
     )
     return fig
 
@@ -137,8 +138,15 @@ def _draw_series(ax: Axes, mean: MeanSeries, style: Style, fit: FitResult | None
         ax.plot(grid, fit.predict(grid), lw=2.6, color=style.color, alpha=0.3)
 
 
+FEWEST_FOR_MEAN = 4
+"""Replicates from which `size_and_peak` shows means: the spread of three says little."""
+
+
 def size_and_peak(peaks: Mapping[str, Sequence[tuple[float, float, float]]]) -> Figure:
-    """Peak gold against proxy size; a point per replicate.
+    """Peak gold against proxy size; a point per replicate, with its standard error over prompts.
+
+    With `FEWEST_FOR_MEAN` replicates of every size and more, points are faint and without bars, and
+    a line joins their means, with standard errors over replicates.
 
     Parameters
     ----------
@@ -148,17 +156,23 @@ def size_and_peak(peaks: Mapping[str, Sequence[tuple[float, float, float]]]) -> 
     ax = fig.subplots()
     for (method, points), style in zip(peaks.items(), series_styles("bp").values(), strict=False):
         n, peak, err = (np.array(x) for x in zip(*points, strict=True))
-        ax.errorbar(
-            n * (1.0 if method == "bon" else 1.06),
-            peak,
-            yerr=err,
-            ls="none",
-            marker=style.marker,
-            ms=5,
-            color=style.color,
-            label={"bon": "best-of-n", "ppo": "PPO"}[method],
-            capsize=2,
-        )
+        shift = 1.0 if method == "bon" else 1.06
+        marker: dict[str, Any] = {
+            "marker": style.marker,
+            "ms": 5,
+            "color": style.color,
+            "capsize": 2,
+        }
+        of_size = {size: peak[n == size] for size in np.unique(n)}
+        label = {"bon": "best-of-n", "ppo": "PPO"}[method]
+        if min(map(len, of_size.values())) >= FEWEST_FOR_MEAN:
+            ax.plot(n * shift, peak, style.marker, ms=4, color=style.color, alpha=0.3, mew=0)
+            n = np.array(list(of_size))
+            peak = np.array([p.mean() for p in of_size.values()])
+            err = np.array([p.std(ddof=1) / len(p) ** 0.5 for p in of_size.values()])
+            ax.errorbar(n * shift, peak, yerr=err, lw=1, label=f"{label}, mean of seeds", **marker)
+        else:
+            ax.errorbar(n * shift, peak, yerr=err, ls="none", label=label, **marker)
     sizes = sorted({point[0] for points in peaks.values() for point in points})
     ax.set_xscale("log")
     ax.set_xticks(sizes, [f"{n / 1e6:.2g}M" for n in sizes])
