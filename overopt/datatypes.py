@@ -113,11 +113,10 @@ def length_sorted(length: Tensor, batch_tokens: int) -> Iterator[Tensor]:
     The order is by length, ties by row, so a batch's content depends on nothing random.
     """
     order = torch.argsort(length, stable=True)
-    sizes = length[order].tolist()
     start = 0
-    while start < len(sizes):
+    while start < len(order):
         stop = start + 1
-        while stop < len(sizes) and (stop + 1 - start) * sizes[stop] <= batch_tokens:
+        while stop < len(order) and (stop + 1 - start) * int(length[order[stop]]) <= batch_tokens:
             stop += 1
         yield order[start:stop]
         start = stop

@@ -22,8 +22,7 @@ from overopt.sampling import sequence_batches
 from overopt.world.hf import World, in_own_tokens
 
 # Padded tokens of one call. On a CPU few, so that what one layer writes is in the cache of the next.
-# On an accelerator many: a launch costs the same however much it computes.
-_BATCH_TOKENS, _BATCH_TOKENS_CPU = 1 << 17, 2048
+_BATCH_TOKENS, _BATCH_TOKENS_CPU = 8192, 2048
 
 
 @torch.no_grad()
