@@ -12,6 +12,7 @@ from overopt.cli import main
 from overopt.config import RuntimeConfig
 from overopt.errors import StoreError
 from overopt.executors import execute
+from overopt.graph import Stage
 from overopt.presets import load_experiment
 from overopt.records import load_curves, read_records
 from overopt.store import Store, load_json
@@ -39,6 +40,31 @@ def test_a_run_that_reaches_its_limit_stops_and_goes_on_from_its_checkpoints(tmp
     assert fake_graph.contents(store.root) == fake_graph.contents(whole.root)
     manifests = [load_json(f) for f in store.root.glob("train/*/manifest.json")]
     assert any(manifest["resumed"] for manifest in manifests)
+
+
+def test_few_stages_share_the_device_and_the_others_work_beside_them(tmp_path):
+    stages = [
+        Stage(
+            name="span",
+            version=1,
+            config=fake_graph.SpanConfig(root_seed=i),
+            run=fake_graph.run_span,
+            gpu=i < 5,
+        )
+        for i in range(9)
+    ]
+    runtime = RuntimeConfig(device="cuda", gpu_jobs=2)  # no stage here touches the device
+    execute(stages, Store(tmp_path), runtime, workers=4)
+    spans = [load_json(tmp_path / "span" / s.fingerprint / "span.json") for s in stages]
+    assert [span["device"] for span in spans] == ["cuda"] * 5 + ["cpu"] * 4
+
+    def at_once(own, others):
+        return [sum(o["start"] < s["stop"] and s["start"] < o["stop"] for o in others) for s in own]
+
+    for i, span in enumerate(spans[:5]):
+        running = [s for j, s in enumerate(spans[:5]) if j != i and s["start"] <= span["start"]]
+        assert sum(s["stop"] > span["start"] for s in running) <= 1
+    assert max(at_once(spans[5:], spans[:5])) >= 1
 
 
 def test_nothing_starts_without_time(tmp_path):
