@@ -5,6 +5,7 @@ it depends on and no more. How stages hang together is `overopt.pipeline`.
 """
 
 import contextlib
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -69,6 +70,8 @@ from overopt.world.hf import World, in_own_tokens
 from overopt.world.stories import split_bounds
 
 CALIBRATION_PROMPTS, CALIBRATION_COPIES = 256, 4
+CHECKPOINT_BYTES_PER_S = 1e8
+"""A checkpoint of so many bytes is worth a second of work: larger ones are written less often."""
 LABEL_ARRAYS = ("chosen", "rejected", "gold_margin", "flipped")
 TILT_BETAS = tuple(float(b) for b in np.geomspace(8.0, 0.05, 16))  # sd of the proxy
 
@@ -623,7 +626,8 @@ def optimise(ctx: StageContext, evaluation_steps: tuple[int, ...]) -> ppo_method
     """PPO up to the last of ``evaluation_steps``, written as an artefact; returns its state.
 
     From the initial policy, or from where the input ``start`` ended, everything but the proxy
-    carried on. The schedule is that of all ``ppo.steps``.
+    carried on. The schedule is that of all ``ppo.steps``. Checkpoints are written at evaluations,
+    ``runtime.checkpoint_s`` apart or less where they are small.
     """
     cfg = ctx.config
     world, ppo, last = load_world(cfg.world), cfg.ppo, evaluation_steps[-1]
@@ -646,6 +650,13 @@ def optimise(ctx: StageContext, evaluation_steps: tuple[int, ...]) -> ppo_method
         start = ctx.inputs["start"].path
         ppo_method.load_state_tensors(state, store.load_tensors(start / "state.safetensors"))
         log = store.load_json(start / "log.json")
+    for file in ctx.checkpoint.glob("eval-*.npz"):
+        if int(file.stem.removeprefix("eval-")) > state.step:
+            file.unlink()  # of steps that are done again, on a GPU not to the last bit
+    weights = [*state.policy.parameters(), *state.value.parameters()]
+    n_bytes = 3 * sum(p.nbytes for p in weights)  # with Adam's two moments
+    pause_s = min(ctx.runtime.checkpoint_s, n_bytes / CHECKPOINT_BYTES_PER_S)
+    saved_at = time.monotonic()
     while True:
         k = state.step
         if k in evaluation_steps:
@@ -671,11 +682,12 @@ def optimise(ctx: StageContext, evaluation_steps: tuple[int, ...]) -> ppo_method
         except DivergenceError as e:
             raise _saved(e, ctx, ppo_method.state_tensors(state)) from e
         ctx.progress(state.step, last)
-        if state.step in evaluation_steps:
+        if state.step in evaluation_steps and time.monotonic() - saved_at >= pause_s:
             # The log is written before the state that refers to it, so that a kill between the
             # two leaves the older, consistent pair in force.
             store.save_json(ctx.checkpoint / f"log-{state.step}.json", log)
             store.save_tensors(saved, ppo_method.state_tensors(state))
+            saved_at = time.monotonic()
     for k in evaluation_steps:
         name = f"eval-{k:05d}.npz"
         (ctx.out / name).write_bytes((ctx.checkpoint / name).read_bytes())

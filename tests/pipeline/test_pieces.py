@@ -8,10 +8,11 @@ import pytest
 from small_smoke import prompts_file
 
 from overopt import pipeline
+from overopt import stages as run_stages
 from overopt.cli import main
 from overopt.config import RuntimeConfig
 from overopt.errors import StoreError
-from overopt.executors import execute
+from overopt.executors import execute, make_task, perform
 from overopt.graph import Stage
 from overopt.presets import load_experiment
 from overopt.records import load_curves, read_records
@@ -19,7 +20,7 @@ from overopt.store import Store, load_json
 
 TINY = ["gold.kind=rubric", "labels.n_pairs=60", "labels.n_validation_prompts=6", "proxy.epochs=1",
         "bon.n_prompts=3", "bon.pool_size=16", "bon.ns=1,4,16", "ppo.steps=2", "ppo.batch=4",
-        "ppo.eval_prompts=4"]  # fmt: skip
+        "ppo.eval_prompts=4", "ppo.eval_early_every=1"]  # fmt: skip
 RESULTS = ("records.jsonl", "curves.npz", "tilt.jsonl")
 
 
@@ -130,6 +131,36 @@ def test_records_of_two_stores_are_joined(finished, tmp_path, capsys):
         assert made == (finished[0] / "results" / name).read_bytes(), name
     assert (tmp_path / "store" / lost.name / lost.fingerprint).is_dir()
     assert not (tmp_path / "store" / "ppo").exists(), "a PPO run was computed again"
+
+
+@pytest.mark.parametrize("checkpoint_s", [0.0, 1e6])
+def test_ppo_resumes_from_its_last_state_whenever_that_was_saved(
+    finished, tmp_path, monkeypatch, checkpoint_s
+):
+    """Evaluations that are newer than the state belong to steps that are done again."""
+    monkeypatch.setattr(run_stages, "CHECKPOINT_BYTES_PER_S", 1.0)  # as if it were huge
+    ppo = curve_stage(finished, 1).upstream["ppo"]
+    store, _ = without(finished, tmp_path, ppo)
+
+    def stop(done, total):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    runtime = RuntimeConfig(checkpoint_s=checkpoint_s, quiet=True)
+    with pytest.raises(KeyboardInterrupt):
+        perform(make_task(ppo, runtime), store, stop)
+    left = store.root / ".inflight" / f"ppo-{ppo.fingerprint}"
+    assert (left / "state.safetensors").exists() == (checkpoint_s == 0)
+    evaluations = sorted(file.name for file in left.glob("eval-*.npz"))
+    assert evaluations[0] == "eval-00000.npz"
+    if checkpoint_s > 0:  # as if step 2 had been evaluated by another course of the steps
+        (left / "eval-00002.npz").write_bytes((left / "eval-00000.npz").read_bytes())
+    done = []
+    perform(make_task(ppo, runtime), store, lambda k, total: done.append(k))
+    assert done == ([2] if checkpoint_s == 0 else [1, 2])
+    for file in (finished[0] / "store" / "ppo" / ppo.fingerprint).glob("*.*"):
+        made = store.path("ppo", ppo.fingerprint) / file.name
+        assert file.name == "manifest.json" or made.read_bytes() == file.read_bytes(), file.name
 
 
 def test_part_of_the_records_never_replaces_others(finished, tmp_path):
