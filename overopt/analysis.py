@@ -81,6 +81,29 @@ def group_curves(curves: Sequence[Curve]) -> dict[str, dict[str, list[Curve]]]:
     return groups
 
 
+def data_sweeps(curves: Sequence[Curve]) -> dict[str, dict[int, list[Curve]]]:
+    """Best-of-n curves of plain proxies by series and comparisons, where there are three sizes."""
+    sweeps: dict[str, dict[int, list[Curve]]] = {}
+    for curve in sorted(curves, key=lambda c: (c.meta["n_params"], c.meta["n_pairs"])):
+        meta = curve.meta
+        plain = meta.get("mitigation") in (None, "none") and meta["label_flip_rate"] == 0
+        if meta["method"] == "bon" and plain and meta["label_rule"] == "argmax":
+            sweep = sweeps.setdefault(figures.series_name(curve), {})
+            sweep.setdefault(meta["n_pairs"], []).append(curve)
+    return {name: sweep for name, sweep in sweeps.items() if len(sweep) >= 3}
+
+
+def mean_peak(curves: Sequence[Curve], largest: int) -> tuple[float, float]:
+    """Mean over replicates of the peak gold gain up to the coordinate ``largest``, and its stderr.
+
+    The standard error is over replicates: nan for one.
+    """
+    gains = ((c["value"], c.arrays["gold"] - c.arrays["gold"][:1]) for c in curves)
+    heights = np.array([gain.mean(1)[value <= largest].max() for value, gain in gains])
+    stderr = heights.std(ddof=1) / len(heights) ** 0.5 if len(heights) > 1 else math.nan
+    return float(heights.mean()), float(stderr)
+
+
 def as_replicates(curves: Sequence[Curve]) -> list[ReplicateCurve]:
     """Curves of one series as the statistics see them: gold gains by prompt, known or measured KL.
 
@@ -295,6 +318,20 @@ def draw(records: str | Path, out: str | Path) -> list[Path]:
         }
         by_method = {m: v for m, v in by_method.items() if v}
         pictures[stem.replace("fig01", "fig02")] = figures.size_and_peak(by_method)
+    sweeps = data_sweeps(curves)
+    # Curves may end at different n: peaks are compared over what all of them cover.
+    ends = [int(c["value"][-1]) for sweep in sweeps.values() for s in sweep.values() for c in s]
+    sweep_peaks = {
+        series: [(n, *mean_peak(same, min(ends))) for n, same in sweep.items()]
+        for series, sweep in sweeps.items()
+    }
+    if sweeps:
+        pictures[stem.replace("fig01", "fig03")] = figures.data_sizes(
+            sweeps,
+            {s: {n: as_replicates(c) for n, c in sweep.items()} for s, sweep in sweeps.items()},
+            sweep_peaks,
+            min(ends),
+        )
     written = []
     for file, figure in pictures.items():
         path = out / f"{file}.png"
@@ -303,6 +340,7 @@ def draw(records: str | Path, out: str | Path) -> list[Path]:
             "experiment": name,
             "records": sorted({c.meta["run_id"] for c in curves}),
             "peaks": peaks,
+            **({"data_size_peaks": sweep_peaks} if "fig03" in file else {}),
             "fits": {m: {k: jsonable(f) for k, f in s.items()} for m, s in fits.items()},
         }
         (out / f"{file}.json").write_text(

@@ -6,7 +6,7 @@ modules and turns the errors that overopt raises on purpose into one message eac
 is imported inside the command that needs it, so that ``--help`` answers at once.
 
 Exit status: 0 done; 1 stages failed; 2 the request cannot be carried out, and nothing was started;
-130 interrupted.
+3 out of time, the same command goes on; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from overopt.errors import ConfigError, OveroptError
 
 if TYPE_CHECKING:
     from overopt.graph import Plan, Stage
+    from overopt.store import Store
 
-PRESETS = ("smoke", "quick", "desk", "smollm", "quantile")
+PRESETS = ("smoke", "quick", "desk", "gpu", "smollm", "quantile")
 BENCH_GROUPS = (
     "estimators",
     "sampling",
@@ -126,6 +127,7 @@ def _parser() -> argparse.ArgumentParser:
         "plan", parents=[experiment, common], help="show what a run would compute, and its cost"
     )
     plan.add_argument("--workers", type=_count, default=None, help="processes to plan for")
+    plan.add_argument("--device", default="cpu", help="device to plan for (default: cpu)")
     plan.set_defaults(command=_plan)
 
     computing = argparse.ArgumentParser(add_help=False)
@@ -154,6 +156,20 @@ def _parser() -> argparse.ArgumentParser:
         "run",
         parents=[experiment, computing, common],
         help="compute what is missing, then collect records",
+    )
+    run.add_argument(
+        "--time-limit",
+        type=_count,
+        default=None,
+        metavar="SECONDS",
+        help="stop after this time, write the records of what is finished, and exit with status 3;"
+        " the same command goes on from there",
+    )
+    run.add_argument(
+        "--extend",
+        action="store_true",
+        help="do not compute what the results directory has records of already, whatever the store"
+        " holds: for runs in pieces on machines that do not share a store",
     )
     run.set_defaults(command=_run)
 
@@ -355,6 +371,8 @@ def _plan(args: argparse.Namespace) -> int:
         f"{_summary(plan)}: {duration(plan.cost_s)} of CPU time, about {left} on {workers}"
         f" worker{'s' * (workers > 1)}, {plan.disk_mb:.0f} MB"
     )
+    if args.device != "cpu":
+        print(f"costs are estimates for one CPU core; {args.device} takes a small part of them")
     if not args.accept_changes:
         check_not_stale(loaded.record_name, loaded.stages, store)
     return 0
@@ -379,7 +397,7 @@ def _run(args: argparse.Namespace) -> int:
     runtime = _runtime(args)
 
     from overopt import distributed, pipeline
-    from overopt.executors import execute
+    from overopt.executors import StageError, execute
     from overopt.graph import check_not_stale, snapshot
     from overopt.progress import Silent, TextReporter, duration
     from overopt.store import Store
@@ -389,22 +407,51 @@ def _run(args: argparse.Namespace) -> int:
         check_not_stale(loaded.record_name, loaded.stages, store)
     _check_device(runtime.device)
     results = args.results or default_results(loaded.record_name)
+    held = pipeline.held_results(results).run_ids if args.extend else set()
     workers = max(1, _cores() // runtime.threads) if args.workers is None else args.workers
-    summary = execute(
-        loaded.stages,
-        store,
-        runtime,
-        workers=workers,
-        reporter=Silent() if runtime.quiet else TextReporter(),
-    )
+    try:
+        summary = execute(
+            [stage for stage in loaded.stages if stage.fingerprint not in held],
+            store,
+            runtime,
+            workers=workers,
+            reporter=Silent() if runtime.quiet else TextReporter(),
+            time_limit_s=args.time_limit,
+        )
+    except (KeyboardInterrupt, StageError):
+        _collect_part(loaded, store, results)
+        raise
     if distributed.rank() > 0:
         return 0  # rank 0 writes
+    if summary.left:
+        took = duration(summary.wall_s)
+        print(
+            f"overopt: stopped by --time-limit after {took}: {summary.computed} stages computed,"
+            f" {summary.left} left; running the same command again continues from here",
+            file=sys.stderr,
+        )
+        _collect_part(loaded, store, results)
+        return 3
     written = pipeline.collect(loaded.experiment, store, results)
     store.record(loaded.record_name, snapshot(loaded.stages))
     if not runtime.quiet:
         took = duration(summary.wall_s)
         print(f"{summary.computed} stages computed in {took}; records in {written}")
     return 0
+
+
+def _collect_part(loaded: _Loaded, store: Store, results: Path) -> None:
+    """Write the records of the curves that are finished, and say so or why not."""
+    from overopt import distributed, pipeline
+
+    if distributed.rank() > 0:
+        return
+    try:
+        pipeline.collect(loaded.experiment, store, results, partial=True)
+    except OveroptError as error:
+        print(f"overopt: {error}", file=sys.stderr)
+    else:
+        print(f"overopt: records of what is finished are in {results}", file=sys.stderr)
 
 
 def _runtime(args: argparse.Namespace) -> RuntimeConfig:

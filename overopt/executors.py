@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from overopt import distributed
-from overopt.config import RuntimeConfig
+from overopt.config import RuntimeConfig, require
 from overopt.errors import OveroptError, StoreError
 from overopt.graph import Plan, Stage, StageContext, critical_path, make_plan, topological
 from overopt.progress import Reporter, Silent
@@ -42,6 +42,8 @@ Outcome = Literal["computed", "reused", "busy"]
 RETRY_S = 0.3
 PROGRESS_S = 0.2
 SPARE_MB = 200.0
+WIND_DOWN = 0.1
+"""Last share of a time limit in which no stage is started: what runs should finish."""
 
 
 class StageError(OveroptError, RuntimeError):
@@ -76,11 +78,15 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What ``execute`` did: stages computed here, and stages another process computed meanwhile."""
+    """What ``execute`` did: stages computed here, and stages another process computed meanwhile.
+
+    left: stages that the time limit cut off or kept from starting; 0 without one.
+    """
 
     computed: int
     reused: int
     wall_s: float
+    left: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +107,7 @@ def execute(
     *,
     workers: int = 1,
     reporter: Reporter | None = None,
+    time_limit_s: float | None = None,
 ) -> Summary:
     """Compute all ``targets`` that are not in the store yet, and what they need.
 
@@ -121,6 +128,11 @@ def execute(
         several runs every stage together with the others instead (`overopt.distributed`).
     reporter : Reporter
         Is told what happens; nothing is shown by default.
+    time_limit_s : float or None
+        Seconds after which to stop. In the last tenth no stage is started; at the end, those that
+        run are stopped, as if killed: they keep their checkpoints and lose what came after. In this
+        process (``workers`` of 0 or 1) that happens when the stage next reports progress. Not for
+        processes of a launcher.
 
     Raises
     ------
@@ -132,7 +144,9 @@ def execute(
     """
     runtime = runtime or RuntimeConfig()
     if not distributed.launched():
-        return _execute(targets, store, runtime, workers, reporter or Silent())
+        limit = _Limit(time_limit_s)
+        return _execute(targets, store, runtime, workers, reporter or Silent(), limit=limit)
+    require(time_limit_s is None, "time_limit", time_limit_s, "leave it out under a launcher")
     started = time.monotonic()
     with _environment(runtime.environment):
         runtime = distributed.connect(runtime)
@@ -155,11 +169,13 @@ def _execute(
     workers: int,
     reporter: Reporter,
     leader: distributed.Leader | None = None,
+    limit: _Limit | None = None,
 ) -> Summary:
     """`execute` by this process and its workers, or as the leader of a launch."""
     started = time.monotonic()
     plan = prepare(targets, store)
-    schedule = _Schedule(plan, runtime.gpu_jobs if runtime.device != "cpu" else len(plan.stages))
+    gpu_slots = runtime.gpu_jobs if runtime.device != "cpu" else len(plan.stages)
+    schedule = _Schedule(plan, gpu_slots, limit or _Limit(None))
     width = max(1, min(workers, len(plan.todo)))
     if plan.todo:
         reporter.begin(plan, width)
@@ -174,7 +190,10 @@ def _execute(
             store.sweep()
     schedule.raise_failures()
     return Summary(
-        computed=schedule.computed, reused=schedule.reused, wall_s=time.monotonic() - started
+        computed=schedule.computed,
+        reused=schedule.reused,
+        wall_s=time.monotonic() - started,
+        left=schedule.left,
     )
 
 
@@ -276,10 +295,35 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 # --- the order of work ----------------------------------------------------------------------------
 
 
+class _OutOfTime(BaseException):
+    """The time limit has passed; stops a stage in this process as a kill would."""
+
+
+class _Limit:
+    """The end of the time that a run may take."""
+
+    def __init__(self, seconds: float | None) -> None:
+        now = time.monotonic()
+        self._start_until = self._end = float("inf")
+        if seconds is not None:
+            self._start_until, self._end = now + (1 - WIND_DOWN) * seconds, now + seconds
+
+    @property
+    def winding_down(self) -> bool:
+        """Whether nothing more is started."""
+        return time.monotonic() >= self._start_until
+
+    @property
+    def over(self) -> bool:
+        """Whether everything stops."""
+        return time.monotonic() >= self._end
+
+
 class _Schedule:
     """Which stage comes next, and what became of the others."""
 
-    def __init__(self, plan: Plan, gpu_slots: int) -> None:
+    def __init__(self, plan: Plan, gpu_slots: int, limit: _Limit) -> None:
+        self.limit = limit
         self._waiting = {stage.fingerprint: stage for stage in plan.todo}
         self._length = critical_path(plan.todo)
         self._running: dict[str, Stage] = {}
@@ -293,10 +337,17 @@ class _Schedule:
     @property
     def over(self) -> bool:
         """Whether nothing runs and nothing can be started any more."""
-        return not self._running and not self._waiting
+        return not self._running and (not self._waiting or self.limit.winding_down)
+
+    @property
+    def left(self) -> int:
+        """Stages that were neither finished nor given up after a failure."""
+        return len(self._running) + len(self._waiting)
 
     def take(self) -> Stage | None:
         """The most urgent stage that can start now, which then counts as running."""
+        if self.limit.winding_down:
+            return None
         gpu_full = sum(stage.gpu for stage in self._running.values()) >= self._gpu_slots
         pending = self._waiting.keys() | self._running.keys()
         now = time.monotonic()
@@ -400,9 +451,11 @@ def _run_here(
                 time.sleep(RETRY_S / 3)
                 continue
             reporter.started(stage)
-            report = _Throttled(functools.partial(reporter.progress, stage))
+            report = _Throttled(_until(schedule.limit, functools.partial(reporter.progress, stage)))
             try:
                 outcome = perform(make_task(stage, runtime), store, report, leader)
+            except _OutOfTime:
+                return
             except Exception as error:  # whatever a stage raises is reported with its name
                 schedule.fail(stage, _failure(stage.title, error), reporter)
                 if leader is not None:
@@ -412,6 +465,17 @@ def _run_here(
     finally:
         if threads_before is not None:
             _pin_torch(threads_before)
+
+
+def _until(limit: _Limit, report: Callable[[int, int], None]) -> Callable[[int, int], None]:
+    """``report``, which ends the stage that calls it once the time is over."""
+
+    def checked(done: int, total: int) -> None:
+        if limit.over:
+            raise _OutOfTime
+        report(done, total)
+
+    return checked
 
 
 class _Throttled:
@@ -447,6 +511,9 @@ def _run_pool(
     workers: list[_Worker] = []
     try:
         while not schedule.over:
+            if schedule.limit.over:
+                _kill(workers)
+                break
             _hand_out(schedule, workers, store, runtime, width, reporter)
             handles: dict[Any, _Worker] = {worker.pipe: worker for worker in workers}
             handles |= {worker.process.sentinel: worker for worker in workers}
@@ -457,15 +524,19 @@ def _run_pool(
                     workers.remove(worker)
                     _bury(worker, schedule, reporter)
     except BaseException:
-        # Interrupted: a stage in flight keeps its checkpoints and loses the work since the last.
-        for worker in workers:
-            worker.process.kill()
+        _kill(workers)
         raise
     finally:
         for worker in workers:
             worker.pipe.close()  # an idle worker reads the end of the pipe and returns
         for worker in workers:
             worker.process.join()
+
+
+def _kill(workers: Sequence[_Worker]) -> None:
+    """End all workers now: stages in flight keep their checkpoints, and lose the work since."""
+    for worker in workers:
+        worker.process.kill()
 
 
 def _hand_out(

@@ -113,8 +113,9 @@ def overoptimization(
         Line2D([], [], color="0.3", ls=":", lw=2, label="gold under exact tilt"),
         Line2D([], [], color="0.3", ls="-", lw=2.4, alpha=0.35, label="fit to gold"),
     ]
+    columns = len(handles) if len(handles) <= 8 else -(-len(handles) // 2)
     fig.legend(
-        handles=handles, loc="outside lower center", ncols=len(handles), fontsize=7.5, frameon=False
+        handles=handles, loc="outside lower center", ncols=columns, fontsize=7.5, frameon=False
     )
     return fig
 
@@ -137,8 +138,15 @@ def _draw_series(ax: Axes, mean: MeanSeries, style: Style, fit: FitResult | None
         ax.plot(grid, fit.predict(grid), lw=2.6, color=style.color, alpha=0.3)
 
 
+FEWEST_FOR_MEAN = 4
+"""Replicates from which `size_and_peak` shows means: the spread of three says little."""
+
+
 def size_and_peak(peaks: Mapping[str, Sequence[tuple[float, float, float]]]) -> Figure:
-    """Peak gold against proxy size; a point per replicate.
+    """Peak gold against proxy size; a point per replicate, with its standard error over prompts.
+
+    With `FEWEST_FOR_MEAN` replicates of every size and more, points are faint and without bars, and
+    a line joins their means, with standard errors over replicates.
 
     Parameters
     ----------
@@ -148,17 +156,23 @@ def size_and_peak(peaks: Mapping[str, Sequence[tuple[float, float, float]]]) -> 
     ax = fig.subplots()
     for (method, points), style in zip(peaks.items(), series_styles("bp").values(), strict=False):
         n, peak, err = (np.array(x) for x in zip(*points, strict=True))
-        ax.errorbar(
-            n * (1.0 if method == "bon" else 1.06),
-            peak,
-            yerr=err,
-            ls="none",
-            marker=style.marker,
-            ms=5,
-            color=style.color,
-            label={"bon": "best-of-n", "ppo": "PPO"}[method],
-            capsize=2,
-        )
+        shift = 1.0 if method == "bon" else 1.06
+        marker: dict[str, Any] = {
+            "marker": style.marker,
+            "ms": 5,
+            "color": style.color,
+            "capsize": 2,
+        }
+        of_size = {size: peak[n == size] for size in np.unique(n)}
+        label = {"bon": "best-of-n", "ppo": "PPO"}[method]
+        if min(map(len, of_size.values())) >= FEWEST_FOR_MEAN:
+            ax.plot(n * shift, peak, style.marker, ms=4, color=style.color, alpha=0.3, mew=0)
+            n = np.array(list(of_size))
+            peak = np.array([p.mean() for p in of_size.values()])
+            err = np.array([p.std(ddof=1) / len(p) ** 0.5 for p in of_size.values()])
+            ax.errorbar(n * shift, peak, yerr=err, lw=1, label=f"{label}, mean of seeds", **marker)
+        else:
+            ax.errorbar(n * shift, peak, yerr=err, ls="none", label=label, **marker)
     sizes = sorted({point[0] for points in peaks.values() for point in points})
     ax.set_xscale("log")
     ax.set_xticks(sizes, [f"{n / 1e6:.2g}M" for n in sizes])
@@ -167,6 +181,60 @@ def size_and_peak(peaks: Mapping[str, Sequence[tuple[float, float, float]]]) -> 
     ax.set_ylabel("peak gold gain (sd of gold) ± 1 stderr")
     fig.legend(*ax.get_legend_handles_labels(), frameon=False, loc="outside upper right", ncols=2)
     ax.spines[["top", "right"]].set_visible(False)
+    return fig
+
+
+def data_sizes(
+    sweeps: Mapping[str, Mapping[int, Sequence[Curve]]],
+    replicates: Mapping[str, Mapping[int, Sequence[ReplicateCurve]]],
+    peaks: Mapping[str, Sequence[tuple[int, float, float]]],
+    largest_n: int,
+) -> Figure:
+    """Best-of-n by data size: a panel of curves for each proxy size, and the peaks of all.
+
+    Parameters
+    ----------
+    sweeps : series name -> comparisons -> replicate curves, both increasing.
+    replicates : the same keys -> the same curves as the statistics take them.
+    peaks : series name -> (comparisons, mean peak gold over replicates, its standard error over
+        them, nan for a single one).
+    largest_n : of the range over which peaks are taken.
+    """
+    fig = Figure(figsize=(4.4 * (len(sweeps) + 1), 4.2), layout="constrained")
+    axes = list(np.atleast_1d(fig.subplots(1, len(sweeps) + 1)))
+    sizes = sorted({n for sweep in sweeps.values() for n in sweep})
+    styles = dict(zip(sizes, series_styles([str(n) for n in sizes]).values(), strict=True))
+    for letter, (name, sweep), ax in zip("abcdefgh", sweeps.items(), axes, strict=False):
+        for n_pairs, curves in sweep.items():
+            _draw_series(ax, average(curves, replicates[name][n_pairs]), styles[n_pairs], None)
+        ax.set_title(f"({letter}) best-of-n, {name}", loc="left", fontsize=10)
+        ax.set_xlabel(X_LABELS["bon_bound"], fontsize=8)
+        ax.axhline(0, color="0.8", lw=0.8, zorder=0)
+    axes[0].set_ylabel("score gain over the initial policy (sd)")
+    last = axes[-1]
+    for (name, points), style in zip(
+        peaks.items(), series_styles(list(peaks)).values(), strict=True
+    ):
+        n, peak, err = (np.array(x) for x in zip(*points, strict=True))
+        last.errorbar(n, peak, yerr=err, color=style.color, marker="o", ms=5, capsize=2, label=name)
+    last.set_xscale("log")
+    last.set_xticks(sizes, [f"{n:,}" for n in sizes], fontsize=8)
+    last.set_xticks([], minor=True)
+    last.set_xlabel("comparisons the proxy was trained on")
+    last.set_ylabel("peak gold gain (sd) ± 1 stderr over seeds")
+    last.set_title(f"peaks up to n = {largest_n:,}", loc="left", fontsize=10)
+    last.legend(frameon=False, fontsize=8)
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+    handles = [
+        Line2D([], [], color=s.color, marker=s.marker, ms=5, label=f"{n:,} comparisons")
+        for n, s in styles.items()
+    ]
+    handles += [
+        Line2D([], [], color="0.3", marker="o", ms=4, lw=0.6, label="gold ± 1 stderr"),
+        Line2D([], [], color="0.3", ls="--", label="proxy"),
+    ]
+    fig.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     return fig
 
 

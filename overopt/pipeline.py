@@ -11,13 +11,14 @@ import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from overopt import checkpoints, reward_stages, rounds, stages, store
 from overopt.artefacts import load_transform, load_world
 from overopt.config import require
+from overopt.errors import StoreError
 from overopt.graph import Stage, topological
 from overopt.mitigations.inputs import check_contract
 from overopt.records import SCHEMA_VERSION, validate_records
@@ -35,6 +36,9 @@ from overopt.world.stories import MAX_PROMPT_TOKENS
 
 SHARED_STAGES = ("calibration", "gold", "comparisons", "labels", "pool")
 """Stages that serve every run of an experiment: no cost of a run in particular."""
+
+PIECE_RESPONSES = 1 << 17
+"""Most responses in one piece of a pool: about a minute of work and half a gigabyte in memory."""
 
 
 def source_checksums(run: RunConfig) -> tuple[str, ...]:
@@ -118,23 +122,7 @@ def curve_stages(run: RunConfig) -> list[Stage]:
     ends = []
     if run.bon is not None:
         n_pool = run.bon.n_prompts * run.bon.pool_size
-        pool = Stage(
-            name="pool",
-            version=2,
-            run=stages.run_pool,
-            gpu=True,
-            label=f"pool {run.bon.n_prompts} x {run.bon.pool_size}",
-            cost_s=5 + n_pool * 0.0075,
-            disk_mb=n_pool * 5e-4,
-            config=stages.PoolStage(
-                world=world,
-                n_prompts=run.bon.n_prompts,
-                pool_size=run.bon.pool_size,
-                root_seed=seed,
-                eval_offset=run.bon.eval_offset,
-            ),
-            upstream={"calibration": calibration, "gold": gold},
-        )
+        pools = pool_stages(run, {"calibration": calibration, "gold": gold})
         members = [s for role, s in sorted(proxy.upstream.items()) if role.startswith("member_")]
         if not members or run.reward.combine == "weight_average":
             members = [proxy]  # it is one model, which scores for itself
@@ -144,11 +132,11 @@ def curve_stages(run: RunConfig) -> list[Stage]:
                 version=1,
                 run=stages.run_scores,
                 gpu=True,
-                label=f"scores of {member.title} on {pool.title}",
+                label=f"scores of {member.title} on pool {run.bon.n_prompts} x {run.bon.pool_size}",
                 cost_s=3 + n_pool * 0.00025 * scoring_rate(run.proxy),
                 disk_mb=n_pool * 4e-6,
-                config=stages.ScoresStage(world=world, root_seed=seed),
-                upstream={"calibration": calibration, "pool": pool, "proxy": member},
+                config=stages.ScoresStage(world=world, root_seed=seed, precision=run.bon.precision),
+                upstream={"calibration": calibration, "proxy": member} | pools,
             )
             for i, member in enumerate(members)
         }
@@ -160,7 +148,7 @@ def curve_stages(run: RunConfig) -> list[Stage]:
                 label=f"bon {name}",
                 cost_s=3,
                 config=stages.BonStage(world=world, bon=run.bon, root_seed=seed),
-                upstream={"calibration": calibration, "pool": pool, "proxy": proxy} | scores,
+                upstream={"calibration": calibration, "proxy": proxy} | pools | scores,
             )
         )
     if run.ppo is not None and ppo is not None:
@@ -178,6 +166,39 @@ def curve_stages(run: RunConfig) -> list[Stage]:
             )
         )
     return ends
+
+
+def pool_stages(run: RunConfig, inputs: dict[str, Stage]) -> dict[str, Stage]:
+    """The pool of a run by role: one stage, or pieces of whole prompts of at most PIECE_RESPONSES.
+
+    Pieces are sampled side by side, are read one after the other, and a kill costs the pieces in
+    flight. A prompt's responses do not depend on the piece it is in.
+    """
+    bon = run.bon
+    assert bon is not None
+    size = max(1, PIECE_RESPONSES // bon.pool_size)
+    pieces: dict[str, Stage] = {}
+    for start in range(0, bon.n_prompts, size):
+        n_prompts = min(size, bon.n_prompts - start)
+        part = "" if size >= bon.n_prompts else f" from prompt {start}"
+        pieces[f"pool_{len(pieces):03d}"] = Stage(
+            name="pool",
+            version=2,
+            run=stages.run_pool,
+            gpu=True,
+            label=f"pool {n_prompts} x {bon.pool_size}{part}",
+            cost_s=5 + n_prompts * bon.pool_size * 0.0075,
+            disk_mb=n_prompts * bon.pool_size * 5e-4,
+            config=stages.PoolStage(
+                world=run.world,
+                n_prompts=n_prompts,
+                pool_size=bon.pool_size,
+                root_seed=run.root_seed,
+                eval_offset=bon.eval_offset + start,
+            ),
+            upstream=inputs,
+        )
+    return pieces if len(pieces) > 1 else {"pool": pieces["pool_000"]}
 
 
 def scoring_rate(proxy: ProxyConfig) -> float:
@@ -437,80 +458,148 @@ def build_graph(experiment: Experiment) -> list[Stage]:
     return [stage for run in experiment.runs for stage in curve_stages(run)]
 
 
-def collect(experiment: Experiment, artefacts: store.Store, results_dir: Path) -> Path:
-    """Write records.jsonl, curves.npz, tilt.jsonl and costs.jsonl of a finished experiment.
+class Results(NamedTuple):
+    """Tables of a results directory, rows in the order of the runs.
+
+    arrays: ``RUN_ID.NAME`` -> per-prompt values; the other three by the file they are in.
+    """
+
+    records: list[dict[str, Any]]
+    tilt: list[dict[str, Any]]
+    costs: list[dict[str, Any]]
+    arrays: dict[str, np.ndarray]
+
+    @property
+    def run_ids(self) -> set[str]:
+        """Identities of the curves held."""
+        return {row["run_id"] for row in self.records}
+
+    def of(self, run_id: str) -> "Results":
+        """The part that belongs to one curve."""
+        records, tilt, costs = (
+            [row for row in table if row["run_id"] == run_id] for table in self[:3]
+        )
+        mine = {k: v for k, v in self.arrays.items() if k.startswith(f"{run_id}.")}
+        return Results(records, tilt, costs, mine)
+
+    def add(self, other: "Results") -> None:
+        """Append the tables of ``other``."""
+        for mine, theirs in zip(self[:3], other[:3], strict=True):
+            mine.extend(theirs)
+        self.arrays.update(other.arrays)
+
+
+def held_results(folder: Path) -> Results:
+    """What a results directory holds; nothing if it has no complete set of files."""
+    names = [folder / f"{name}.jsonl" for name in Results._fields[:3]]
+    if not all(file.is_file() for file in (*names, folder / "curves.npz")):
+        return Results([], [], [], {})
+    records, tilt, costs = map(store.load_records, names)
+    return Results(records, tilt, costs, store.load_arrays(folder / "curves.npz"))
+
+
+def collect(
+    experiment: Experiment, artefacts: store.Store, results_dir: Path, *, partial: bool = False
+) -> Path:
+    """Write records.jsonl, curves.npz, tilt.jsonl and costs.jsonl of an experiment.
 
     Returns their folder. What was measured is in the first three and depends on the experiment
     alone; costs.jsonl says what computing it took, which differs from time to time.
+
+    A curve that is not in the store but in the folder already, of an earlier run elsewhere, is kept.
+    ``partial``: leave out what is in neither, where that is otherwise an error; nothing is written
+    that would replace more by less.
+
+    Raises
+    ------
+    StoreError
+        A curve is missing or damaged, or (``partial``) nothing can be written.
     """
-    rows: list[dict[str, Any]] = []
-    tilts: list[dict[str, Any]] = []
-    costs: list[dict[str, Any]] = []
-    arrays: dict[str, np.ndarray] = {}
+    before = held_results(results_dir)
+    found = Results([], [], [], {})
+    seen: set[str] = set()
     for run in experiment.runs:
         for stage in curve_stages(run):
-            if f"{stage.fingerprint}.gold" in arrays:
+            run_id = stage.fingerprint
+            if run_id in seen:
                 continue
-            folder = artefacts.open(stage.name, stage.fingerprint).path
-            proxies = {
-                role: artefacts.open(part.name, part.fingerprint).path
-                for role, part in stage.upstream.items()
-                if role.startswith("proxy")
-            }
-            scorer = store.load_json(proxies["proxy"] / "scorer.json")
-            training = {r: store.load_json(f / "training.json") for r, f in proxies.items()}
-            is_ppo = stage.name == "ppo_gold"
-            common = {
-                "schema_version": SCHEMA_VERSION,
-                "experiment": experiment.name,
-                "run_id": stage.fingerprint,
-                "method": "ppo" if is_ppo else "bon",
-                "backbone": backbone_name(run.proxy),
-                "n_params": scorer["n_params"],
-                "n_params_total": scorer["n_params_total"],
-                "n_pairs": run.labels.n_pairs,
-                "label_rule": run.labels.label_rule,
-                "label_flip_rate": run.labels.label_flip_rate,
-                "data_seed": run.labels.data_seed,
-                "rm_seed": run.proxy.rm_seed,
-                "length_control": run.proxy.length_control,
-                **_mitigation_columns(run, is_ppo=is_ppo),
-                "ppo_seed": run.ppo.ppo_seed if is_ppo and run.ppo else None,
-                "kl_coef": run.ppo.kl_coef if is_ppo and run.ppo else None,
-                "proxy_lr": run.proxy.lr,
-                "ppo_lr": run.ppo.lr if is_ppo and run.ppo else None,
-                "rounds": run.rounds.k,
-                "round": run.rounds.k,
-            }
-            for row in (common | row for row in store.load_json(folder / "rows.json")):
-                of_round = training.get(f"proxy_{row['round']:02d}", training["proxy"])
-                rows.append(
-                    row
-                    | {
-                        "proxy_accuracy": of_round["accuracy"],
-                        "proxy_val_loss": of_round["loss"],
-                        "proxy_recalibration": of_round["recalibration"],
-                        "gold_labels": _gold_labels(run) * row["round"],
-                        "rm_calls": _rm_calls(run, row),
-                    }
-                )
-            costs += [
-                {"run_id": stage.fingerprint} | _cost(artefacts, part)
-                for part in topological([stage])
-                if part.name not in SHARED_STAGES and artefacts.has(part.name, part.fingerprint)
-            ]
-            if not is_ppo:
-                points = store.load_json(folder / "tilt.json")
-                tilts += [{"run_id": stage.fingerprint} | point for point in points]
-            for name, table in store.load_arrays(folder / "curve.npz").items():
-                arrays[f"{stage.fingerprint}.{name}"] = table
-    validate_records(rows)
+            seen.add(run_id)
+            if artefacts.has(stage.name, run_id):
+                found.add(_curve_results(experiment.name, run, stage, artefacts))
+            elif run_id in before.run_ids:
+                found.add(before.of(run_id))
+            elif not partial:
+                artefacts.open(stage.name, run_id)  # raises with the remedy
+    if partial:
+        lost = before.run_ids - found.run_ids
+        if not found.records or lost:
+            why = f"it holds {len(lost)} other curves" if lost else "no curve is finished"
+            raise StoreError(f"{results_dir}: no records were written: {why}")
+    validate_records(found.records)
     results_dir.mkdir(parents=True, exist_ok=True)
-    store.save_arrays(results_dir / "curves.npz", arrays)
-    store.save_records(results_dir / "tilt.jsonl", tilts)
-    store.save_records(results_dir / "costs.jsonl", costs)
-    store.save_records(results_dir / "records.jsonl", rows)
+    store.save_arrays(results_dir / "curves.npz", found.arrays)
+    for name, rows in zip(Results._fields[:3], found[:3], strict=True):
+        if name != "records":
+            store.save_records(results_dir / f"{name}.jsonl", rows)
+    store.save_records(results_dir / "records.jsonl", found.records)
     return results_dir
+
+
+def _curve_results(name: str, run: RunConfig, stage: Stage, artefacts: store.Store) -> Results:
+    """Records of one finished curve of experiment ``name``."""
+    folder = artefacts.open(stage.name, stage.fingerprint).path
+    proxies = {
+        role: artefacts.open(part.name, part.fingerprint).path
+        for role, part in stage.upstream.items()
+        if role.startswith("proxy")
+    }
+    scorer = store.load_json(proxies["proxy"] / "scorer.json")
+    training = {r: store.load_json(f / "training.json") for r, f in proxies.items()}
+    is_ppo = stage.name == "ppo_gold"
+    common = {
+        "schema_version": SCHEMA_VERSION,
+        "experiment": name,
+        "run_id": stage.fingerprint,
+        "method": "ppo" if is_ppo else "bon",
+        "backbone": backbone_name(run.proxy),
+        "n_params": scorer["n_params"],
+        "n_params_total": scorer["n_params_total"],
+        "n_pairs": run.labels.n_pairs,
+        "label_rule": run.labels.label_rule,
+        "label_flip_rate": run.labels.label_flip_rate,
+        "data_seed": run.labels.data_seed,
+        "rm_seed": run.proxy.rm_seed,
+        "length_control": run.proxy.length_control,
+        **_mitigation_columns(run, is_ppo=is_ppo),
+        "ppo_seed": run.ppo.ppo_seed if is_ppo and run.ppo else None,
+        "kl_coef": run.ppo.kl_coef if is_ppo and run.ppo else None,
+        "proxy_lr": run.proxy.lr,
+        "ppo_lr": run.ppo.lr if is_ppo and run.ppo else None,
+        "rounds": run.rounds.k,
+        "round": run.rounds.k,
+    }
+    rows = []
+    for row in (common | row for row in store.load_json(folder / "rows.json")):
+        of_round = training.get(f"proxy_{row['round']:02d}", training["proxy"])
+        rows.append(
+            row
+            | {
+                "proxy_accuracy": of_round["accuracy"],
+                "proxy_val_loss": of_round["loss"],
+                "proxy_recalibration": of_round["recalibration"],
+                "gold_labels": _gold_labels(run) * row["round"],
+                "rm_calls": _rm_calls(run, row),
+            }
+        )
+    run_id = {"run_id": stage.fingerprint}
+    costs = [
+        run_id | _cost(artefacts, part)
+        for part in topological([stage])
+        if part.name not in SHARED_STAGES and artefacts.has(part.name, part.fingerprint)
+    ]
+    tilt = [] if is_ppo else [run_id | p for p in store.load_json(folder / "tilt.json")]
+    curve = store.load_arrays(folder / "curve.npz")
+    return Results(rows, tilt, costs, {f"{stage.fingerprint}.{k}": v for k, v in curve.items()})
 
 
 def _mitigation_columns(run: RunConfig, *, is_ppo: bool) -> dict[str, Any]:

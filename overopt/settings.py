@@ -67,6 +67,8 @@ class GoldConfig:
         For ``learned``: how many of the backbone's first layers to keep; 0 for all.
     n_prompts, copies, epochs, lr : int, int, int, float
         Training of ``learned``: prompts, responses a prompt, passes, peak learning rate.
+    precision : "fp32" or "bf16"
+        Of matrix products in that training; gold scores in fp32.
     rubric : RubricConfig
         Human intent: recorded as a score of its own, and the teacher of ``learned``.
     """
@@ -78,6 +80,7 @@ class GoldConfig:
     copies: int = 12
     epochs: int = 2
     lr: float = 5e-4
+    precision: Literal["fp32", "bf16"] = "fp32"
     rubric: RubricConfig = field(default_factory=RubricConfig)
 
     def __post_init__(self) -> None:
@@ -344,12 +347,16 @@ class BonConfig:
         Values of n, increasing, none above ``pool_size``.
     eval_offset : int
         First prompt of the eval split that is used; keeps tuning and test prompts apart.
+    precision : "fp32" or "tf32"
+        Of matrix products where proxies score the pool: TF32 rounds their inputs to 11 bits, on
+        GPUs that have it. Gold is always scored in fp32.
     """
 
     n_prompts: int = 24
     pool_size: int = 1024
     ns: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
     eval_offset: int = 0
+    precision: Literal["fp32", "tf32"] = "fp32"
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -5,10 +5,11 @@ it depends on and no more. How stages hang together is `overopt.pipeline`.
 """
 
 import contextlib
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -69,6 +70,8 @@ from overopt.world.hf import World, in_own_tokens
 from overopt.world.stories import split_bounds
 
 CALIBRATION_PROMPTS, CALIBRATION_COPIES = 256, 4
+CHECKPOINT_BYTES_PER_S = 1e8
+"""A checkpoint of so many bytes is worth a second of work: larger ones are written less often."""
 LABEL_ARRAYS = ("chosen", "rejected", "gold_margin", "flipped")
 TILT_BETAS = tuple(float(b) for b in np.geomspace(8.0, 0.05, 16))  # sd of the proxy
 
@@ -131,7 +134,7 @@ class ProxyStage:
 
 @dataclass(frozen=True, kw_only=True)
 class PoolStage:
-    """N gold-scored responses to each evaluation prompt; shared by all proxies."""
+    """N gold-scored responses to each of some evaluation prompts; shared by all proxies."""
 
     world: WorldConfig
     n_prompts: int
@@ -142,10 +145,11 @@ class PoolStage:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoresStage:
-    """One proxy's scores of the pool."""
+    """One proxy's scores of the pool; ``precision``: of matrix products."""
 
     world: WorldConfig
     root_seed: int
+    precision: Literal["fp32", "tf32"] = "fp32"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,7 +296,7 @@ def _fit_gold(
             seed=seed,
             validate=dict,
             progress=ctx.progress,
-            compute=compute_of(ctx.runtime),
+            compute=compute_of(ctx.runtime, gold.precision),
         )
     return model.eval()
 
@@ -498,29 +502,50 @@ def run_pool(ctx: StageContext) -> None:
     store.save_arrays(ctx.out / "scores.npz", table)
 
 
+def _pools(ctx: StageContext) -> list[Path]:
+    """Folders of the pool: one, or those of its pieces in the order of their prompts."""
+    return [ctx.inputs[r].path for r in sorted(ctx.inputs) if r == "pool" or r.startswith("pool_")]
+
+
 def run_scores(ctx: StageContext) -> None:
     """Score the pool with one proxy; every ensemble that has it as a member reads the result."""
     cfg: ScoresStage = ctx.config
     proxy = scorer_of(ctx, "proxy", load_world(cfg.world))
-    responses = load_responses(ctx.inputs["pool"].path / "responses.npz")
-    n_prompts = len(store.load_arrays(ctx.inputs["pool"].path / "scores.npz")["gold"])
-    # Prompt by prompt, as gold was scored: a proxy that is gold gets bit-identical scores.
-    tables = []
-    for rows in torch.arange(len(responses)).chunk(n_prompts):
-        part = responses.select(rows)
-        many = isinstance(proxy, MultiHeadScorer | EnsembleScorer)
-        tables.append(proxy.member_scores(part) if many else proxy.score(part)[None])
-        ctx.progress(len(tables), n_prompts)
+    many = isinstance(proxy, MultiHeadScorer | EnsembleScorer)
+    tables, pools = [], _pools(ctx)
+    for done, folder in enumerate(pools):
+        responses = load_responses(folder / "responses.npz")
+        n_prompts = len(store.load_arrays(folder / "scores.npz", ("gold",))["gold"])
+        # Prompt by prompt, as gold was scored: a proxy that is gold gets bit-identical scores.
+        for i, rows in enumerate(torch.arange(len(responses)).chunk(n_prompts), start=1):
+            part = responses.select(rows)
+            with matmul_precision(cfg.precision):
+                tables.append(proxy.member_scores(part) if many else proxy.score(part)[None])
+            ctx.progress(done * n_prompts + i, len(pools) * n_prompts)
     store.save_arrays(ctx.out / "scores.npz", {"members": torch.stack(tables, 1).numpy()})
+
+
+@contextlib.contextmanager
+def matmul_precision(precision: str) -> Iterator[None]:
+    """Float32 matrix products in fp32, or in tf32 where the device has it, inside the block."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def run_bon(ctx: StageContext) -> None:
     """Combine the members' scores of the pool and estimate every best-of-n."""
     cfg: BonStage = ctx.config
-    pool = ctx.inputs["pool"].path
     proxy = scorer_of(ctx, "proxy", load_world(cfg.world))
-    responses = load_responses(pool / "responses.npz")
-    table = store.load_arrays(pool / "scores.npz")
+    pieces = [
+        store.load_arrays(folder / "scores.npz")
+        | store.load_arrays(folder / "responses.npz", ("ended",))
+        for folder in _pools(ctx)
+    ]
+    table = {k: np.concatenate([p[k] for p in pieces]) for k in pieces[0]}
     shape = table["gold"].shape
     roles = sorted(role for role in ctx.inputs if role.startswith("scores_"))
     members_MPN = np.concatenate(
@@ -529,11 +554,16 @@ def run_bon(ctx: StageContext) -> None:
     proxy_PN, spread_PN = members_MPN[0].astype(float), None
     if isinstance(proxy, EnsembleScorer):
         members = torch.from_numpy(members_MPN.reshape(len(members_MPN), -1))
-        proxy_PN = proxy.combine(members, responses.length).numpy().astype(float).reshape(shape)
+        proxy_PN = (
+            proxy.combine(members, torch.from_numpy(table["length"].reshape(-1)))
+            .numpy()
+            .astype(float)
+            .reshape(shape)
+        )
         if len(members_MPN) > 1:
             spread_PN = members_MPN.std(0)
     columns = {k: table[k].astype(np.float64) for k in ("gold", "rubric", "length")}
-    columns |= {"proxy": proxy_PN, "ended": responses.ended.numpy().astype(float).reshape(shape)}
+    columns |= {"proxy": proxy_PN, "ended": table["ended"].astype(float).reshape(shape)}
     columns["win_rate"] = pool_win_share(table["gold"])
     if spread_PN is not None:
         columns["member_std"] = spread_PN.astype(float)
@@ -596,7 +626,8 @@ def optimise(ctx: StageContext, evaluation_steps: tuple[int, ...]) -> ppo_method
     """PPO up to the last of ``evaluation_steps``, written as an artefact; returns its state.
 
     From the initial policy, or from where the input ``start`` ended, everything but the proxy
-    carried on. The schedule is that of all ``ppo.steps``.
+    carried on. The schedule is that of all ``ppo.steps``. Checkpoints are written at evaluations,
+    ``runtime.checkpoint_s`` apart or less where they are small.
     """
     cfg = ctx.config
     world, ppo, last = load_world(cfg.world), cfg.ppo, evaluation_steps[-1]
@@ -619,6 +650,13 @@ def optimise(ctx: StageContext, evaluation_steps: tuple[int, ...]) -> ppo_method
         start = ctx.inputs["start"].path
         ppo_method.load_state_tensors(state, store.load_tensors(start / "state.safetensors"))
         log = store.load_json(start / "log.json")
+    for file in ctx.checkpoint.glob("eval-*.npz"):
+        if int(file.stem.removeprefix("eval-")) > state.step:
+            file.unlink()  # of steps that are done again, on a GPU not to the last bit
+    weights = [*state.policy.parameters(), *state.value.parameters()]
+    n_bytes = 3 * sum(p.nbytes for p in weights)  # with Adam's two moments
+    pause_s = min(ctx.runtime.checkpoint_s, n_bytes / CHECKPOINT_BYTES_PER_S)
+    saved_at = time.monotonic()
     while True:
         k = state.step
         if k in evaluation_steps:
@@ -644,11 +682,12 @@ def optimise(ctx: StageContext, evaluation_steps: tuple[int, ...]) -> ppo_method
         except DivergenceError as e:
             raise _saved(e, ctx, ppo_method.state_tensors(state)) from e
         ctx.progress(state.step, last)
-        if state.step in evaluation_steps:
+        if state.step in evaluation_steps and time.monotonic() - saved_at >= pause_s:
             # The log is written before the state that refers to it, so that a kill between the
             # two leaves the older, consistent pair in force.
             store.save_json(ctx.checkpoint / f"log-{state.step}.json", log)
             store.save_tensors(saved, ppo_method.state_tensors(state))
+            saved_at = time.monotonic()
     for k in evaluation_steps:
         name = f"eval-{k:05d}.npz"
         (ctx.out / name).write_bytes((ctx.checkpoint / name).read_bytes())

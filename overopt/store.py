@@ -494,8 +494,10 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
                 np.lib.format.write_array(entry, np.asarray(array), allow_pickle=False)
 
 
-def load_arrays(path: Path) -> dict[str, np.ndarray]:
+def load_arrays(path: Path, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
     """Named arrays of an ``.npz`` file, read into memory, without pickle.
+
+    ``names``: those to read; None: all.
 
     Raises
     ------
@@ -504,7 +506,7 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+            return {name: archive[name] for name in (archive.files if names is None else names)}
     except (ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: is not an .npz file of plain arrays ({error})") from error
 

@@ -105,6 +105,18 @@ def run_merge(context: StageContext) -> None:
     save_arrays(context.out / "merged.npz", {"mean": context.config.scale * np.mean(parts, axis=0)})
 
 
+@dataclass(frozen=True, kw_only=True)
+class SpanConfig:
+    root_seed: int
+
+
+def run_span(context: StageContext) -> None:
+    """Sleep, and write down when and on which device."""
+    span = {"device": context.runtime.device, "start": time.monotonic()}
+    time.sleep(0.3)
+    save_json(context.out / "span.json", span | {"stop": time.monotonic()})
+
+
 def build(steps: int = 40, fates: tuple[str, ...] = ("finish",) * 3, pause_s: float = 0.005):
     """Stages source -> train[0..] -> merge; train stage i ends as ``fates[i]`` says."""
     source = Stage(

@@ -58,7 +58,7 @@ def build_graph(experiment):
     return [count]
 
 
-def collect(experiment, store, results_dir):
+def collect(experiment, store, results_dir, *, partial=False):
     results_dir.mkdir(parents=True, exist_ok=True)
     stage = sys.modules["overopt.pipeline"].build_graph(experiment)[0]
     artefact = store.open(stage.name, stage.fingerprint)

@@ -229,9 +229,9 @@ SMALL = ("labels.n_pairs=12", "labels.n_validation_prompts=2", "gold.kind=rubric
         (["world.max_response_tokens=160"], "world.max_response_tokens.*below 160"),
         (["world.max_response_tokens=150"], "prompt .* has .* tokens, 1 to 10 fit"),
         (["world.prompts_file={few}"], "at least 30"),
-        (["labels.n_validation_prompts=14"], "labels.n_validation_prompts.*2 to 13"),
-        (["labels.n_pairs=500"], "labels.n_pairs.*the world has 81"),
-        (["gold.kind=learned", "gold.source={gpt2}", "gold.n_prompts=55"], "gold.n_prompts.*54"),
+        (["labels.n_validation_prompts=48"], "labels.n_validation_prompts.*2 to 47"),
+        (["labels.n_pairs=2000"], "labels.n_pairs.*the world has 285"),
+        (["gold.kind=learned", "gold.source={gpt2}", "gold.n_prompts=191"], "gold.n_prompts.*190"),
         (["gold.kind=pretrained", "gold.source={gpt2}"], "needs a sequence classifier"),
         (["proxy.backbone={short}"], "proxy.backbone.*context of 24 tokens"),
         (["world.prompts_file=datasets:x"], r"overopt\[datasets\]"),
@@ -284,4 +284,4 @@ def test_a_dataset_becomes_prompts(monkeypatch):
 
 def test_shipped_instructions_fill_every_split():
     texts = checkpoints.load_instructions()
-    assert len(texts) == len(set(texts)) == 203
+    assert len(texts) == len(set(texts)) == 713

@@ -1,0 +1,72 @@
+"""What the presets ask for, before anything is run."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from overopt.analysis import data_sweeps, draw, mean_peak
+from overopt.checkpoints import load_trunk
+from overopt.presets import PRESETS, load_experiment
+from overopt.records import Curve
+
+
+def test_gpu_sweeps_six_sizes_and_six_data_sizes_with_five_seeds():
+    runs = load_experiment("gpu").runs
+    most = max(run.labels.n_pairs for run in runs)
+    kind = {(r.proxy.backbone, r.proxy.layers) for r in runs if r.labels.n_pairs == most}
+    sizes = {
+        sum(p.numel() for p in load_trunk(backbone, layers=layers).parameters())
+        for backbone, layers in kind
+    }
+    assert len(sizes) == len(kind) == 6
+    for backbone in ("ladder:0.2m", "ladder:3m"):
+        same = [r for r in runs if r.proxy.backbone == backbone and r.proxy.layers == 0]
+        seeds = Counter(r.labels.n_pairs for r in same)
+        assert len(seeds) == 6 and set(seeds.values()) == {5}
+    for run in runs:
+        assert run.proxy.rm_seed == run.labels.data_seed
+        assert run.bon.n_prompts >= 32
+        if run.labels.n_pairs == most:
+            assert run.bon.pool_size >= 60_000 and run.bon.ns[-1] == 60_000
+            assert len(run.ppo.evaluation_steps) >= 25
+    assert len(runs) == 80
+
+
+def test_layers_of_a_preset_are_fewer_than_the_backbone_has():
+    for name in ("gpu", "desk"):
+        for run in load_experiment(name).runs:
+            n_layers = load_trunk(run.proxy.backbone).cfg.num_hidden_layers
+            assert run.proxy.layers < n_layers, run.proxy
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_overrides_of_a_method_pass_by_the_runs_without_it(name):
+    runs = load_experiment(name, ["ppo.steps=3", "bon.pool_size=70000"]).runs
+    assert {run.ppo.steps for run in runs if run.ppo is not None} == {3}
+    assert {run.bon.pool_size for run in runs} == {70_000}
+
+
+def test_peaks_of_data_sizes_are_over_a_common_range():
+    def curve(seed, gold_of_n):
+        rows = tuple({"value": n, "rm_seed": seed} for n in gold_of_n)
+        gold = np.array([[g - 1.0, g + 1.0] for g in gold_of_n.values()])
+        return Curve(rows, {"gold": gold})
+
+    curves = [curve(0, {1: 5.0, 4: 7.0, 9: 9.0}), curve(1, {1: 0.0, 4: 3.0, 9: 1.0})]
+    mean, stderr = mean_peak(curves, 4)
+    assert mean == pytest.approx(2.5) and stderr == pytest.approx(0.5)
+    assert mean_peak(curves, 9)[0] == pytest.approx(3.5)
+    assert np.isnan(mean_peak(curves[:1], 4)[1])
+
+
+def test_the_figure_of_data_sizes_is_drawn_from_records(tmp_path):
+    from overopt.records import load_curves
+
+    sweeps = data_sweeps(load_curves("experiments/results/desk"))
+    assert {name: list(sweep) for name, sweep in sweeps.items()} == dict.fromkeys(
+        ("0.056M proxy", "0.2M proxy", "0.8M proxy"), [300, 1500, 6000]
+    )
+    assert all(len(same) == 3 for sweep in sweeps.values() for same in sweep.values())
+    names = [path.name for path in draw("experiments/results/desk", tmp_path)]
+    assert "fig03_desk.png" in names and (tmp_path / "fig03_desk.png").stat().st_size > 10_000
