@@ -12,13 +12,16 @@ from dataclasses import dataclass
 import torch
 
 from overopt.benchmarks.harness import (
+    BenchError,
     Row,
     clock,
+    copy_bandwidth,
     interleaved,
     make_row,
     matrix_rate,
     training_products,
 )
+from overopt.benchmarks.sampling_bench import transformers_generate
 from overopt.benchmarks.scoring_bench import random_responses
 from overopt.benchmarks.training_bench import PpoTask, endless, random_pairs
 from overopt.checkpoints import load_lm
@@ -27,6 +30,7 @@ from overopt.datatypes import Prompts
 from overopt.nets import Llama, LlamaConfig, ScalarHeadModel
 from overopt.proxy.stacked import train_reward_models_stacked
 from overopt.proxy.train import TrainingPairs, train_reward_model
+from overopt.sampling import sample
 from overopt.scorers import RewardModelScorer, mean_std, raw_scores
 from overopt.seeding import derive_seed, torch_generator
 
@@ -41,9 +45,11 @@ SMOLLM2_135M = LlamaConfig(
     rope_theta=100000.0,
     eos_token_id=0,
 )
+SAMPLING_NAMES = ("sample_vs_generate", "sample_vs_bandwidth")
 MFU_NAMES = ("reward_mfu",)
 POOL_NAMES = ("score_pool",)
 STACKED_NAMES = ("stacked_vs_single_0.05m", "stacked_vs_single_0.2m")
+GENERATE_TARGET, BANDWIDTH_TARGET = 5.0, 0.5
 MFU_TARGET, POOL_BUDGET_S = 0.4, 5.0
 STACKED_TARGET = {"cpu": 2.0, "accelerator": 4.0}
 
@@ -57,6 +63,7 @@ class Sizes:
     mfu_pairs : pairs of the step whose share of the matrix rate is measured
     matrix : rows and columns of the matrices behind that rate
     ppo_batch, ppo_prompt_tokens, ppo_tokens : responses of a PPO step, tokens of each
+    sample_rows, sample_shapes : responses sampled at once; tokens of prompt and response
     n_scored, n_pool : responses to score with the large model, and with the ladder's 0.8M
     """
 
@@ -68,6 +75,8 @@ class Sizes:
     ppo_batch: int = 128
     ppo_prompt_tokens: int = 32
     ppo_tokens: int = 64
+    sample_rows: int = 1024
+    sample_shapes: tuple[tuple[int, int], ...] = ((64, 64), (128, 256))
     n_scored: int = 2048
     n_pool: int = 1_900_000
     precision: Precision = "bf16"
@@ -108,6 +117,88 @@ def random_task(sizes: Sizes, *, n_prompts: int = 256, root_seed: int = 0) -> Pp
         n_tokens,
         lambda: random_lm(cfg, seed=derive_seed(root_seed, "value")),
     )
+
+
+def decoding_bytes(
+    cfg: LlamaConfig, n_rows: int, n_prompt: int, n_tokens: int, itemsize: int
+) -> float:
+    """Least bytes that decoding moves: at each token the weights, the slots in use, the logits.
+
+    Weights and slots are read once, float32 logits written and read once. Reading the prompt is
+    arithmetic, and is left out: an implementation pays for it on top.
+    """
+    per_layer = cfg.hidden_size * cfg.head_dim * 2 * (cfg.num_attention_heads + cfg.n_kv_heads)
+    per_layer += 3 * cfg.hidden_size * cfg.intermediate_size
+    weights = cfg.num_hidden_layers * per_layer + cfg.vocab_size * cfg.hidden_size
+    slot = 2 * cfg.num_hidden_layers * cfg.n_kv_heads * cfg.head_dim
+    slots = n_rows * sum(range(n_prompt, n_prompt + n_tokens))
+    logits = 2 * 4 * n_rows * n_tokens * cfg.vocab_size
+    return float(itemsize * (n_tokens * weights + slot * slots) + logits)
+
+
+def sampling_rows(
+    sizes: Sizes, *, repeats: int = 5, root_seed: int = 0, device: str = "cuda"
+) -> list[Row]:
+    """The sampler against transformers' generate and against the device's copy bandwidth.
+
+    The end token is suppressed on both sides, so each makes all its tokens; precision, weights and
+    prompts are the same.
+    """
+    policy = random_lm(sizes.model, seed=root_seed).to(device)
+    dtype = torch.bfloat16 if sizes.precision == "bf16" else torch.float32
+    no_end = torch.zeros(sizes.model.vocab_size)
+    no_end[sizes.model.eos_token_id] = -torch.inf
+    bandwidth = copy_bandwidth(device, n_bytes=1 << 30)
+    rows = []
+    for shape, (n_prompt, n_tokens) in enumerate(sizes.sample_shapes):
+        table = random_responses(
+            sizes.model.vocab_size, sizes.sample_rows, n_prompt, 1, root_seed=root_seed
+        )
+        prompts = table.prompts
+
+        def ours(prompts: Prompts = prompts, n_tokens: int = n_tokens) -> None:
+            made = sample(
+                policy,
+                prompts,
+                n_tokens=n_tokens,
+                seed=root_seed,
+                logit_bias=no_end,
+                precision=sizes.precision,
+            )
+            if not bool(made.mask.all()):
+                raise BenchError("a row ended although end tokens were suppressed")
+
+        sides: dict[str, Callable[[], None]] = {"ours": ours}
+        if shape == 0:
+            sides["generate"] = transformers_generate(
+                policy, prompts, n_tokens, root_seed, dtype=dtype, device=device
+            )
+        seconds = interleaved(sides, repeats, device=device)
+        work = f"{sizes.sample_rows} rows x ({n_prompt} + {n_tokens}) tokens, {sizes.precision}"
+        if shape == 0:
+            rows.append(
+                make_row(
+                    SAMPLING_NAMES[0],
+                    seconds["ours"],
+                    seconds["generate"],
+                    target=GENERATE_TARGET,
+                    note=work,
+                )
+            )
+        moved = decoding_bytes(sizes.model, sizes.sample_rows, n_prompt, n_tokens, dtype.itemsize)
+        rows.append(
+            make_row(
+                SAMPLING_NAMES[1] + ("" if shape == 0 else f"_{n_prompt}_{n_tokens}"),
+                seconds["ours"],
+                [moved / bandwidth],
+                against="limit",
+                target=BANDWIDTH_TARGET if shape == 0 else None,
+                note=f"{work}; reference: the least {moved / 1e9:.0f} GB at the measured copy rate, "
+                f"{bandwidth / 1e9:,.0f} GB/s; prefill and transfers are on our side only",
+                details={"kernel_ms": _kernel_ms(ours, device, most=12)},
+            )
+        )
+    return rows
 
 
 def attention_flops(cfg: LlamaConfig, n_rows: int, length: int) -> float:

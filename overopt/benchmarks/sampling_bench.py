@@ -64,7 +64,7 @@ def sampling_rows(
 
     sides = {
         "ours": ours,
-        "generate": _transformers_generate(policy, prompts, n_tokens, root_seed),
+        "generate": transformers_generate(policy, prompts, n_tokens, root_seed),
         "products": _bare_products(cfg, n_prompt_tokens, n_tokens, root_seed),
     }
     seconds = _interleaved(sides, repeats)
@@ -93,8 +93,14 @@ def _random_prompts(cfg: LlamaConfig, length: int, root_seed: int) -> Prompts:
     return Prompts(ids, torch.ones_like(ids, dtype=torch.bool), torch.arange(SAMPLE_BLOCK))
 
 
-def _transformers_generate(
-    policy: Llama, prompts: Prompts, n_tokens: int, root_seed: int
+def transformers_generate(
+    policy: Llama,
+    prompts: Prompts,
+    n_tokens: int,
+    root_seed: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
 ) -> Callable[[], None]:
     """The same work by transformers' ``generate`` with copied weights."""
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -104,12 +110,14 @@ def _transformers_generate(
     model = AutoModelForCausalLM.from_config(config).eval()
     model.load_state_dict(to_transformers_state(policy), strict=False)
     model.tie_weights()
+    model.to(device=device, dtype=dtype)
+    ids, mask = prompts.ids.to(device), prompts.mask.long().to(device)
 
     def run() -> None:
         with scoped_torch_seed(root_seed), torch.inference_mode():
             made = model.generate(
-                prompts.ids,
-                attention_mask=prompts.mask.long(),
+                ids,
+                attention_mask=mask,
                 do_sample=True,
                 top_k=0,
                 top_p=1.0,

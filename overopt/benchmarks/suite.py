@@ -122,6 +122,10 @@ def run_suite(
         where: dict[str, Any] = {"root_seed": root_seed, "device": device}
         as_trained: dict[str, Any] = where | {"precision": sizes.precision}
         return {
+            "sampling": (
+                gpu_bench.SAMPLING_NAMES,
+                lambda: gpu_bench.sampling_rows(sizes, **where),
+            ),
             "scoring": (
                 scoring_bench.NAMES,
                 lambda: scoring_bench.scoring_rows(

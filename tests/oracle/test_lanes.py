@@ -5,10 +5,12 @@ import torch
 from tolerances import FP32
 
 from overopt import lanes
+from overopt.checkpoints import load_lm, load_openings, load_tokenizer
 from overopt.datatypes import Prompts
 from overopt.nets import Llama, LlamaConfig
 from overopt.sampling import _inverse_cdf, sample, score_logprobs
 from overopt.seeding import torch_generator
+from overopt.world.stories import StoriesWorld
 
 N_TOKENS = 7
 
@@ -101,3 +103,45 @@ def test_bf16_reports_the_distribution_it_samples_from():
     difference = (made.logprobs - exact)[made.mask]
     assert 0 < difference.abs().max() < 0.2
     assert difference.abs().mean() < 0.02
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("source", ["ladder:0.05m", "ladder:policy-0.8m"])
+def test_a_gpu_samples_what_the_cpu_samples(source):
+    policy = load_lm(source)
+    world = StoriesWorld(tuple(load_openings()), load_tokenizer())
+    prompts = world.prompts("eval", 40)
+    bias = torch.linspace(-0.5, 0.5, policy.cfg.vocab_size)
+    settings = {"n_tokens": 48, "seed": 1, "copies": 10, "temperature": 0.9, "logit_bias": bias}
+    expected = sample(policy, prompts, **settings)
+    plain = score_logprobs(policy, sample(policy, prompts, n_tokens=48, seed=1))
+    policy.cuda()
+    made = sample(policy, prompts, **settings)
+    same = (made.ids == expected.ids).all(1)
+    assert same.float().mean() > 0.97  # a token differs where u falls between two roundings
+    torch.testing.assert_close(made.logprobs[same], expected.logprobs[same], rtol=0, atol=10 * FP32)
+    again = sample(policy, prompts, n_tokens=48, seed=1)
+    exact = score_logprobs(policy, again)
+    torch.testing.assert_close(
+        again.logprobs, exact[:, : again.ids.shape[1]], rtol=0, atol=10 * FP32
+    )
+    assert abs(float((exact.sum(1) - plain.sum(1)).mean())) < 0.5
+    half = sample(policy, prompts, precision="bf16", **settings)
+    assert (half.length.float().mean() - expected.length.float().mean()).abs() < 3
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(
+    ("n_kv", "bias", "tied"), [(4, False, True), (2, True, False), (1, False, True)]
+)
+def test_kernels_and_refills_on_a_gpu(n_kv, bias, tied):
+    model = small(n_kv, bias=bias, tied=tied)
+    prompts = prompts_of(6, model.cfg)
+    expected = sample(model, prompts, n_tokens=N_TOKENS, seed=3, copies=40)
+    model.cuda()
+    for n_lanes in (3, 50):
+        made = in_lanes(model, prompts, 40, n_lanes)
+        same = ((made.ids.cpu() == expected.ids) | ~expected.mask).all(1)
+        assert same.float().mean() > 0.97
