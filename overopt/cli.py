@@ -142,6 +142,12 @@ def _parser() -> argparse.ArgumentParser:
         "--gpu-jobs", type=_count, default=1, help="stages that share the device (default: 1)"
     )
     computing.add_argument(
+        "--on-cpu",
+        default="",
+        metavar="STAGES",
+        help="stages that stay on the CPU although --device is another, such as ppo,ppo_gold",
+    )
+    computing.add_argument(
         "--micro-batch", type=_count, default=None, help="largest batch through a network at once"
     )
     computing.add_argument("--quiet", action="store_true", help="show no progress")
@@ -461,6 +467,7 @@ def _runtime(args: argparse.Namespace) -> RuntimeConfig:
         threads=args.threads,
         micro_batch=args.micro_batch,
         gpu_jobs=args.gpu_jobs,
+        on_cpu=tuple(filter(None, args.on_cpu.split(","))),
         quiet=args.quiet,
     )
     os.environ.update(runtime.environment)

@@ -51,6 +51,9 @@ class RuntimeConfig:
         Seconds between two checkpoints of a long loop, at least 0 (0: at every chance).
     gpu_jobs : int
         Stages that may use the accelerator at the same time, at least 1.
+    on_cpu : tuple of str
+        Names of stages that stay on the CPU although there is an accelerator, such as ``ppo``: small
+        policies are optimised as fast by one core each as by a GPU that they share.
     quiet : bool
         Whether to keep silent about progress.
     """
@@ -60,6 +63,7 @@ class RuntimeConfig:
     micro_batch: int | None = None
     checkpoint_s: float = 30.0
     gpu_jobs: int = 1
+    on_cpu: tuple[str, ...] = ()
     quiet: bool = False
 
     def __post_init__(self) -> None:

@@ -174,8 +174,10 @@ def _execute(
     """`execute` by this process and its workers, or as the leader of a launch."""
     started = time.monotonic()
     plan = prepare(targets, store)
-    gpu_slots = runtime.gpu_jobs if runtime.device != "cpu" else len(plan.stages)
-    schedule = _Schedule(plan, gpu_slots, limit or _Limit(None))
+    for name in runtime.on_cpu:
+        known = sorted({stage.name for stage in plan.stages})
+        require(name in known, "on_cpu", name, f"is no stage of this run: use {', '.join(known)}")
+    schedule = _Schedule(plan, runtime, limit or _Limit(None))
     width = max(1, min(workers, len(plan.todo)))
     if plan.todo:
         reporter.begin(plan, width)
@@ -222,14 +224,21 @@ def prepare(targets: Sequence[Stage], store: Store) -> Plan:
 # --- one stage ------------------------------------------------------------------------------------
 
 
+def uses_device(stage: Stage, runtime: RuntimeConfig) -> bool:
+    """Whether ``stage`` runs on the runtime's device, and not on the CPU whatever that is."""
+    return stage.gpu and stage.name not in runtime.on_cpu
+
+
 def make_task(stage: Stage, runtime: RuntimeConfig) -> Task:
-    """``stage`` as a task; stages that use no accelerator run on the CPU whatever the runtime."""
+    """``stage`` as a task, with the device that it runs on."""
     return Task(
         identity=stage.identity,
         config=stage.config,
         run=stage.run,
         inputs={role: (up.name, up.fingerprint) for role, up in stage.upstream.items()},
-        runtime=runtime if stage.gpu else dataclasses.replace(runtime, device="cpu"),
+        runtime=runtime
+        if uses_device(stage, runtime)
+        else dataclasses.replace(runtime, device="cpu"),
     )
 
 
@@ -322,14 +331,15 @@ class _Limit:
 class _Schedule:
     """Which stage comes next, and what became of the others."""
 
-    def __init__(self, plan: Plan, gpu_slots: int, limit: _Limit) -> None:
+    def __init__(self, plan: Plan, runtime: RuntimeConfig, limit: _Limit) -> None:
         self.limit = limit
         self._waiting = {stage.fingerprint: stage for stage in plan.todo}
         self._length = critical_path(plan.todo)
         self._running: dict[str, Stage] = {}
         self._retry: dict[str, float] = {}
         self._skipped: list[Stage] = []
-        self._gpu_slots = gpu_slots
+        self._gpu_slots = runtime.gpu_jobs if runtime.device != "cpu" else len(plan.stages)
+        self._uses_device = functools.partial(uses_device, runtime=runtime)
         self._stopped = False
         self.failures: list[Failure] = []
         self.computed = self.reused = 0
@@ -348,14 +358,14 @@ class _Schedule:
         """The most urgent stage that can start now, which then counts as running."""
         if self.limit.winding_down:
             return None
-        gpu_full = sum(stage.gpu for stage in self._running.values()) >= self._gpu_slots
+        gpu_full = sum(map(self._uses_device, self._running.values())) >= self._gpu_slots
         pending = self._waiting.keys() | self._running.keys()
         now = time.monotonic()
         ready = [
             stage
             for fp, stage in self._waiting.items()
             if self._retry.get(fp, now) <= now
-            and not (stage.gpu and gpu_full)
+            and not (gpu_full and self._uses_device(stage))
             and not any(source.fingerprint in pending for source in stage.upstream.values())
         ]
         if not ready:

@@ -11,7 +11,7 @@ from overopt import pipeline
 from overopt import stages as run_stages
 from overopt.cli import main
 from overopt.config import RuntimeConfig
-from overopt.errors import StoreError
+from overopt.errors import ConfigError, StoreError
 from overopt.executors import execute, make_task, perform
 from overopt.graph import Stage
 from overopt.presets import load_experiment
@@ -66,6 +66,24 @@ def test_few_stages_share_the_device_and_the_others_work_beside_them(tmp_path):
         running = [s for j, s in enumerate(spans[:5]) if j != i and s["start"] <= span["start"]]
         assert sum(s["stop"] > span["start"] for s in running) <= 1
     assert max(at_once(spans[5:], spans[:5])) >= 1
+
+
+def test_stages_named_on_cpu_leave_the_device_to_others(tmp_path):
+    stages = [
+        Stage(
+            name=name,
+            version=1,
+            config=fake_graph.SpanConfig(root_seed=0),
+            run=fake_graph.run_span,
+            gpu=True,
+        )
+        for name in ("large", "small")
+    ]
+    execute(stages, Store(tmp_path), RuntimeConfig(device="cuda", on_cpu=("small",)), workers=1)
+    spans = [load_json(tmp_path / s.name / s.fingerprint / "span.json") for s in stages]
+    assert [span["device"] for span in spans] == ["cuda", "cpu"]
+    with pytest.raises(ConfigError, match="on_cpu = 'ppo': is no stage.*large, small"):
+        execute(stages, Store(tmp_path), RuntimeConfig(on_cpu=("ppo",)))
 
 
 def test_nothing_starts_without_time(tmp_path):
