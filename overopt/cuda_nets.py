@@ -2,7 +2,8 @@
 
 On a GPU an elementwise step costs one pass over memory, and with a small model one launch, whatever
 it computes. So this module has two ways through a block. Wide models run two regions compiled with
-``torch.compile``, `_attend` and `_rest`: one compilation serves all layers and all batch shapes.
+``torch.compile``: a whole block, and `_attend` for the last one, of which few positions are read on. One
+compilation serves all layers and all batch shapes.
 Small models run the same code as it stands, where launches count: fused norms, rotation in place.
 
 What it does differently from `overopt.nets` on the CPU: rotation of coordinates half a head apart, as
@@ -139,6 +140,28 @@ def _rest(
     return add(x, F.silu(gate) * up, down, dtype)
 
 
+def _block(
+    x: Tensor,
+    norm1: Tensor,
+    qkv: Tensor,
+    bias: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    out: Tensor,
+    norm2: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    *,
+    heads: tuple[int, int],
+    eps: float,
+    dtype: torch.dtype,
+    fuse: bool,
+) -> Tensor:
+    """One block on (R, L, D), in one piece: a compiler then sums the gradients of ``x`` on the way."""
+    y = _attend(x, norm1, qkv, bias, cos, sin, heads=heads, eps=eps, dtype=dtype, fuse=fuse)
+    return _rest(x, y, out, norm2, gate_up, down, eps=eps, dtype=dtype, fuse=fuse)
+
+
 def _add(x: Tensor, y: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
     """x + y Wᵀ."""
     return x + F.linear(y, weight.to(dtype))
@@ -155,14 +178,14 @@ def _add_at_once(x: Tensor, y: Tensor, weight: Tensor, dtype: torch.dtype) -> Te
 
 
 class _Regions(NamedTuple):
-    """The two functions of a block, compiled (``fuse``) or as they stand."""
+    """`_block` and `_attend`, compiled (``fuse``) or as they stand."""
 
+    block: Callable[..., Tensor]
     attend: Callable[..., Tensor]
-    rest: Callable[..., Tensor]
     fuse: bool
 
 
-_PLAIN = _Regions(_attend, _rest, False)
+_PLAIN = _Regions(_block, _attend, False)
 _compiled: dict[str, _Regions] = {}
 _tried: dict[tuple, _Regions] = {}
 
@@ -177,7 +200,7 @@ def _compile(backend: str = "inductor") -> _Regions:
         # Static but for the dimensions marked below: a second width is a compilation of its own.
         options: dict[str, Any] = {"backend": backend, "dynamic": False}
         _compiled[backend] = _Regions(
-            torch.compile(_attend, **options), torch.compile(_rest, **options), True
+            torch.compile(_block, **options), torch.compile(_attend, **options), True
         )
     return _compiled[backend]
 
@@ -196,35 +219,46 @@ class _Block(NamedTuple):
     rope: _Rope
     dtype: torch.dtype
 
+    def __call__(self, x: Tensor, regions: _Regions) -> Tensor:
+        """The block's output (R, L, D) on ``x`` (R, L, D)."""
+        return self._run(regions.block, x, self._behind_attention, regions.fuse)
+
+    def at(self, x: Tensor, at: Tensor, regions: _Regions) -> Tensor:
+        """Its output (R, T, D) at positions ``at`` (R, T) alone."""
+        y, index = self.attend(x, regions), at[..., None].expand(-1, -1, x.shape[-1])
+        x, y = x.gather(1, index), y.gather(1, index)
+        return _rest(
+            x, y, *self._behind_attention, eps=self.layer.eps, dtype=self.dtype, fuse=False
+        )
+
     def attend(self, x: Tensor, regions: _Regions) -> Tensor:
         """Attention's output (R, L, D) on ``x`` (R, L, D)."""
+        return self._run(regions.attend, x, (), regions.fuse)
+
+    def _run(
+        self, region: Callable[..., Tensor], x: Tensor, maps: tuple[Tensor, ...], fuse: bool
+    ) -> Tensor:
         layer, (cos, sin) = self.layer, self.rope
-        if regions.fuse:
+        if fuse:
             _mark((x, (0, 1)), (cos, (0,)), (sin, (0,)))
-        return regions.attend(
+        return region(
             x,
             layer.norm1,
             layer.qkv.weight,
             layer.qkv.bias,
             cos,
             sin,
+            *maps,
             heads=(layer.n_heads, layer.n_kv_heads),
             eps=layer.eps,
             dtype=self.dtype,
-            fuse=regions.fuse,
+            fuse=fuse,
         )
 
-    def rest(self, x: Tensor, y: Tensor, regions: _Regions) -> Tensor:
-        """The block's output (R, L, D) from its input and attention's output (R, L, D)."""
+    @property
+    def _behind_attention(self) -> tuple[Tensor, ...]:
         layer = self.layer
-        if regions.fuse:
-            _mark((x, (0, 1)), (y, (0, 1)))
-        maps = (layer.out.weight, layer.norm2, layer.gate_up.weight, layer.down.weight)
-        return regions.rest(x, y, *maps, eps=layer.eps, dtype=self.dtype, fuse=regions.fuse)
-
-    def __call__(self, x: Tensor, regions: _Regions) -> Tensor:
-        """The block's output (R, L, D)."""
-        return self.rest(x, self.attend(x, regions), regions)
+        return layer.out.weight, layer.norm2, layer.gate_up.weight, layer.down.weight
 
     def regions(self, x: Tensor) -> _Regions:
         """What to run on ``x`` (R, L, D): compiled where that pays, and gives the same on ``x``.
@@ -265,13 +299,14 @@ class _Block(NamedTuple):
         return _PLAIN
 
     def _results(self, x: Tensor, regions: _Regions) -> tuple[Tensor, ...]:
-        """Output on ``x``; with gradients on, also those of its mean square in input and weights."""
+        """Both outputs on ``x``; with gradients on, those of mean squares in input and weights too."""
         x = x.detach().clone().requires_grad_(torch.is_grad_enabled())
-        y = self(x, regions)
+        y, of_attention = self(x, regions), self.attend(x, regions)
         if not torch.is_grad_enabled():
-            return (y,)
+            return y, of_attention
+        size = y.float().square().mean() + of_attention.float().square().mean()
         weights = [p for p in self.layer.parameters() if p.requires_grad]
-        return (y.detach(), *torch.autograd.grad(y.float().square().mean(), [x, *weights]))
+        return y, of_attention, *torch.autograd.grad(size, [x, *weights])
 
 
 def _distance(a: Tensor, b: Tensor) -> float:
@@ -307,10 +342,4 @@ def hidden_states(model: "Llama", input_ids: Tensor, at: Tensor | None = None) -
         for block in blocks[:-1]:
             x = block(x, regions)
         last = blocks[-1]
-        y = last.attend(x, regions)
-        if at is None:
-            x = last.rest(x, y, regions)
-        else:
-            index = at[..., None].expand(-1, -1, x.shape[-1])
-            x = last.rest(x.gather(1, index), y.gather(1, index), _PLAIN)
-        return model.normed(x)
+        return model.normed(last(x, regions) if at is None else last.at(x, at, regions))

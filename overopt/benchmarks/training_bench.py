@@ -217,7 +217,7 @@ def reward_rows(
         )
         opponent.close()
     _check_loss(opponent, first_loss, LOSS_AGREES[precision])
-    work = f"{n_pairs} pairs x {n_tokens} tokens, {precision}"
+    work = f"{n_pairs} pairs x {n_tokens} tokens, {n_tokens // 4} of them the pair's prompt, {precision}"
     return [
         make_row(
             REWARD_NAMES[0],
@@ -250,9 +250,11 @@ def random_pairs(
     rows = random_responses(
         vocab_size, 2 * n_pairs, n_prompt, n_tokens - n_prompt, root_seed=root_seed
     )
+    pair = torch.arange(len(rows)) // 2
     whole = replace(
         rows,
-        prompts=replace(rows.prompts, prompt_id=torch.arange(len(rows)) // 2),
+        # Both responses of a pair answer one prompt, as in any table of preferences.
+        prompts=replace(rows.prompts, ids=rows.prompts.ids[2 * pair], prompt_id=pair),
         ids=torch.randint(
             2, vocab_size, rows.ids.shape, generator=torch_generator(root_seed, "ids")
         ),

@@ -9,7 +9,7 @@ from training_data import VOCAB, backbone, reward_model, training_pairs
 
 from overopt import cuda_nets, sampling
 from overopt.compute import Compute
-from overopt.cuda_nets import _PLAIN, CompileWarning, _attend, _Block, _Regions, _rest, _Rope
+from overopt.cuda_nets import _PLAIN, CompileWarning, _attend, _Block, _block, _Regions, _Rope
 from overopt.datatypes import bounded_runs
 from overopt.nets import Llama
 from overopt.proxy.stacked import train_reward_models_stacked
@@ -72,7 +72,7 @@ def test_states_and_gradients_are_those_of_the_cpu(shape, where):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_is_compiled_computes_what_stands(shape, dtype):
     block, x = block_and_input(backbone(**shape), dtype)
-    fused, plain = (block._results(x, r) for r in (_Regions(_attend, _rest, True), _PLAIN))
+    fused, plain = (block._results(x, r) for r in (_Regions(_block, _attend, True), _PLAIN))
     for a, b in zip(fused, plain, strict=True):
         close(a, b, FP32 if dtype == torch.float32 else BF16)
 
@@ -98,13 +98,14 @@ def counting_backend(count: list[int]):
 def test_one_compilation_serves_all_layers_and_batch_shapes():
     count = [0]
     options = dict(backend=counting_backend(count), dynamic=False)
-    regions = _Regions(torch.compile(_attend, **options), torch.compile(_rest, **options), True)
+    regions = _Regions(torch.compile(_block, **options), torch.compile(_attend, **options), True)
     model = backbone(num_attention_heads=4, num_key_value_heads=2)
     for n_rows, length in ((5, 17), (6, 32), (17, 9)):
         block, x = block_and_input(model, n_rows=n_rows, length=length)
         x.requires_grad_()
-        y = _Block(model.blocks[1], block.rope, block.dtype)(block(x, regions), regions)
-        y.sum().backward()
+        last = _Block(model.blocks[1], block.rope, block.dtype)
+        y = block(block(x, regions), regions)
+        (last(y, regions).sum() + last.attend(y, regions).sum()).backward()
         assert count[0] == 4  # two regions, forward and backward
 
 
