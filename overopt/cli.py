@@ -12,6 +12,7 @@ Exit status: 0 done; 1 stages failed; 2 the request cannot be carried out, and n
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import os
 import re
@@ -177,6 +178,14 @@ def _parser() -> argparse.ArgumentParser:
         help="do not compute what the results directory has records of already, whatever the store"
         " holds: for runs in pieces on machines that do not share a store",
     )
+    run.add_argument(
+        "--part",
+        type=_part,
+        default=None,
+        metavar="I/N",
+        help="compute the I-th of N equal parts of the runs only, and join its records to those of"
+        " other parts that the results directory holds",
+    )
     run.set_defaults(command=_run)
 
     compare = commands.add_parser(
@@ -324,6 +333,13 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _part(text: str) -> tuple[int, int]:
+    part, slash, parts = text.partition("/")
+    if not (slash and part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form I/N with I from 1 to N")
+    return int(part), int(parts)
+
+
 def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
@@ -414,10 +430,13 @@ def _run(args: argparse.Namespace) -> int:
     _check_device(runtime.device)
     results = args.results or default_results(loaded.record_name)
     held = pipeline.held_results(results).run_ids if args.extend else set()
+    wanted = loaded.stages
+    if args.part:
+        wanted = pipeline.build_graph(_part_of(loaded.experiment, *args.part))
     workers = max(1, _cores() // runtime.threads) if args.workers is None else args.workers
     try:
         summary = execute(
-            [stage for stage in loaded.stages if stage.fingerprint not in held],
+            [stage for stage in wanted if stage.fingerprint not in held],
             store,
             runtime,
             workers=workers,
@@ -438,12 +457,21 @@ def _run(args: argparse.Namespace) -> int:
         )
         _collect_part(loaded, store, results)
         return 3
-    written = pipeline.collect(loaded.experiment, store, results)
-    store.record(loaded.record_name, snapshot(loaded.stages))
+    written = pipeline.collect(loaded.experiment, store, results, partial=bool(args.part))
+    if not args.part:
+        store.record(loaded.record_name, snapshot(loaded.stages))
     if not runtime.quiet:
         took = duration(summary.wall_s)
         print(f"{summary.computed} stages computed in {took}; records in {written}")
     return 0
+
+
+def _part_of(experiment: Any, part: int, parts: int) -> Any:
+    """The experiment with the ``part``-th of ``parts`` equal, contiguous shares of its runs."""
+    start, stop = (len(experiment.runs) * k // parts for k in (part - 1, part))
+    if start == stop:
+        raise ConfigError(f"--part {part}/{parts}: there are {len(experiment.runs)} runs to divide")
+    return dataclasses.replace(experiment, runs=experiment.runs[start:stop])
 
 
 def _collect_part(loaded: _Loaded, store: Store, results: Path) -> None:
