@@ -481,10 +481,11 @@ def _collect_part(loaded: _Loaded, store: Store, results: Path) -> None:
     if distributed.rank() > 0:
         return
     try:
-        pipeline.collect(loaded.experiment, store, results, partial=True)
+        written = pipeline.collect(loaded.experiment, store, results, partial=True)
     except OveroptError as error:
         print(f"overopt: {error}", file=sys.stderr)
-    else:
+        return
+    if written is not None:
         print(f"overopt: records of what is finished are in {results}", file=sys.stderr)
 
 

@@ -500,20 +500,21 @@ def held_results(folder: Path) -> Results:
 
 def collect(
     experiment: Experiment, artefacts: store.Store, results_dir: Path, *, partial: bool = False
-) -> Path:
+) -> Path | None:
     """Write records.jsonl, curves.npz, tilt.jsonl and costs.jsonl of an experiment.
 
-    Returns their folder. What was measured is in the first three and depends on the experiment
-    alone; costs.jsonl says what computing it took, which differs from time to time.
+    Returns their folder, or None if nothing was written. What was measured is in the first three
+    and depends on the experiment alone; costs.jsonl says what computing it took, which differs from
+    time to time.
 
     A curve that is not in the store but in the folder already, of an earlier run elsewhere, is kept.
     ``partial``: leave out what is in neither, where that is otherwise an error; nothing is written
-    that would replace more by less.
+    if no curve is finished, or if it would replace more by less.
 
     Raises
     ------
     StoreError
-        A curve is missing or damaged, or (``partial``) nothing can be written.
+        A curve is missing or damaged, or (``partial``) the folder holds curves of something else.
     """
     before = held_results(results_dir)
     found = Results([], [], [], {})
@@ -530,11 +531,14 @@ def collect(
                 found.add(before.of(run_id))
             elif not partial:
                 artefacts.open(stage.name, run_id)  # raises with the remedy
-    if partial:
-        lost = before.run_ids - found.run_ids
-        if not found.records or lost:
-            why = f"it holds {len(lost)} other curves" if lost else "no curve is finished"
-            raise StoreError(f"{results_dir}: no records were written: {why}")
+    lost = before.run_ids - found.run_ids if partial else set()
+    if lost:
+        raise StoreError(
+            f"{results_dir}: no records were written: it holds {len(lost)} other curves; give another"
+            " directory with --results"
+        )
+    if partial and not found.records:
+        return None
     validate_records(found.records)
     results_dir.mkdir(parents=True, exist_ok=True)
     store.save_arrays(results_dir / "curves.npz", found.arrays)
