@@ -154,9 +154,11 @@ def reward_rows(
         n_tokens - n_prompt,
         root_seed=root_seed,
     )
+    pair = torch.arange(len(rows)) // 2
     whole = replace(
         rows,
-        prompts=replace(rows.prompts, prompt_id=torch.arange(len(rows)) // 2),
+        # Both responses of a pair answer one prompt, as in any table of preferences.
+        prompts=replace(rows.prompts, ids=rows.prompts.ids[2 * pair], prompt_id=pair),
         ids=torch.randint(
             2, backbone.cfg.vocab_size, rows.ids.shape, generator=torch_generator(root_seed, "ids")
         ),
@@ -171,7 +173,7 @@ def reward_rows(
         first_loss = float(bradley_terry_loss(*scores.chunk(2)))
 
     products = product_runner(
-        training_products(backbone.cfg, 2 * n_pairs * n_tokens, n_read=2 * n_pairs),
+        training_products(backbone.cfg, n_pairs * (2 * n_tokens - n_prompt), n_read=2 * n_pairs),
         torch_generator(root_seed, "products"),
         device=device,
     )
@@ -216,7 +218,7 @@ def reward_rows(
         )
         opponent.close()
     _check_loss(opponent, first_loss)
-    work = f"{n_pairs} pairs x {n_tokens} tokens"
+    work = f"{n_pairs} pairs x {n_tokens} tokens, {n_prompt} of them the pair's prompt"
     return [
         make_row(
             REWARD_NAMES[0],
@@ -236,7 +238,8 @@ def reward_rows(
             ours[WARM_STEPS:],
             bare[WARM_STEPS:],
             against="limit",
-            note="reference: the linear maps forward and backward alone; ratio at most 1",
+            note="reference: the linear maps forward and backward alone, of each prompt once; "
+            "ratio at most 1",
         ),
     ]
 

@@ -18,13 +18,15 @@ import torch
 from torch import Tensor
 
 from overopt.compute import Compute, clear_gradients
-from overopt.datatypes import Responses, Sequences
+from overopt.datatypes import Responses, Sequences, length_sorted, shared_prompts
 from overopt.errors import DivergenceError
 from overopt.functional import bradley_terry_loss
-from overopt.nets import ScalarHeadModel
+from overopt.nets import Llama, Prefix, ScalarHeadModel
 from overopt.seeding import torch_generator
 
-FORWARD_TOKENS = 1 << 14  # padded tokens of one call of a network, where no micro-batch is set
+# Padded tokens of one call of a network, where no micro-batch is set. On a CPU few, so that what one
+# layer writes is in the cache of the next.
+FORWARD_TOKENS, FORWARD_TOKENS_CPU = 1 << 14, 1 << 11
 BETAS, EPS, GRAD_CLIP, WARM_UP = (0.9, 0.99), 1e-5, 1.0, 0.05
 
 
@@ -124,19 +126,30 @@ def reward_optimizer(
 
 
 def forward_scores(model: ScalarHeadModel, seq: Sequences, compute: Compute) -> Tensor:
-    """Scores (R,) float32 with gradient of sequences sorted by length, in calls of bounded size."""
-    device = model.head.weight.device
-    parts, start = [], 0
-    while start < len(seq.ids):
-        stop = start + 1
-        while stop < len(seq.ids) and (stop + 1 - start) * int(seq.length[stop]) <= FORWARD_TOKENS:
-            stop += 1
-        ids = seq.ids[start:stop, : int(seq.length[stop - 1])]
-        with compute.autocast(device):
-            scores = model.at_last_token(ids.to(device), seq.length[start:stop].to(device))
-        parts.append(scores.float())
-        start = stop
-    return torch.cat(parts) if parts else torch.zeros(0, device=device)
+    """Scores (R,) float32 with gradient of sequences, in calls of bounded size.
+
+    On a CPU a compact Llama computes each distinct prompt once, and its responses behind it. Other
+    networks, and accelerators, for which fewer and larger calls count more, read whole sequences.
+    """
+    device, backbone = model.head.weight.device, model.backbone
+    most, shared = FORWARD_TOKENS, None
+    if device.type == "cpu":
+        most = min(most, FORWARD_TOKENS_CPU)
+        shared = shared_prompts(seq) if isinstance(backbone, Llama) else None
+    ids, length = (seq.ids, seq.length) if shared is None else (shared.ids, shared.length)
+    batches = list(length_sorted(length, most))
+    order = torch.cat([torch.zeros(0, dtype=torch.int64), *batches])
+    parts = [torch.zeros(0, device=device)]
+    with compute.autocast(device):
+        before: list[Prefix | None] = [None] * len(batches)
+        if shared is not None:
+            prompts = backbone.prefix(shared.prompt_ids, shared.n_prompt)
+            before = [*prompts.select(shared.prompt[order]).split([len(b) for b in batches])]
+        for rows, prefix in zip(batches, before, strict=True):
+            n = length[rows]
+            scores = model.at_last_token(ids[rows, : int(n[-1])].to(device), n.to(device), prefix)
+            parts.append(scores.float())
+    return torch.cat(parts[1:] or parts)[torch.argsort(order).to(device)]
 
 
 def pair_loss_backward(
