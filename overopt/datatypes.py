@@ -107,6 +107,41 @@ def join(prompts: Prompts, response_ids: Tensor, response_mask: Tensor) -> Seque
     return Sequences(ids[:, : int(length.max())], length, n_prompt)
 
 
+class SharedPrompts(NamedTuple):
+    """`Sequences` with each distinct prompt once.
+
+    prompt_ids (P, L) int64, right-padded; n_prompt (P,): tokens of each; prompt (R,) int64: the
+    prompt of each response; ids (R, T) int64: responses, right-padded; length (R,): tokens of each.
+    """
+
+    prompt_ids: Tensor
+    n_prompt: Tensor
+    prompt: Tensor
+    ids: Tensor
+    length: Tensor
+
+
+def shared_prompts(seq: Sequences) -> SharedPrompts | None:
+    """The same sequences with equal prompts told apart from their responses.
+
+    None where no two rows share a prompt, or where a prompt or a response has no tokens.
+    """
+    length = seq.length - seq.n_prompt
+    if len(length) == 0 or int(length.min()) < 1 or int(seq.n_prompt.min()) < 1:
+        return None
+    column = torch.arange(seq.ids.shape[1], device=seq.ids.device)
+    # -1 is no token: prompts of different lengths differ.
+    ids = seq.ids[:, : int(seq.n_prompt.max())]
+    ids = ids.masked_fill(column[: ids.shape[1]] >= seq.n_prompt[:, None], -1)
+    distinct, prompt = ids.unique(dim=0, return_inverse=True)
+    if len(distinct) == len(ids):
+        return None
+    own = column[: int(length.max())]
+    at = (seq.n_prompt[:, None] + own).clamp_max(seq.ids.shape[1] - 1)
+    responses = seq.ids.gather(1, at).masked_fill(own >= length[:, None], 0)
+    return SharedPrompts(distinct.clamp_min(0), (distinct >= 0).sum(1), prompt, responses, length)
+
+
 def length_sorted(length: Tensor, batch_tokens: int) -> Iterator[Tensor]:
     """Row indices in batches of similar length, each at most ``batch_tokens`` padded tokens.
 

@@ -121,6 +121,35 @@ class _Maps(NamedTuple):
     gate_up: Tensor
 
 
+class Prefix(NamedTuple):
+    """What each of R rows continues: tokens that were computed before, such as a shared prompt.
+
+    layers: of each layer, keys and values (R, H_kv, L, D_head), keys in the order of
+    `_paired_order`; length (R,): real ones of the L, the first.
+    """
+
+    layers: list[tuple[Tensor, Tensor]]
+    length: Tensor
+
+    def select(self, row: Tensor) -> "Prefix":
+        """Row i continues what row ``row[i]`` did; differentiable."""
+        layers = [(k.index_select(0, row), v.index_select(0, row)) for k, v in self.layers]
+        return Prefix(layers, self.length[row])
+
+    def split(self, sizes: list[int]) -> list["Prefix"]:
+        """Consecutive rows."""
+        lengths = self.length.split(sizes)
+        pairs = [zip(k.split(sizes), v.split(sizes), strict=True) for k, v in self.layers]
+        parts = zip(*pairs, strict=True)
+        return [Prefix(list(p), n) for p, n in zip(parts, lengths, strict=True)]
+
+    @property
+    def hidden(self) -> Tensor:
+        """Padding, (R, L) bool."""
+        slot = torch.arange(self.layers[0][0].shape[2], device=self.length.device)
+        return slot >= self.length[:, None]
+
+
 class _Layer(nn.Module):
     """One pre-norm transformer block with fused qkv and gate-up projections."""
 
@@ -157,11 +186,14 @@ class _Layer(nn.Module):
         turn: Tensor,
         cached: list[tuple[Tensor, Tensor]] | None = None,
         at: Tensor | None = None,
+        before: tuple[Tensor, Tensor] | None = None,
+        hidden: Tensor | None = None,
     ) -> Tensor:
         """One block on (R, L, D), its output at all positions or at those of ``at`` (R, T) alone.
 
-        turn (L, H + H_kv, D_head/2): of `Llama.turn`. Keys and values (R, H_kv, L, D_head), keys in
-        the order of `_paired_order`, are appended to ``cached``.
+        turn (L or R × L, H + H_kv, D_head/2): of `Llama.turn`. Keys and values (R, H_kv, L, D_head),
+        keys in the order of `_paired_order`, are appended to ``cached``. Those of ``before`` come
+        first; ``hidden`` (1 or R, L, S) bool then says which of all a position does not see.
         """
         n_rows, length, d = x.shape
         maps = self.maps()
@@ -170,8 +202,13 @@ class _Layer(nn.Module):
         q, k, v = RotateHeads.apply(qkv.view(n_rows, length, sum(sizes), -1), turn, sizes)
         if cached is not None:
             cached.append((k, v))
+        if before is not None:
+            k, v = (torch.cat(both, 2) for both in zip(before, (k, v), strict=True))
+        mask = None if hidden is None else ~hidden[:, None]
         grouped = self.n_kv_heads < self.n_heads
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+        y = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped
+        )
         y = y.transpose(1, 2).reshape(n_rows, length, d)
         if at is not None:
             x, y = at_positions(x, at), at_positions(y, at)
@@ -183,27 +220,40 @@ class _Layer(nn.Module):
         turn: Tensor,
         at: Tensor,
         cached: list[tuple[Tensor, Tensor]] | None = None,
+        before: tuple[Tensor, Tensor] | None = None,
+        padding: Tensor | None = None,
     ) -> Tensor:
         """One block on (R, L, D), its output (R, D) at positions ``at`` (R,) alone.
 
         Every position gives its key and value; query, attention and MLP are computed once a row.
+        Keys and values of ``before`` come first, without those at ``padding`` (R, …) bool.
         """
         n_rows, length, d = x.shape
         rows = torch.arange(n_rows, device=x.device)
         y, maps = Normalise.apply(x, self.eps), self.maps()
-        b_q, b_kv = (None, None) if maps.qkv_bias is None else maps.qkv_bias.tensor_split((d,))
-        kv = F.linear(y, maps.qkv[d:], b_kv).view(n_rows, length, 2 * self.n_kv_heads, -1)
-        k, v = RotateHeads.apply(kv, turn[:, self.n_heads :], (self.n_kv_heads, self.n_kv_heads))
+        k, v = self.keys_values(y, turn, maps)
         if cached is not None:
             cached.append((k, v))
+        b_q = None if maps.qkv_bias is None else maps.qkv_bias[:d]
         q = F.linear(y[rows, at], maps.qkv[:d], b_q).view(n_rows, 1, self.n_heads, -1)
-        (q,) = RotateHeads.apply(q, turn[at, None, : self.n_heads], (self.n_heads,))
+        turn = turn.expand(n_rows, -1, -1, -1)[rows, at, None, : self.n_heads]
+        (q,) = RotateHeads.apply(q, turn, (self.n_heads,))
         q = q.reshape(n_rows, self.n_kv_heads, -1, k.shape[-1])
         ahead = torch.arange(length, device=x.device) > at[:, None]
+        if before is not None and padding is not None:
+            k, v = (torch.cat(both, 2) for both in zip(before, (k, v), strict=True))
+            ahead = torch.cat([padding, ahead], 1)
         scores = (q @ k.transpose(2, 3)) * q.shape[-1] ** -0.5
         scores = scores.masked_fill(ahead[:, None, None], -torch.inf)
         y = (scores.softmax(-1).to(v.dtype) @ v).view(n_rows, d)
         return self._rest(x[rows, at], y, maps)
+
+    def keys_values(self, y: Tensor, turn: Tensor, maps: _Maps) -> tuple[Tensor, Tensor]:
+        """Keys and values (R, H_kv, L, D_head) of normalised positions ``y`` (R, L, D)."""
+        d, n_kv = y.shape[-1], self.n_kv_heads
+        bias = None if maps.qkv_bias is None else maps.qkv_bias[d:]
+        kv = F.linear(y, maps.qkv[d:], bias).view(*y.shape[:2], 2 * n_kv, -1)
+        return RotateHeads.apply(kv, turn[..., self.n_heads :, :], (n_kv, n_kv))
 
     def _rest(self, x: Tensor, y: Tensor, maps: _Maps) -> Tensor:
         """What follows attention, on its input ``x`` and output ``y`` (…, D)."""
@@ -277,21 +327,47 @@ class Llama(nn.Module):
         input_ids: Tensor,
         length: Tensor,
         cached: list[tuple[Tensor, Tensor]] | None = None,
+        before: Prefix | None = None,
     ) -> Tensor:
         """Final hidden states (R, D) at the last real token; ``length`` (R,) real tokens a row.
 
-        Each layer's keys and values (R, H_kv, L, D_head) are appended to ``cached``.
+        Each layer's keys and values (R, H_kv, L, D_head) are appended to ``cached``. The tokens
+        continue those of ``before``, if given, which `prefix` has computed.
 
         The same as `forward` read there, without what the last block computes for other positions:
         about half of a 2-layer model, a fifth of a 4-layer one.
         """
-        if input_ids.is_cuda and cached is None:
+        if input_ids.is_cuda and cached is None and before is None:
             return self(input_ids, length[:, None] - 1)[:, 0]
-        turn = self.turn(input_ids.shape[1])
+        n_tokens, at = input_ids.shape[1], length - 1
+        x, last = self.embed(input_ids), self.blocks[-1]
+        if before is None:
+            turn = self.turn(n_tokens)
+            for layer in self.blocks[:-1]:
+                x = layer(x, turn, cached)
+            return self.normed(last.last(x, turn, at, cached))
+        # One row stands for all where all continue equally many tokens.
+        padding, length = before.hidden, before.length
+        some = slice(None if bool(padding.any()) else 1)
+        position = length[some, None] + torch.arange(n_tokens, device=x.device)
+        turn = self.turn(int(length.max()) + n_tokens)[position]
+        later = torch.ones(n_tokens, n_tokens, dtype=torch.bool, device=x.device).triu(1)
+        hidden = torch.cat(
+            [t.expand(len(turn), n_tokens, -1) for t in (padding[some, None], later[None])], 2
+        )
+        for layer, keys_values in zip(self.blocks[:-1], before.layers, strict=False):
+            x = layer(x, turn, cached, before=keys_values, hidden=hidden)
+        return self.normed(last.last(x, turn, at, cached, before.layers[-1], padding))
+
+    def prefix(self, input_ids: Tensor, length: Tensor) -> Prefix:
+        """What rows of right-padded tokens (R, L), ``length`` (R,) of them real, are continued from."""
+        turn, last = self.turn(input_ids.shape[1]), self.blocks[-1]
+        layers: list[tuple[Tensor, Tensor]] = []
         x = self.embed(input_ids)
         for layer in self.blocks[:-1]:
-            x = layer(x, turn, cached)
-        return self.normed(self.blocks[-1].last(x, turn, length - 1, cached))
+            x = layer(x, turn, layers)
+        layers.append(last.keys_values(Normalise.apply(x, last.eps), turn, last.maps()))
+        return Prefix(layers, length)
 
     def check_length(self, length: int) -> None:
         """Raise ValueError where rows of ``length`` tokens do not fit the context."""
@@ -566,6 +642,13 @@ class ScalarHeadModel(nn.Module):
         d = self.head.in_features
         self.head.weight.normal_(0.0, (d + 1) ** -0.5, generator=generator)
 
-    def at_last_token(self, ids: Tensor, length: Tensor) -> Tensor:
-        """Scalar (R,) at the last real token of right-padded ids (R, S); (R, k) with k > 1 heads."""
-        return self.head(self.backbone.at_last_token(ids, length)).squeeze(-1)
+    def at_last_token(self, ids: Tensor, length: Tensor, before: Prefix | None = None) -> Tensor:
+        """Scalar (R,) at the last real token of right-padded ids (R, S); (R, k) with k > 1 heads.
+
+        The tokens continue those of ``before``, if given; a compact `Llama` alone can.
+        """
+        if before is None:
+            hidden = self.backbone.at_last_token(ids, length)
+        else:
+            hidden = self.backbone.at_last_token(ids, length, before=before)
+        return self.head(hidden).squeeze(-1)

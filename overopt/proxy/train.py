@@ -18,13 +18,15 @@ import torch
 from torch import Tensor
 
 from overopt.compute import Compute, clear_gradients, tokens_at_once
-from overopt.datatypes import Responses, Sequences, bounded_runs
+from overopt.datatypes import Responses, Sequences, length_sorted, shared_prompts
 from overopt.errors import DivergenceError
 from overopt.functional import bradley_terry_loss
-from overopt.nets import ScalarHeadModel
+from overopt.nets import Llama, Prefix, ScalarHeadModel
 from overopt.seeding import torch_generator
 
-FORWARD_TOKENS = 1 << 14  # padded tokens of one call of a network, where no micro-batch is set
+# Padded tokens of one call of a network, where no micro-batch is set. On a CPU few, so that what one
+# layer writes is in the cache of the next.
+FORWARD_TOKENS, FORWARD_TOKENS_CPU = 1 << 14, 1 << 11
 READ_LOSS_EVERY = 32  # steps on a CUDA GPU, which would wait for each reading
 BETAS, EPS, GRAD_CLIP, WARM_UP = (0.9, 0.99), 1e-5, 1.0, 0.05
 
@@ -127,17 +129,33 @@ def reward_optimizer(
 
 
 def forward_scores(model: ScalarHeadModel, seq: Sequences, compute: Compute) -> Tensor:
-    """Scores (R,) float32 with gradient of sequences sorted by length, in calls of bounded size."""
-    device = model.head.weight.device
-    parts = []
-    for start, stop in bounded_runs(seq.length, tokens_at_once(device, FORWARD_TOKENS)):
-        length = seq.length[start:stop]
-        ids = seq.ids[start:stop, : int(length[-1])]
-        with compute.autocast(device):
+    """Scores (R,) float32 with gradient of sequences, in calls of bounded size.
+
+    On a CPU a compact Llama computes each distinct prompt once, and its responses behind it. Other
+    networks, and accelerators, for which fewer and larger calls count more, read whole sequences.
+    """
+    device, backbone = model.head.weight.device, model.backbone
+    most, shared = tokens_at_once(device, FORWARD_TOKENS), None
+    if device.type == "cpu":
+        most = min(most, FORWARD_TOKENS_CPU)
+        shared = shared_prompts(seq) if isinstance(backbone, Llama) else None
+    ids, length = (seq.ids, seq.length) if shared is None else (shared.ids, shared.length)
+    batches = list(length_sorted(length, most))
+    order = torch.cat([torch.zeros(0, dtype=torch.int64), *batches])
+    parts = [torch.zeros(0, device=device)]
+    with compute.autocast(device):
+        before: list[Prefix | None] = [None] * len(batches)
+        if shared is not None:
+            prompts = backbone.prefix(shared.prompt_ids, shared.n_prompt)
+            before = [*prompts.select(shared.prompt[order]).split([len(b) for b in batches])]
+        for rows, prefix in zip(batches, before, strict=True):
+            n = length[rows]
+            some = ids[rows, : int(n[-1])]
             # Copies that wait for nothing: the GPU works while the next step is prepared.
-            scores = model.at_last_token(*(t.to(device, non_blocking=True) for t in (ids, length)))
-        parts.append(scores.float())
-    return torch.cat(parts) if parts else torch.zeros(0, device=device)
+            some, n = (t.to(device, non_blocking=True) for t in (some, n))
+            scores = model.at_last_token(some, n, prefix)
+            parts.append(scores.float())
+    return torch.cat(parts[1:] or parts)[torch.argsort(order).to(device)]
 
 
 def pair_loss_backward(

@@ -71,15 +71,24 @@ def run(tmp_path_factory):
     root = tmp_path_factory.mktemp("contract")
     experiment = load_experiment("smoke", [prompts_file(root / "prompts.jsonl"), *OVERRIDES])
     artefacts, folders, read = Store(root / "store"), {}, {}
-    at_last_token = ScalarHeadModel.at_last_token
+    at_last_token, forward_scores = ScalarHeadModel.at_last_token, train.forward_scores
     seen: set[tuple[int, ...]] = set()
 
-    def recording(model, ids, length):
+    def record(ids, length):
         seen.update(tuple(row[:n]) for row, n in zip(ids.tolist(), length.tolist(), strict=True))
-        return at_last_token(model, ids, length)
+
+    def recording(model, ids, length, before=None):
+        if before is None:  # else responses without their prompts, of sequences recorded below
+            record(ids, length)
+        return at_last_token(model, ids, length, before)
+
+    def recording_training(model, seq, compute):
+        record(seq.ids, seq.length)
+        return forward_scores(model, seq, compute)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ScalarHeadModel, "at_last_token", recording)
+        patch.setattr(train, "forward_scores", recording_training)
         for stage in topological(build_graph(experiment)):
             seen.clear()
             execute([stage], artefacts, RuntimeConfig(quiet=True))

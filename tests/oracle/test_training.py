@@ -15,12 +15,20 @@ from training_data import (
     training_pairs,
 )
 
+import overopt.proxy.train as train_module
 from overopt.compute import Compute, MemoryWarning, fit_memory
+from overopt.datatypes import Sequences, shared_prompts
 from overopt.errors import DataError, MemoryLimitError
 from overopt.methods.ppo import new_state, ppo_step
 from overopt.nets import ScalarHeadModel
-from overopt.proxy.train import PairBatches, pair_loss_backward, train_reward_model
+from overopt.proxy.train import (
+    PairBatches,
+    forward_scores,
+    pair_loss_backward,
+    train_reward_model,
+)
 from overopt.scorers import raw_scores
+from overopt.seeding import torch_generator
 from overopt.settings import PpoConfig
 from overopt.sft import Examples, SftConfig, fine_tune, join_examples, mean_loss
 
@@ -58,6 +66,62 @@ class RunsOut:
         self.calls += 1
         if len(args[0]) > self.rows:
             raise self.error("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+def shared(n_prompt, copies, seed=0):
+    """Sequences of ``copies`` ragged responses to a prompt of each length, in random order."""
+    generator = torch_generator(seed, "shared")
+    ids, length = [], []
+    for n in n_prompt:
+        prompt = torch.randint(2, 48, (n,), generator=generator)
+        for _ in range(copies):
+            n_response = int(torch.randint(1, 9, (), generator=generator))
+            response = torch.randint(2, 48, (n_response,), generator=generator)
+            ids.append(torch.nn.functional.pad(torch.cat([prompt, response]), (0, 8 - n_response)))
+            length.append(n + n_response)
+    ids = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
+    order = torch.randperm(len(ids), generator=generator)
+    n_prompt = torch.tensor(n_prompt).repeat_interleave(copies)
+    return Sequences(ids[order], torch.tensor(length)[order], n_prompt[order])
+
+
+@pytest.mark.parametrize("n_prompt", [[3, 3, 3], [1, 7, 2, 2, 5]])
+@pytest.mark.parametrize("copies", [2, 4])
+@pytest.mark.parametrize("shape", [{}, {"num_key_value_heads": 2, "attention_bias": True}])
+def test_scores_and_gradients_of_shared_prompts_equal_those_of_whole_sequences(
+    tiny_llama, monkeypatch, n_prompt, copies, shape
+):
+    model = ScalarHeadModel(tiny_llama(4, num_attention_heads=4, hidden_size=32, **shape)).double()
+    model.init_head(torch_generator(4, "head"))
+    seq = shared(n_prompt, copies)
+    weight = torch.randn(len(seq.ids), generator=torch_generator(4, "weight")).double()
+
+    whole = model.at_last_token(seq.ids, seq.length)
+    (whole * weight).sum().backward()
+    expected = gradients(model)
+
+    monkeypatch.setattr(train_module, "FORWARD_TOKENS_CPU", 24)  # several calls
+    rows_read = []
+    model.backbone.embed.register_forward_hook(lambda _, args, __: rows_read.append(args[0].shape))
+    model.zero_grad()
+    scores = forward_scores(model, seq, Compute())
+    (scores.double() * weight).sum().backward()
+    torch.testing.assert_close(scores, whole.float(), rtol=FP32, atol=FP32)
+    close(expected, gradients(model))
+    assert rows_read[0] == (len(n_prompt), max(n_prompt))
+    assert len(rows_read) > 2 and sum(n for n, _ in rows_read[1:]) == len(seq.ids)
+
+
+def test_prompts_are_told_apart_by_tokens_and_length():
+    seq = shared([2, 2, 3], 2)
+    parts = shared_prompts(seq)
+    assert parts is not None and len(parts.prompt_ids) == 3
+    for i, p in enumerate(parts.prompt):
+        ids = [parts.prompt_ids[p, : parts.n_prompt[p]], parts.ids[i, : parts.length[i]]]
+        assert torch.equal(torch.cat(ids), seq.ids[i, : seq.length[i]])
+    assert shared_prompts(shared([2, 2, 3], 1)) is None
+    empty = seq._replace(length=torch.where(seq.n_prompt == 3, 3, seq.length))
+    assert shared_prompts(empty) is None
 
 
 def test_pair_gradients_equal_plain_autograd():
