@@ -76,7 +76,10 @@ class HFBackbone(nn.Module):
         names = {id(module): name for name, module in model.named_modules()}
         self._trunk_name, self._output_name = names[id(self.trunk)], names[id(head)]
         self.output = head if output else None
-        self._takes_positions = "position_ids" in inspect.signature(self.trunk.forward).parameters
+        parameters = inspect.signature(self.trunk.forward).parameters
+        self._takes_positions = "position_ids" in parameters
+        # Renamed in transformers 5.24, architecture by architecture.
+        self._cache_name = "cache" if "cache" in parameters else "past_key_values"
         text: Any = model.config.get_text_config()
         self.cfg = BackboneConfig(
             vocab_size=self.embed.weight.shape[0],
@@ -222,8 +225,8 @@ class HFDecoder:
         out = self._backbone.trunk(
             input_ids=ids,
             attention_mask=self._mask,
-            past_key_values=self._cache,
             use_cache=True,
+            **{self._backbone._cache_name: self._cache},
             **extra,
         )
         return out.last_hidden_state[:, -1]

@@ -13,7 +13,15 @@ from hf_checkpoints import VOCAB, make_tokenizer, write_checkpoint, write_prompt
 
 from overopt import checkpoints
 from overopt.artefacts import load_world
-from overopt.checkpoints import checkpoint_dir, load_classifier, load_codec, load_lm, read_prompts
+from overopt.checkpoints import (
+    checkpoint_dir,
+    checksum,
+    load_classifier,
+    load_codec,
+    load_lm,
+    read_prompts,
+    source_files,
+)
 from overopt.cli import main
 from overopt.errors import CheckpointError, ConfigError, DataError
 from overopt.gold.rubric import RubricConfig, calibrate
@@ -89,7 +97,9 @@ def test_shards_are_checked_and_read(tmp_path, gpt2):
     with torch.no_grad():
         assert torch.equal(load_lm(str(sharded))(ids), load_lm(gpt2)(ids))
     run = RunConfig(world=WorldConfig(kind="hf", policy=str(sharded)), ppo=None)
-    assert len(source_checksums(run)) == len(shards) + 2  # config.json and tokenizer.json
+    read = source_files(str(sharded))
+    assert len(read) == len(shards) + 2  # config.json and tokenizer.json
+    assert {checksum(f) for f in read} <= set(source_checksums(run))
     shards[1].unlink()
     with pytest.raises(CheckpointError, match=shards[1].name):
         checkpoint_dir(str(sharded))
