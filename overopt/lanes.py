@@ -34,7 +34,7 @@ except ImportError:
 LANES = 8192  # rows decoded at once, at most
 CACHE_BYTES = 24e9  # of keys and values, at most
 REFILL = 8  # tokens between looks at which lanes are free
-_KEPT = 4  # captured graphs kept for a model
+_KEPT = 4  # captured graphs kept for a model, as long as their caches stay below CACHE_BYTES
 
 Draw = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -79,18 +79,19 @@ def sample_rows(
     n_prompt = mask.sum(1).to(device)
     width = int(n_prompt.max())
     n_slots = -(-(width + uniform.shape[1]) // 16) * 16
+    cfg = model.cfg
+    per_lane = 2 * cfg.num_hidden_layers * cfg.n_kv_heads * cfg.head_dim * n_slots * dtype.itemsize
     if n_lanes is None:
-        cfg = model.cfg
-        per_lane = (
-            2 * cfg.num_hidden_layers * cfg.n_kv_heads * cfg.head_dim * n_slots * dtype.itemsize
-        )
         n_lanes = int(min(LANES, CACHE_BYTES // per_lane))
     n_lanes = max(1, min(n_lanes, len(row)))
     key = (n_lanes, n_slots, tuple(uniform.shape), dtype, temperature, logit_bias is not None)
     runners = _RUNNERS.setdefault(model, {})
     runner = runners.pop(key, None)
     if runner is None:
-        while len(runners) >= _KEPT:
+        room = CACHE_BYTES - n_lanes * per_lane
+        while runners and (
+            len(runners) >= _KEPT or sum(2 * r.keys.nbytes for r in runners.values()) > room
+        ):
             runners.pop(next(iter(runners)))
         runner = _Runner(model, n_lanes, n_slots, uniform.shape, dtype, temperature, logit_bias)
     runners[key] = runner

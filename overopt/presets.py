@@ -79,8 +79,8 @@ def gpu() -> Experiment:
 
     A seed is a replicate of everything: comparisons, proxy and PPO. Runs are in the order of
     seeds, so that ``--part 1/5`` is the first of them. Proxies score the pools in
-    TF32, which moves a score by about a thousandth of its standard deviation. The rates of the two
-    sizes that ``desk`` lacks are carried over from their neighbours, not tuned.
+    TF32, which moves a score by about a thousandth of its standard deviation. Learning rates are those
+    of the search on 6,000 comparisons (LOG.md).
 
     80 proxies, 80 best-of-n curves, 30 PPO runs. Estimate, not measured: ten minutes of an H200
     shared by 8 stages (``--workers 14 --gpu-jobs 8``), of which pool and scores are a third.

@@ -316,6 +316,8 @@ def _inverse_cdf(logits: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     upper = bins.sum(-1).double().cumsum(1)
     total = upper[:, -1:]
     target = u[:, None] * total
+    # The largest u round to the total, behind which there is nothing.
+    target = torch.minimum(target, total * (1 - 1e-15))
     which = (upper <= target).sum(1, keepdim=True).clamp_max(upper.shape[1] - 1)
     below = F.pad(upper, (1, 0)).gather(1, which)
     inner = bins.gather(1, which[..., None].expand(-1, 1, _BIN))[:, 0].double().cumsum(1)

@@ -417,7 +417,7 @@ class PpoConfig:
     eval_offset : int
         First prompt of the eval split that is used; keeps tuning and test prompts apart.
     precision : "fp32" or "bf16"
-        Of matrix products in training; rollouts are sampled in float32.
+        Of matrix products in training and in rollouts; evaluation is float32.
     ppo_seed : int
         Rollouts and data order.
     """

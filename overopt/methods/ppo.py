@@ -211,6 +211,7 @@ def ppo_step(
         n_tokens=n_tokens,
         seed=derive_seed(seed, "rollout", state.step),
         compute=compute,
+        precision=compute.precision,
     )
     # 2. Scores and log-probabilities. The old ones are those sampled with. At lower precision they are
     # recomputed as training computes them, so that the ratio starts at 1, and with a KL penalty as

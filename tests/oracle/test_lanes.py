@@ -145,3 +145,17 @@ def test_kernels_and_refills_on_a_gpu(n_kv, bias, tied):
         made = in_lanes(model, prompts, 40, n_lanes)
         same = ((made.ids.cpu() == expected.ids) | ~expected.mask).all(1)
         assert same.float().mean() > 0.97
+
+
+def test_kept_caches_stay_within_their_memory(monkeypatch):
+    model = small(4)
+    prompts = prompts_of(3, model.cfg)
+    in_lanes(model, prompts, 2, 3)
+    in_lanes(model, prompts, 2, 4)
+    kept = lanes._RUNNERS[model]
+    assert [r.n_lanes for r in kept.values()] == [3, 4]
+    monkeypatch.setattr(lanes, "CACHE_BYTES", 2 * list(kept.values())[1].keys.nbytes)
+    in_lanes(model, prompts, 2, 2)
+    assert [r.n_lanes for r in kept.values()] == [2]
+    in_lanes(model, prompts, 2, 2)  # again the same
+    assert [r.n_lanes for r in kept.values()] == [2]
