@@ -195,7 +195,7 @@ def sampling_rows(
                 target=BANDWIDTH_TARGET if shape == 0 else None,
                 note=f"{work}; reference: the least {moved / 1e9:.0f} GB at the measured copy rate, "
                 f"{bandwidth / 1e9:,.0f} GB/s; prefill and transfers are on our side only",
-                details={"kernel_ms": _kernel_ms(ours, device, most=12)},
+                details={"kernel_ms": _kernel_ms(ours, device, most=12) if shape == 0 else {}},
             )
         )
     return rows

