@@ -102,14 +102,3 @@ def test_command_line_says_it_in_one_line(tmp_path, capsys, override, message):
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error and len(error) < 1000
     assert not list(store.glob("calibration/*"))
-
-
-def test_the_gpu_preset_spans_what_the_paper_spans():
-    from overopt.presets import load_experiment
-
-    runs = load_experiment("gpu").runs
-    assert len({(r.proxy.backbone, r.proxy.layers) for r in runs}) == 6
-    assert len({r.labels.n_pairs for r in runs}) == 6
-    assert len({r.proxy.rm_seed for r in runs}) == 5
-    assert all(r.bon.ns[-1] == 60_000 <= r.bon.pool_size and r.bon.n_prompts == 32 for r in runs)
-    assert all(len(r.ppo.evaluation_steps) == r.ppo.steps + 1 for r in runs if r.ppo is not None)
