@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from overopt import __version__
 from overopt.benchmarks import (
     estimator_bench,
     gpu_bench,
@@ -213,7 +214,8 @@ def run_suite(
         "threads": threads,
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in ("overopt", "torch", "transformers", "numpy")},
+            "overopt": __version__,  # runs from a source tree as well
+            **{name: version(name) for name in ("torch", "transformers", "numpy")},
         },
         "fields": ROW_FIELDS,
         "seconds": {},
