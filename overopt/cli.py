@@ -18,6 +18,7 @@ import os
 import re
 import signal
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -130,6 +131,14 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--workers", type=_count, default=None, help="processes to plan for")
     plan.add_argument("--device", default="cpu", help="device to plan for (default: cpu)")
     plan.set_defaults(command=_plan)
+
+    settings = commands.add_parser(
+        "settings", parents=[common], help="list what can be set in a run, with defaults"
+    )
+    settings.add_argument(
+        "words", nargs="*", help="show settings whose name or meaning has all of these words"
+    )
+    settings.set_defaults(command=_settings)
 
     computing = argparse.ArgumentParser(add_help=False)
     computing.add_argument(
@@ -372,6 +381,28 @@ def default_results(record_name: str) -> Path:
     if len(folder) > 120:
         folder = f"{folder[:100]}_{hashlib.sha256(record_name.encode()).hexdigest()[:8]}"
     return Path("results") / folder
+
+
+def _settings(args: argparse.Namespace) -> int:
+    from overopt.settings import RunConfig
+    from overopt.settings_help import describe_settings
+
+    words = [word.lower() for word in args.words]
+    shown = [
+        setting
+        for setting in describe_settings(RunConfig())
+        if all(word in f"{setting.name} {setting.meaning}".lower() for word in words)
+    ]
+    if not shown:
+        raise ConfigError(f"settings {' '.join(args.words)!r}: no setting has these words")
+    for name, value, meaning in shown:
+        text = f"{name}={value}"
+        print(
+            text
+            if not meaning
+            else f"{text}\n{textwrap.indent(textwrap.fill(meaning.replace('``', ''), 92), '    ')}"
+        )
+    return 0
 
 
 def _plan(args: argparse.Namespace) -> int:

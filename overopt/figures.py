@@ -271,7 +271,9 @@ def speed_ratios(rows: Sequence[Mapping[str, Any]]) -> Figure:
             ax.barh(i, end - 1, left=1, height=0.6, color=color, hatch=hatch, edgecolor="white")
         faster = end >= 1
         # The number stands behind bar and tick, on their side of the line at 1.
-        beyond = [end] if target is None or ratio is None or (target >= 1) != faster else [end, target]
+        beyond = (
+            [end] if target is None or ratio is None or (target >= 1) != faster else [end, target]
+        )
         ax.annotate(
             label,
             (max(beyond) if faster else min(beyond), i),

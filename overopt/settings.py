@@ -534,7 +534,15 @@ class RoundsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """One end-to-end run: one proxy, optimised against with best-of-n, PPO or both."""
+    """One end-to-end run: one proxy, optimised against with best-of-n, PPO or both.
+
+    Attributes
+    ----------
+    world, gold, labels, proxy, reward, bon, ppo, rounds : configs
+        One for each part; ``bon`` and ``ppo`` may be none.
+    root_seed : int
+        What all other random streams are derived from, pool and evaluation included.
+    """
 
     world: WorldConfig = field(default_factory=WorldConfig)
     gold: GoldConfig = field(default_factory=GoldConfig)

@@ -1,0 +1,30 @@
+"""The list of settings: complete, and each line an override that changes nothing."""
+
+import pytest
+
+from overopt.cli import main
+from overopt.config import apply_overrides, setting_names
+from overopt.settings import RunConfig
+from overopt.settings_help import describe_settings
+
+SETTINGS = list(describe_settings(RunConfig()))
+
+
+def test_every_setting_is_listed_with_a_meaning():
+    assert [s.name for s in SETTINGS] == list(setting_names(RunConfig()))
+    unexplained = [s.name for s in SETTINGS if not s.meaning]
+    assert unexplained == []
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda s: s.name)
+def test_a_line_is_an_override_to_the_default(setting):
+    if setting.value != "":  # an empty text or list is what leaving it out gives
+        assert apply_overrides(RunConfig(), [f"{setting.name}={setting.value}"]) == RunConfig()
+
+
+def test_words_select_settings(capsys):
+    assert main(["settings", "flip", "label"]) == 0
+    shown = capsys.readouterr().out
+    assert "labels.label_flip_rate=0.0" in shown and "ppo." not in shown
+    assert main(["settings", "nonsense"]) == 2
+    assert "no setting has these words" in capsys.readouterr().err
