@@ -233,16 +233,17 @@ def peak_table(curves: Sequence[Curve]) -> str:
 def fit(records: str | Path) -> str:
     """Fits and peaks of a results directory, as a table."""
     curves = load_curves(results_dir(records))
-    lines = [peak_table(curves), ""]
+    lines = ["measured: each curve's highest point and its end", peak_table(curves), ""]
+    lines.append("fitted: functional forms over the whole curve, and the peak that they imply")
     for method, series in fit_groups(group_curves(curves)).items():
         for name, result in series.items():
             params = ", ".join(
                 f"{k} = {v:.3f} ± {result.stderr[k]:.3f}" for k, v in result.params.items()
             )
             peak = (
-                f"peak {result.peak_gold:.2f} at √KL {result.peak_sqrt_kl:.2f}"
+                f"fitted peak {result.peak_gold:.2f} at √KL {result.peak_sqrt_kl:.2f}"
                 if result.peak_in_range
-                else "no peak inside the measured range"
+                else "no fitted peak inside the measured range"
             )
             note = f" [{result.message}]" if result.message else ""
             lines.append(f"{method} {name}: {result.form}: {params}; {peak}{note}")
@@ -253,6 +254,9 @@ def fit(records: str | Path) -> str:
         if not math.isnan(rho):
             lines.append(f"{method}: Spearman correlation of proxy size with peak gold {rho:.2f}")
     return "\n".join(lines)
+
+
+FEW_PROXIES = 5  # below, thresholds and errors of stopping rules are not to be trusted
 
 
 def stops(records: str | Path) -> str:
@@ -287,6 +291,12 @@ def stops(records: str | Path) -> str:
     absent = [r.name for r in early_stopping.RULES if r.name not in detectors]
     if absent:
         lines.append(f"not in these records: what {', '.join(absent)} would watch")
+    n_proxies = len({early_stopping.proxy_of(c) for c in curves})
+    if n_proxies < FEW_PROXIES:
+        lines.append(
+            f"{n_proxies} proxies are few to tune a threshold on and to score it: the errors are too"
+            " small, and an infinite threshold means that no stop was better; use more RM seeds"
+        )
     return "\n".join(lines)
 
 
