@@ -153,6 +153,8 @@ class _Runner:
         cfg, device = model.cfg, model.device
         self.cfg, self.temperature = cfg, temperature
         self.n_lanes, self.n_slots = n_lanes, n_slots
+        # Slots are rounded up; a free lane must not run past the context's rotary angles.
+        self.last_slot = min(n_slots, cfg.max_position_embeddings) - 1
         self.n_rows, self.n_tokens = shape
         self.weights = _Weights(model, dtype)
         self.uses_kernels = triton is not None and device.type == "cuda"
@@ -285,7 +287,7 @@ class _Runner:
         ended = (token == self.cfg.eos_token_id) | (self.token >= self.n_tokens)
         self.row.masked_fill_(ended, self.n_rows)
         self.token.masked_fill_(ended, 0)
-        self.slot.add_(1).clamp_(max=self.n_slots - 1)
+        self.slot.add_(1).clamp_(max=self.last_slot)
 
     def _normed(self, x: Tensor) -> Tensor:
         if self.uses_kernels:
