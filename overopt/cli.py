@@ -419,7 +419,7 @@ def _run(args: argparse.Namespace) -> int:
     runtime = _runtime(args)
 
     from overopt import distributed, pipeline
-    from overopt.executors import StageError, execute
+    from overopt.executors import StageError, check_on_cpu, execute
     from overopt.graph import check_not_stale, snapshot
     from overopt.progress import Silent, TextReporter, duration
     from overopt.store import Store
@@ -427,6 +427,7 @@ def _run(args: argparse.Namespace) -> int:
     loaded, store = _load(args), Store(args.store)
     if not args.accept_changes:
         check_not_stale(loaded.record_name, loaded.stages, store)
+    check_on_cpu(loaded.stages, runtime)
     _check_device(runtime.device)
     results = args.results or default_results(loaded.record_name)
     held = pipeline.held_results(results).run_ids if args.extend else set()
