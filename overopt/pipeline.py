@@ -51,6 +51,8 @@ def source_checksums(run: RunConfig) -> tuple[str, ...]:
         texts = json.dumps(checkpoints.read_prompts(prompts)).encode()
         found.append(hashlib.sha256(texts).hexdigest())
     files = [Path(prompts)] if prompts and not found else []
+    if run.world.kind == "hf" and not prompts:
+        files.append(checkpoints.instructions_file())
     for source in sources:
         files += checkpoints.source_files(source)
     return (*found, *(checkpoints.checksum(f) for f in dict.fromkeys(files)))
