@@ -206,7 +206,7 @@ def test_parts_of_the_runs_make_the_whole(finished, tmp_path, capsys):
     assert "there are 2 runs to divide" in capsys.readouterr().err
 
 
-def test_part_of_the_records_never_replaces_others(finished, tmp_path):
+def test_part_of_the_records_never_replaces_others(finished, tmp_path, capsys):
     store, experiment = without(finished, tmp_path, curve_stage(finished, 0))
     results = tmp_path / "results"
     shutil.copytree(finished[0] / "results", results)
@@ -216,6 +216,11 @@ def test_part_of_the_records_never_replaces_others(finished, tmp_path):
     with pytest.raises(StoreError, match="holds 1 other curve"):
         pipeline.collect(experiment, store, results, partial=True)
     assert (results / "records.jsonl").read_bytes() == before
+    # Said before anything is computed.
+    empty = ["--store", str(tmp_path / "empty"), "--results", str(results)]
+    assert main([*finished[1], *empty, "--part", "1/2"]) == 2
+    assert "holds 1 other curve" in capsys.readouterr().err
+    assert not (tmp_path / "empty" / "calibration").exists()
 
 
 def test_a_pool_in_pieces_gives_the_same_curves(finished, tmp_path, monkeypatch):
