@@ -628,7 +628,12 @@ def load_openings() -> tuple[str, ...]:
 
 def load_instructions() -> list[str]:
     """The shipped instructions, prompts for models that follow them."""
-    return read_prompts_file(str(resources.files("overopt") / "world" / "instructions.jsonl"))
+    return read_prompts_file(str(instructions_file()))
+
+
+def instructions_file() -> Path:
+    """Where the shipped instructions are."""
+    return Path(str(resources.files("overopt") / "world" / "instructions.jsonl"))
 
 
 def read_prompts(name: str) -> list[str]:

@@ -450,7 +450,7 @@ def _run(args: argparse.Namespace) -> int:
     runtime = _runtime(args)
 
     from overopt import distributed, pipeline
-    from overopt.executors import StageError, execute
+    from overopt.executors import StageError, check_on_cpu, execute
     from overopt.graph import check_not_stale, snapshot
     from overopt.progress import Silent, TextReporter, duration
     from overopt.store import Store
@@ -458,16 +458,19 @@ def _run(args: argparse.Namespace) -> int:
     loaded, store = _load(args), Store(args.store)
     if not args.accept_changes:
         check_not_stale(loaded.record_name, loaded.stages, store)
+    check_on_cpu(loaded.stages, runtime)
     _check_device(runtime.device)
     results = args.results or default_results(loaded.record_name)
-    held = pipeline.held_results(results).run_ids if args.extend else set()
+    held = pipeline.held_results(results) if args.extend or args.part else None
     wanted = loaded.stages
-    if args.part:
+    if args.part and held is not None:  # now, not after hours of work
+        pipeline.check_joins(results, held, {stage.fingerprint for stage in wanted})
         wanted = pipeline.build_graph(_part_of(loaded.experiment, *args.part))
+    done = held.run_ids if args.extend and held is not None else set()
     workers = max(1, _cores() // runtime.threads) if args.workers is None else args.workers
     try:
         summary = execute(
-            [stage for stage in wanted if stage.fingerprint not in held],
+            [stage for stage in wanted if stage.fingerprint not in done],
             store,
             runtime,
             workers=workers,

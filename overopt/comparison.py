@@ -409,7 +409,7 @@ def run_comparison(
         A run failed; the others are kept, and running again resumes.
     """
     from overopt import pipeline
-    from overopt.executors import execute
+    from overopt.executors import check_on_cpu, execute
     from overopt.graph import check_not_stale, snapshot
 
     name = record_name or comparison.name
@@ -419,6 +419,7 @@ def run_comparison(
         title = f"compare {name} {role}"
         if not accept_changes:
             check_not_stale(title, stages, artefacts)
+        check_on_cpu(stages, runtime)
         execute(stages, artefacts, runtime, workers=workers, reporter=reporter)
         pipeline.collect(_experiment(comparison, runs), artefacts, results / role)
         artefacts.record(title, snapshot(stages))

@@ -263,7 +263,7 @@ class _Block(NamedTuple):
     def regions(self, x: Tensor) -> _Regions:
         """What to run on ``x`` (R, L, D): compiled where that pays, and gives the same on ``x``.
 
-        The comparison is made once for each width, precision and mode of gradients.
+        The comparison is made once for each width, precision (TF32 is one) and mode of gradients.
         """
         n_rows, length, width = x.shape
         small = n_rows * length < COMPILE_FROM_TOKENS or min(n_rows, length) < 2
@@ -271,7 +271,8 @@ class _Block(NamedTuple):
             return _PLAIN
         layer = self.layer
         shapes = tuple(tuple(p.shape) for p in layer.parameters())
-        key = (shapes, layer.n_heads, self.dtype, torch.is_grad_enabled(), x.device)
+        products = torch.get_float32_matmul_precision()
+        key = (shapes, layer.n_heads, self.dtype, products, torch.is_grad_enabled(), x.device)
         if key not in _tried:
             _tried[key] = self._try(x.detach())
         return _tried[key]
@@ -284,6 +285,8 @@ class _Block(NamedTuple):
                 warnings.simplefilter("ignore")  # what torch says to itself while compiling
                 ours, theirs = (self._results(x, r) for r in (fused, _PLAIN))
             limit = _AGREE.get(self.dtype, 1e-2)
+            if torch.get_float32_matmul_precision() != "highest":
+                limit = max(limit, _AGREE[torch.float16])  # TF32 keeps as many bits
             if all(_distance(a, b) <= limit for a, b in zip(ours, theirs, strict=True)):
                 return fused
         # No Triton or compiler, or a defect of one: torch wraps these in its own RuntimeErrors.

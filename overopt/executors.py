@@ -174,9 +174,6 @@ def _execute(
     """`execute` by this process and its workers, or as the leader of a launch."""
     started = time.monotonic()
     plan = prepare(targets, store)
-    for name in runtime.on_cpu:
-        known = sorted({stage.name for stage in plan.stages})
-        require(name in known, "on_cpu", name, f"is no stage of this run: use {', '.join(known)}")
     schedule = _Schedule(plan, runtime, limit or _Limit(None))
     width = max(1, min(workers, len(plan.todo)))
     if plan.todo:
@@ -197,6 +194,16 @@ def _execute(
         wall_s=time.monotonic() - started,
         left=schedule.left,
     )
+
+
+def check_on_cpu(targets: Sequence[Stage], runtime: RuntimeConfig) -> None:
+    """Raise ConfigError where ``runtime.on_cpu`` names no stage of a whole run.
+
+    Not for `execute` to ask, which often gets a part of one: what is left of it, or one phase.
+    """
+    known = sorted({stage.name for stage in topological(targets)})
+    for name in runtime.on_cpu:
+        require(name in known, "on_cpu", name, f"is no stage of this run: use {', '.join(known)}")
 
 
 def prepare(targets: Sequence[Stage], store: Store) -> Plan:

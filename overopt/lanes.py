@@ -15,6 +15,7 @@ plain torch.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -84,19 +85,22 @@ def sample_rows(
     if n_lanes is None:
         n_lanes = int(min(LANES, CACHE_BYTES // per_lane))
     n_lanes = max(1, min(n_lanes, len(row)))
-    key = (n_lanes, n_slots, tuple(uniform.shape), dtype, temperature, logit_bias is not None)
+    shape, biased = tuple(uniform.shape), logit_bias is not None
+    key = (device, n_lanes, n_slots, shape, dtype, temperature, biased)
     runners = _RUNNERS.setdefault(model, {})
     runner = runners.pop(key, None)
-    if runner is None:
-        room = CACHE_BYTES - n_lanes * per_lane
-        while runners and (
-            len(runners) >= _KEPT or sum(2 * r.keys.nbytes for r in runners.values()) > room
-        ):
-            runners.pop(next(iter(runners)))
-        runner = _Runner(model, n_lanes, n_slots, uniform.shape, dtype, temperature, logit_bias)
-    runners[key] = runner
-    runner.weights.refresh(model)
-    return runner.run(model, ids.to(device), mask.to(device), row, uniform, draw, logit_bias)
+    # Streams, graphs and Triton use the current device, which need not be the model's.
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        if runner is None:
+            room = CACHE_BYTES - n_lanes * per_lane
+            while runners and (
+                len(runners) >= _KEPT or sum(2 * r.keys.nbytes for r in runners.values()) > room
+            ):
+                runners.pop(next(iter(runners)))
+            runner = _Runner(model, n_lanes, n_slots, uniform.shape, dtype, temperature, logit_bias)
+        runners[key] = runner
+        runner.weights.refresh(model)
+        return runner.run(model, ids.to(device), mask.to(device), row, uniform, draw, logit_bias)
 
 
 _RUNNERS: "WeakKeyDictionary[Llama, dict[Any, _Runner]]" = WeakKeyDictionary()
@@ -153,6 +157,8 @@ class _Runner:
         cfg, device = model.cfg, model.device
         self.cfg, self.temperature = cfg, temperature
         self.n_lanes, self.n_slots = n_lanes, n_slots
+        # Slots are rounded up; a free lane must not run past the context's rotary angles.
+        self.last_slot = min(n_slots, cfg.max_position_embeddings) - 1
         self.n_rows, self.n_tokens = shape
         self.weights = _Weights(model, dtype)
         self.uses_kernels = triton is not None and device.type == "cuda"
@@ -256,7 +262,7 @@ class _Runner:
                 self._step(draw)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=stream):
             self._step(draw)
         return graph
 
@@ -285,7 +291,7 @@ class _Runner:
         ended = (token == self.cfg.eos_token_id) | (self.token >= self.n_tokens)
         self.row.masked_fill_(ended, self.n_rows)
         self.token.masked_fill_(ended, 0)
-        self.slot.add_(1).clamp_(max=self.n_slots - 1)
+        self.slot.add_(1).clamp_(max=self.last_slot)
 
     def _normed(self, x: Tensor) -> Tensor:
         if self.uses_kernels:
@@ -335,7 +341,7 @@ def attend(
 
 
 def _product(x: Tensor, matrix: Tensor) -> Tensor:
-    """x Wᵀ in float32, accumulated there too."""
+    """x Wᵀ in float32, accumulated there too; on a CPU products of bfloat16 come rounded to it."""
     if x.dtype == torch.float32:
         return x @ matrix.T
     if x.device.type == "cuda":

@@ -350,7 +350,10 @@ class Llama(nn.Module):
         padding, length = before.hidden, before.length
         some = slice(None if bool(padding.any()) else 1)
         position = length[some, None] + torch.arange(n_tokens, device=x.device)
-        turn = self.turn(int(length.max()) + n_tokens)[position]
+        self.check_length(int((before.length + at).max()) + 1)
+        # Padding behind a long prefix has no place in the context, and needs none.
+        within = min(int(length.max()) + n_tokens, self.cfg.max_position_embeddings)
+        turn = self.turn(within)[position.clamp_max(within - 1)]
         later = torch.ones(n_tokens, n_tokens, dtype=torch.bool, device=x.device).triu(1)
         hidden = torch.cat(
             [t.expand(len(turn), n_tokens, -1) for t in (padding[some, None], later[None])], 2

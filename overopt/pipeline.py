@@ -51,6 +51,8 @@ def source_checksums(run: RunConfig) -> tuple[str, ...]:
         texts = json.dumps(checkpoints.read_prompts(prompts)).encode()
         found.append(hashlib.sha256(texts).hexdigest())
     files = [Path(prompts)] if prompts and not found else []
+    if run.world.kind == "hf" and not prompts:
+        files.append(checkpoints.instructions_file())
     for source in sources:
         files += checkpoints.source_files(source)
     return (*found, *(checkpoints.checksum(f) for f in dict.fromkeys(files)))
@@ -498,6 +500,19 @@ def held_results(folder: Path) -> Results:
     return Results(records, tilt, costs, store.load_arrays(folder / "curves.npz"))
 
 
+def check_joins(folder: Path, held: Results, run_ids: set[str]) -> None:
+    """Raise StoreError where ``held``, the results in ``folder``, has curves not in ``run_ids``.
+
+    Records of a part of those would replace them.
+    """
+    lost = held.run_ids - run_ids
+    if lost:
+        raise StoreError(
+            f"{folder}: no records were written: it holds {len(lost)} other curves; give another"
+            " directory with --results"
+        )
+
+
 def collect(
     experiment: Experiment, artefacts: store.Store, results_dir: Path, *, partial: bool = False
 ) -> Path | None:
@@ -531,12 +546,8 @@ def collect(
                 found.add(before.of(run_id))
             elif not partial:
                 artefacts.open(stage.name, run_id)  # raises with the remedy
-    lost = before.run_ids - found.run_ids if partial else set()
-    if lost:
-        raise StoreError(
-            f"{results_dir}: no records were written: it holds {len(lost)} other curves; give another"
-            " directory with --results"
-        )
+    if partial:
+        check_joins(results_dir, before, seen)
     if partial and not found.records:
         return None
     validate_records(found.records)

@@ -7,10 +7,11 @@ the distribution that was really sampled from.
 Any causal model can be sampled from that provides a `Decoder`, its state while it generates.
 
 Row r, token t always uses the same uniform number, whatever the batch: uniforms are drawn a block
-of rows at a time from a seed derived for that block. On a CPU a compute batch is also exactly one
-block, so that `sample` of the same prompts is bit-identical however the caller splits its work in
-blocks. On an accelerator all blocks of a call are decoded together (`overopt.lanes`), and results agree
-up to the rounding of products: a token differs where its uniform number falls between two roundings.
+of rows at a time from a seed derived for that block. On a CPU, in float32, a compute batch is also
+exactly one block, so that `sample` of the same prompts is bit-identical however the caller splits its
+work in blocks. On an accelerator, and in bfloat16, all blocks of a call are decoded together
+(`overopt.lanes`), and results agree up to the rounding of products: a token differs where its uniform
+number falls between two roundings.
 """
 
 from collections.abc import Iterator
@@ -126,8 +127,8 @@ def sample(
     logit_bias : (V,) added to the logits before the temperature, or None.
     first_block : number of the first block of SAMPLE_BLOCK rows, for a caller that samples a large
         table in pieces of whole blocks and wants the same responses as from one call.
-    compute : shares the batches over its processes; each gets all responses, bit-identical to those
-        of one process. None: this process samples alone.
+    compute : shares the batches over its processes; each gets all responses, on a CPU in float32
+        bit-identical to those of one process. None: this process samples alone.
     precision : of matrix products and of the cache; the softmax is float32 or better. ``logprobs``
         are those of the distribution sampled from, which at bf16 is not quite the policy's. Models
         that transformers computes are sampled from in their own precision.

@@ -317,7 +317,8 @@ def ppo_step(
                 opt.step()
             state.grad_steps += 1
     clear_gradients(parameters)
-    # 6. The k1 estimate on the rollout is unbiased for the KL of the policy that was sampled from.
+    # 6. The k1 estimate on the rollout is unbiased for the KL of the policy that was sampled from; below
+    # float32, where the log-probabilities are those of training, up to the rounding between the two.
     kl_seq_nats = float(log_ratio.sum(1).mean())
     if cfg.kl_target > 0:
         state.kl_coef = adapted_kl_coef(

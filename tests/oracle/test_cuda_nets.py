@@ -16,6 +16,7 @@ from overopt.proxy.stacked import train_reward_models_stacked
 from overopt.proxy.train import train_reward_model
 from overopt.scorers import raw_scores
 from overopt.seeding import torch_generator
+from overopt.stages import matmul_precision
 
 SHAPES = [
     {},
@@ -125,6 +126,23 @@ def test_a_block_that_cannot_be_compiled_runs_as_it_stands(backend, why, monkeyp
     block, x = block_and_input(backbone(hidden_size=24, num_attention_heads=3))
     with pytest.warns(CompileWarning, match=why), torch.no_grad():
         assert block._try(x, backend) is _PLAIN
+
+
+def test_tf32_is_no_reason_against_a_compiled_block(monkeypatch):
+    def tf32(x):
+        return ((x.contiguous().view(torch.int32) + (1 << 12)) & ~((1 << 13) - 1)).view(x.dtype)
+
+    linear = torch.nn.functional.linear
+    monkeypatch.setattr(
+        cuda_nets.F, "linear", lambda x, w, b=None: linear(tf32(x), tf32(w.contiguous()), b)
+    )
+    monkeypatch.setattr(cuda_nets, "_compile", lambda backend: _Regions(_block, _attend, True))
+    block, x = block_and_input(backbone())
+    with torch.no_grad():
+        with pytest.warns(CompileWarning, match="its results differ"):
+            block._try(x)
+        with matmul_precision("tf32"):
+            assert block._try(x).fuse
 
 
 def test_memory_that_runs_out_while_compiling_is_for_the_caller(monkeypatch):

@@ -15,7 +15,7 @@ from overopt.world.stories import StoriesWorld
 N_TOKENS = 7
 
 
-def small(n_kv, *, bias=False, tied=True):
+def small(n_kv, *, bias=False, tied=True, n_positions=256):
     model = Llama(
         LlamaConfig(
             vocab_size=70,
@@ -24,6 +24,7 @@ def small(n_kv, *, bias=False, tied=True):
             num_hidden_layers=2,
             num_attention_heads=4,
             num_key_value_heads=n_kv,
+            max_position_embeddings=n_positions,
             attention_bias=bias,
             tie_word_embeddings=tied,
         )
@@ -92,6 +93,14 @@ def test_a_second_call_follows_changed_weights_and_prompts():
     other = prompts.select(torch.tensor([5, 4, 3, 2, 1, 0]))
     expected = sample(model, other, n_tokens=N_TOKENS, seed=3, copies=2)
     made = in_lanes(model, other, 2, 12)
+    torch.testing.assert_close(made.ids[expected.mask], expected.ids[expected.mask])
+
+
+def test_free_lanes_stay_inside_a_context_that_slots_do_not_divide():
+    model = small(2, n_positions=5 + N_TOKENS)
+    prompts = prompts_of(6, model.cfg)
+    expected = sample(model, prompts, n_tokens=N_TOKENS, seed=3, copies=4)
+    made = in_lanes(model, prompts, 4, 7)
     torch.testing.assert_close(made.ids[expected.mask], expected.ids[expected.mask])
 
 

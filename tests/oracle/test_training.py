@@ -112,6 +112,19 @@ def test_scores_and_gradients_of_shared_prompts_equal_those_of_whole_sequences(
     assert len(rows_read) > 2 and sum(n for n, _ in rows_read[1:]) == len(seq.ids)
 
 
+def test_a_long_prompt_and_a_long_response_need_not_fit_the_context_together(tiny_llama):
+    model = ScalarHeadModel(tiny_llama(5, max_position_embeddings=24))
+    model.init_head(torch_generator(5, "head"))
+    ids = torch.randint(2, 48, (4, 20), generator=torch_generator(5, "ids"))
+    ids[1, :18], ids[3, :2] = ids[0, :18], ids[2, :2]
+    seq = Sequences(ids, torch.full((4,), 20), torch.tensor([18, 18, 2, 2]))
+    found, expected = forward_scores(model, seq, Compute()), model.at_last_token(ids, seq.length)
+    torch.testing.assert_close(found, expected, rtol=FP32, atol=FP32)
+    before = model.backbone.prefix(ids[:, :18], torch.tensor([18, 18, 2, 2]))
+    with pytest.raises(ValueError, match="25 tokens a row; the model's context is 24"):
+        model.at_last_token(ids[:, :7], torch.full((4,), 7), before)
+
+
 def test_prompts_are_told_apart_by_tokens_and_length():
     seq = shared([2, 2, 3], 2)
     parts = shared_prompts(seq)

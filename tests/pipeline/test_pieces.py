@@ -12,7 +12,7 @@ from overopt import stages as run_stages
 from overopt.cli import main
 from overopt.config import RuntimeConfig
 from overopt.errors import ConfigError, StoreError
-from overopt.executors import execute, make_task, perform
+from overopt.executors import check_on_cpu, execute, make_task, perform
 from overopt.graph import Stage
 from overopt.presets import load_experiment
 from overopt.records import load_curves, read_records
@@ -87,7 +87,7 @@ def test_stages_named_on_cpu_leave_the_device_to_others(tmp_path):
     spans = [load_json(tmp_path / s.name / s.fingerprint / "span.json") for s in stages]
     assert [span["device"] for span in spans] == ["cuda", "cpu"]
     with pytest.raises(ConfigError, match="on_cpu = 'ppo': is no stage.*large, small"):
-        execute(stages, Store(tmp_path), RuntimeConfig(on_cpu=("ppo",)))
+        check_on_cpu(stages, RuntimeConfig(on_cpu=("ppo",)))
 
 
 def test_nothing_starts_without_time(tmp_path):
@@ -155,6 +155,15 @@ def test_records_of_two_stores_are_joined(finished, tmp_path, capsys):
     assert not (tmp_path / "store" / "ppo").exists(), "a PPO run was computed again"
 
 
+def test_a_stage_may_be_named_on_cpu_though_nothing_of_it_is_left(finished, tmp_path, capsys):
+    """The same command, given once more: `experiments/on_a_gpu.sh` promises that."""
+    shutil.copytree(finished[0] / "results", tmp_path / "results")
+    again = [*finished[1], *places(tmp_path), "--extend", "--on-cpu"]
+    assert main([*again, "ppo,ppo_gold"]) == 0
+    assert main([*again, "pppo"]) == 2
+    assert "'pppo': is no stage of this run: use bon," in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("checkpoint_s", [0.0, 1e6])
 def test_ppo_resumes_from_its_last_state_whenever_that_was_saved(
     finished, tmp_path, monkeypatch, checkpoint_s
@@ -197,7 +206,7 @@ def test_parts_of_the_runs_make_the_whole(finished, tmp_path, capsys):
     assert "there are 2 runs to divide" in capsys.readouterr().err
 
 
-def test_part_of_the_records_never_replaces_others(finished, tmp_path):
+def test_part_of_the_records_never_replaces_others(finished, tmp_path, capsys):
     store, experiment = without(finished, tmp_path, curve_stage(finished, 0))
     results = tmp_path / "results"
     shutil.copytree(finished[0] / "results", results)
@@ -207,6 +216,11 @@ def test_part_of_the_records_never_replaces_others(finished, tmp_path):
     with pytest.raises(StoreError, match="holds 1 other curve"):
         pipeline.collect(experiment, store, results, partial=True)
     assert (results / "records.jsonl").read_bytes() == before
+    # Said before anything is computed.
+    empty = ["--store", str(tmp_path / "empty"), "--results", str(results)]
+    assert main([*finished[1], *empty, "--part", "1/2"]) == 2
+    assert "holds 1 other curve" in capsys.readouterr().err
+    assert not (tmp_path / "empty" / "calibration").exists()
 
 
 def test_a_pool_in_pieces_gives_the_same_curves(finished, tmp_path, monkeypatch):

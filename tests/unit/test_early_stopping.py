@@ -17,6 +17,7 @@ from overopt.early_stopping import (
     halves,
     hedge_n,
     oracle,
+    proxy_of,
     rank_detectors,
     regret,
     score_hedge,
@@ -202,6 +203,19 @@ def test_ppo_seeds_of_one_proxy_are_not_independent_proxies():
     assert found.estimate == pytest.approx(table.mean())
     assert found.stderr == pytest.approx(table.mean(0).std(ddof=1) / P**0.5)
     assert found.dof == P - 1
+
+
+@pytest.mark.parametrize(
+    ("column", "one", "other"),
+    [("rounds", 1, 3), ("reward_combine", "mean", "worst_case"), ("length_penalty", 0.0, 0.1)],
+)
+def test_rewards_made_differently_are_not_seeds_of_one(column, one, other):
+    runs = [curve(8, seed=s, noise=0.5) for s in range(2)]
+    for c, setting in zip(runs, (one, other), strict=True):
+        for row in c.rows:
+            row |= {"backbone": "the same", column: setting}
+    assert proxy_of(runs[0]) != proxy_of(runs[1])
+    assert regret(runs, [0, 0]).dof < P - 1  # over two proxies, not one
 
 
 def test_curves_on_different_prompts_are_refused():

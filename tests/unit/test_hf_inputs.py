@@ -100,6 +100,8 @@ def test_shards_are_checked_and_read(tmp_path, gpt2):
     read = source_files(str(sharded))
     assert len(read) == len(shards) + 2  # config.json and tokenizer.json
     assert {checksum(f) for f in read} <= set(source_checksums(run))
+    assert checksum(checkpoints.instructions_file()) in source_checksums(run)
+    assert len(source_checksums(run)) == len(read) + 1 + len(source_files("ladder:3m"))
     shards[1].unlink()
     with pytest.raises(CheckpointError, match=shards[1].name):
         checkpoint_dir(str(sharded))
