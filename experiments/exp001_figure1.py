@@ -9,8 +9,8 @@ deviations of gold under the initial policy:
 - PPO's KL exceeds 36 nats (√KL of 6), best-of-n reaches √KL of 2.3 at n = 512;
 - best-of-n gold at its peak lies between 0.7 and 1.5 and grows with size.
 
-The 3M proxy took the place of the 0.8M one when the ladder's 0.8M rung was hardly better a language model
-than the 0.2M one (LOG.md). The ladder has been retrained since, and all curves made again.
+The 3M proxy took the place of the 0.8M one when the ladder's 0.8M rung was hardly better a language
+model than the 0.2M one (LOG.md). The ladder has been retrained since, and all curves made again.
 
 Cost: about 17 minutes of CPU time, 9 minutes on two cores.
 

@@ -96,7 +96,8 @@ def data_sweeps(curves: Sequence[Curve]) -> dict[str, dict[int, list[Curve]]]:
 def mean_peak(curves: Sequence[Curve], largest: int) -> tuple[float, float]:
     """Mean over replicates of the peak gold gain up to the coordinate ``largest``, and its stderr.
 
-    The standard error is over replicates: nan for one.
+    The standard error is over replicates: nan for one. A peak is the largest of several noisy means,
+    so it is too high by selection, most where curves are noisy or have many points.
     """
     gains = ((c["value"], c.arrays["gold"] - c.arrays["gold"][:1]) for c in curves)
     heights = np.array([gain.mean(1)[value <= largest].max() for value, gain in gains])

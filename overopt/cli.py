@@ -461,12 +461,14 @@ def _run(args: argparse.Namespace) -> int:
     check_on_cpu(loaded.stages, runtime)
     _check_device(runtime.device)
     results = args.results or default_results(loaded.record_name)
-    held = pipeline.held_results(results) if args.extend or args.part else None
+    held = pipeline.held_results(
+        results
+    )  # unreadable ones are refused now, not after hours of work
     wanted = loaded.stages
-    if args.part and held is not None:  # now, not after hours of work
+    if args.part:
         pipeline.check_joins(results, held, {stage.fingerprint for stage in wanted})
         wanted = pipeline.build_graph(_part_of(loaded.experiment, *args.part))
-    done = held.run_ids if args.extend and held is not None else set()
+    done = held.run_ids if args.extend else set()
     workers = max(1, _cores() // runtime.threads) if args.workers is None else args.workers
     try:
         summary = execute(
@@ -516,7 +518,7 @@ def _collect_part(loaded: _Loaded, store: Store, results: Path) -> None:
         return
     try:
         written = pipeline.collect(loaded.experiment, store, results, partial=True)
-    except OveroptError as error:
+    except (OveroptError, OSError) as error:  # what ended the run is the message that counts
         print(f"overopt: {error}", file=sys.stderr)
         return
     if written is not None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import gc
 import multiprocessing
 import os
 import pickle
@@ -280,11 +281,22 @@ def perform(
             )
             if leader is not None:
                 leader.start(task.identity.fingerprint, work.checkpoint)
-            task.run(context)
+            try:
+                task.run(context)
+            finally:
+                _release(task.runtime.device)
             store.commit(work, task.runtime)
             if leader is not None:
                 leader.done()
     return "computed"
+
+
+def _release(device: str) -> None:
+    """Give memory that a stage no longer uses back to the accelerator, which others share."""
+    torch = sys.modules.get("torch")
+    if torch is not None and device.startswith("cuda") and torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def _pin_torch(threads: int) -> None:

@@ -83,7 +83,7 @@ def sample_rows(
     cfg = model.cfg
     per_lane = 2 * cfg.num_hidden_layers * cfg.n_kv_heads * cfg.head_dim * n_slots * dtype.itemsize
     if n_lanes is None:
-        n_lanes = int(min(LANES, CACHE_BYTES // per_lane))
+        n_lanes = int(min(LANES, _cache_bytes(device) // per_lane))
     n_lanes = max(1, min(n_lanes, len(row)))
     shape, biased = tuple(uniform.shape), logit_bias is not None
     key = (device, n_lanes, n_slots, shape, dtype, temperature, biased)
@@ -101,6 +101,13 @@ def sample_rows(
         runners[key] = runner
         runner.weights.refresh(model)
         return runner.run(model, ids.to(device), mask.to(device), row, uniform, draw, logit_bias)
+
+
+def _cache_bytes(device: torch.device) -> float:
+    """Bytes that a cache may take: where processes share a GPU, a quarter of what is free."""
+    if device.type != "cuda":
+        return CACHE_BYTES
+    return min(CACHE_BYTES, torch.cuda.mem_get_info(device)[0] / 4)
 
 
 _RUNNERS: "WeakKeyDictionary[Llama, dict[Any, _Runner]]" = WeakKeyDictionary()

@@ -215,7 +215,7 @@ def ppo_stage(run: RunConfig, inputs: dict[str, Stage], *, note: str = "") -> St
     assert ppo is not None
     return Stage(
         name="ppo",
-        version=2,
+        version=3 if ppo.precision == "bf16" else 2,
         run=stages.run_ppo,
         gpu=True,
         label=f"ppo {describe(run)} kl {ppo.kl_coef} seed {ppo.ppo_seed}{note}",

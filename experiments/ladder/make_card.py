@@ -29,8 +29,8 @@ N_SAMPLES = 20
 HEAD = """# The ladder
 
 Small Llama-architecture language models of simple English stories: one tokenizer (4,096 byte-pair
-pieces), one corpus, one data order. They serve as initial policy, as backbones of proxy reward
-models and as backbone of gold. All are in the transformers layout, float16.
+pieces), one corpus and data order (6m excepted, see below). They serve as initial policy, as
+backbones of proxy reward models and as backbone of gold. All are in the transformers layout, float16.
 
 | rung | non-embedding parameters | all parameters | tokens trained | nats/token | nats/character |
 |---|---|---|---|---|---|
@@ -70,7 +70,8 @@ Held-out agreement with the rubric: {gold}.
     python experiments/ladder/make_openings.py STORIES TOKENIZER_DIR openings.json.xz
     python experiments/ladder/make_gold.py overopt/ladder/gold-3m --device cuda
 
-No rung was chosen among several seeds.
+No rung was chosen among several seeds. Rungs differ in tokens as well as in size, so the step from
+one to the next is not the effect of size alone.
 
 `samples.md` has {samples} continuations a rung.
 """
