@@ -82,12 +82,15 @@ def sample_rows(
     n_slots = -(-(width + uniform.shape[1]) // 16) * 16
     cfg = model.cfg
     per_lane = 2 * cfg.num_hidden_layers * cfg.n_kv_heads * cfg.head_dim * n_slots * dtype.itemsize
+    runners = _RUNNERS.setdefault(model, {})
     if n_lanes is None:
-        n_lanes = int(min(LANES, _cache_bytes(device) // per_lane))
+        kept = sum(2 * r.keys.nbytes for r in runners.values())
+        most = max(1, int(_cache_bytes(device, kept) // per_lane))
+        # A power of two, so that a little more or less memory is the same number of lanes.
+        n_lanes = min(LANES, 1 << (most.bit_length() - 1))
     n_lanes = max(1, min(n_lanes, len(row)))
     shape, biased = tuple(uniform.shape), logit_bias is not None
     key = (device, n_lanes, n_slots, shape, dtype, temperature, biased)
-    runners = _RUNNERS.setdefault(model, {})
     runner = runners.pop(key, None)
     # Streams, graphs and Triton use the current device, which need not be the model's.
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
@@ -103,11 +106,15 @@ def sample_rows(
         return runner.run(model, ids.to(device), mask.to(device), row, uniform, draw, logit_bias)
 
 
-def _cache_bytes(device: torch.device) -> float:
-    """Bytes that a cache may take: where processes share a GPU, a quarter of what is free."""
+def _cache_bytes(device: torch.device, kept: int) -> float:
+    """Bytes that a cache may take: of a GPU, which processes share, at most a quarter of what is free.
+
+    ``kept``: bytes of caches that would be given up for it.
+    """
     if device.type != "cuda":
         return CACHE_BYTES
-    return min(CACHE_BYTES, torch.cuda.mem_get_info(device)[0] / 4)
+    idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return min(CACHE_BYTES, (torch.cuda.mem_get_info(device)[0] + idle + kept) / 4)
 
 
 _RUNNERS: "WeakKeyDictionary[Llama, dict[Any, _Runner]]" = WeakKeyDictionary()
