@@ -14,7 +14,7 @@ Predictions, written before the run:
 - WARM is at least as good as the mean of scores, at a fifth of the reward-model calls;
 - retraining on fresh comparisons at the same label budget helps PPO more than any combination does.
 
-Cost: about 2 hours of CPU time.
+Cost: 1.8 hours of CPU time. What came of the predictions is in LOG.md.
 
     overopt compare experiments/exp005_leaderboard.py --results experiments/results/exp005_leaderboard
 """

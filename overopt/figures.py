@@ -29,16 +29,21 @@ X_LABELS = {
 
 @dataclass(frozen=True)
 class Style:
-    """Colour and marker of a series."""
+    """Colour, marker and line of a series; where colours come round again, lines are dashed."""
 
     color: str
     marker: str
+    line: str = "-"
 
 
 def series_styles(names: Sequence[str]) -> dict[str, Style]:
     """A style for each name, in the order given."""
     return {
-        name: Style(_COLORS[i % len(_COLORS)], _MARKERS[i % len(_MARKERS)])
+        name: Style(
+            _COLORS[i % len(_COLORS)],
+            _MARKERS[i % len(_MARKERS)],
+            "-" if i < len(_COLORS) else "--",
+        )
         for i, name in enumerate(names)
     }
 

@@ -68,7 +68,10 @@ def frontier(
             for name in names:
                 _draw_frontier(ax, same[name], styles[name])
             handles = [Line2D([], [], color=_BASELINE.color, lw=2, label=baseline)]
-            handles += [Line2D([], [], color=styles[n].color, lw=1.6, label=n) for n in names]
+            handles += [
+                Line2D([], [], color=style.color, ls=style.line, lw=1.6, label=name)
+                for name, style in styles.items()
+            ]
             ax.legend(handles=handles, frameon=False, fontsize=7.5, loc="best")
             ax.set_xlabel(X_LABELS[same[baseline][0].meta["kl_estimator"]], fontsize=8.5)
         row[0].set_ylabel("gold gain (sd of gold)")
@@ -85,7 +88,7 @@ def _draw_frontier(ax: Axes, curves: Sequence[Curve], style: Style) -> None:
     ax.fill_between(
         grid, mean.estimate - half, mean.estimate + half, color=style.color, alpha=0.15, lw=0
     )
-    ax.plot(grid, mean.estimate, color=style.color, lw=1.6)
+    ax.plot(grid, mean.estimate, color=style.color, ls=style.line, lw=1.6)
 
 
 def forest(standings: Mapping[str, Sequence[Standing]], *, baseline: str) -> Figure:
