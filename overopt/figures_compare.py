@@ -101,7 +101,8 @@ def forest(standings: Mapping[str, Sequence[Standing]], *, baseline: str) -> Fig
 
     Notes
     -----
-    A filled marker: p below 0.05 after Holm's correction over the mitigations of its panel.
+    A filled marker: p below 0.05 after Holm's correction over the mitigations of its panel. Under each
+    name its cost: reward-model calls and CPU time of a run, in multiples of the baseline's.
     """
     shown = {m: [s for s in same if s.mitigation != baseline] for m, same in standings.items()}
     heights = [0.9 + 0.34 * len(same) for same in shown.values()]
@@ -116,8 +117,11 @@ def forest(standings: Mapping[str, Sequence[Standing]], *, baseline: str) -> Fig
         for ax, (metric, label) in zip(row, FOREST_METRICS.items(), strict=True):
             _draw_effects(ax, same, metric, styles)
             ax.set_title(f"{METHOD_NAMES[method]}: {label}", loc="left", fontsize=8.5)
-            names = [s.mitigation for s in same] if ax is row[0] else [""] * len(same)
-            ax.set_yticks(range(len(same)), names, fontsize=8.5)
+            names = [""] * len(same)
+            if ax is row[0]:
+                base = next((s for s in standings[method] if s.mitigation == baseline), None)
+                names = [s.mitigation + _relative_cost(s, base) for s in same]
+            ax.set_yticks(range(len(same)), names, fontsize=7.5)
             ax.set_ylim(len(same) - 0.4, -0.6)
         row[0].figure.align_ylabels(row)
     for ax in axes[-1]:
@@ -134,6 +138,18 @@ def forest(standings: Mapping[str, Sequence[Standing]], *, baseline: str) -> Fig
         frameon=False,
     )
     return fig
+
+
+def _relative_cost(standing: Standing, base: Standing | None) -> str:
+    """A second line for the name: calls and CPU time over those of the baseline, where known."""
+    if base is None:
+        return ""
+    parts = []
+    for cost, unit in (("rm_calls", "calls"), ("cpu_s", "CPU")):
+        ratio = standing.costs[cost] / base.costs[cost] if base.costs[cost] else math.nan
+        if not math.isnan(ratio):
+            parts.append(f"{ratio:.2g}× {unit}")
+    return "\n" + ", ".join(parts)
 
 
 def _draw_effects(
