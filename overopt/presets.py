@@ -54,14 +54,24 @@ def quick() -> Experiment:
 
 
 def desk() -> Experiment:
-    """Four proxy sizes × three RM seeds, both methods; data sizes by best-of-n."""
-    runs = [RunConfig(proxy=proxy(b, s)) for s in range(3) for b in SIZES]
-    runs += [
-        RunConfig(labels=LabelsConfig(n_pairs=n), proxy=proxy(b, s), ppo=None)
-        for s in range(3)
-        for n in (300, 1500)
-        for b in list(SIZES)[:3]
-    ]
+    """Four proxy sizes × five seeds, both methods; data sizes by best-of-n. For a desk computer.
+
+    A seed is a replicate of everything: comparisons, proxy and PPO. They share the pool.
+    """
+    runs = []
+    for seed in range(5):
+        ppo = PpoConfig(ppo_seed=seed)
+        runs += [
+            RunConfig(labels=LabelsConfig(data_seed=seed), proxy=proxy(b, seed), ppo=ppo)
+            for b in SIZES
+        ]
+        runs += [
+            RunConfig(
+                labels=LabelsConfig(n_pairs=n, data_seed=seed), proxy=proxy(b, seed), ppo=None
+            )
+            for n in (300, 1500)
+            for b in list(SIZES)[:3]
+        ]
     return Experiment(name="desk", runs=tuple(runs), description="sizes, data sizes and seeds")
 
 

@@ -1,0 +1,5 @@
+"""``python -m overopt``: the command line, for environments without the script."""
+
+from overopt.cli import main
+
+main()
