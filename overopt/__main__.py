@@ -1,5 +1,8 @@
 """``python -m overopt``: the command line, for environments without the script."""
 
+import sys
+
 from overopt.cli import main
 
-main()
+if __name__ == "__main__":
+    sys.exit(main())
