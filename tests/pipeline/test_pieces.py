@@ -206,6 +206,12 @@ def test_parts_of_the_runs_make_the_whole(finished, tmp_path, capsys):
     assert "there are 2 runs to divide" in capsys.readouterr().err
 
 
+def test_a_part_can_be_planned(tmp_path, capsys):
+    assert main(["plan", "desk", "--store", str(tmp_path), "--part", "2/5"]) == 0
+    proxies = [x for x in capsys.readouterr().out.splitlines() if "  proxy " in x]
+    assert len(proxies) == 10 and all(x.endswith("data 1 rm 1") for x in proxies)
+
+
 def test_part_of_the_records_never_replaces_others(finished, tmp_path, capsys):
     store, experiment = without(finished, tmp_path, curve_stage(finished, 0))
     results = tmp_path / "results"

@@ -5,16 +5,18 @@ import math
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from overopt.analysis import forecast, replay, score
 from overopt.cli import main
 from overopt.errors import DataError
 from overopt.estimators import kl_bon
 from overopt.fits.scaling import Forecast
+from overopt.forecasts import forecast, score
 from overopt.records import CURVE_ARRAYS, FIELDS, SCHEMA_VERSION
+from overopt.replay_report import replay
 
 NS = 2 ** np.arange(10)
 PROMPTS = 60
@@ -66,6 +68,12 @@ def write_records(folder, sizes, *, prompts=PROMPTS, noise=0.05, gold_sizes=(), 
     return folder
 
 
+@pytest.fixture(autouse=True)
+def empty_directory(tmp_path, monkeypatch):
+    """Files that a command writes by default go under a directory of the test's own."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture
 def three_sizes(tmp_path):
     return write_records(tmp_path / "three", (50_000, 200_000, 800_000))
@@ -90,7 +98,7 @@ def test_a_forecast_is_written_with_what_it_was_fitted_on(three_sizes, tmp_path,
 
 def test_a_forecast_is_made_once(three_sizes):
     text = forecast(three_sizes, n_params=3e6)
-    file = three_sizes / "forecast_bon_3M.json"
+    file = Path("results") / "forecast_three_bon_3M.json"
     before = file.read_bytes()
     assert f"written to {file}" in text
     with pytest.raises(DataError, match="a forecast is made once"):
@@ -112,6 +120,12 @@ def test_a_forecast_is_scored_against_the_proxy_it_was_made_for(three_sizes, tmp
     assert all("inside" in line for line in measured.values())
     observed = float(re.search(r"\] +(\S+)", measured["alpha"]).group(1))
     assert observed == pytest.approx(planted(2.95e6)[0], abs=0.05)
+
+
+def test_a_peak_beyond_the_measured_range_is_called_an_extrapolation(tmp_path):
+    sizes = write_records(tmp_path / "sizes", (50_000, 200_000, 800_000), noise=0.01)
+    assert "beyond √KL" not in forecast(sizes, n_params=3e6)
+    assert "beyond √KL 2.29, the largest measured" in forecast(sizes, n_params=1e9)
 
 
 def test_a_wrong_forecast_is_seen_to_be_wrong(three_sizes, tmp_path):

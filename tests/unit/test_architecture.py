@@ -20,7 +20,7 @@ LEVEL_3 = {  # may touch files, clocks and processes
     "overopt.artefacts", "overopt.executors", "overopt.cli", "overopt.graph",
     "overopt.progress", "overopt.checkpoints", "overopt.presets", "overopt.analysis",
     "overopt.comparison", "overopt.comparison_report", "overopt.distributed", "overopt.sft_files",
-    "overopt.replay", "overopt.records",
+    "overopt.replay", "overopt.records", "overopt.forecasts",
 }  # fmt: skip
 IO_CALLS = {
     "open",
@@ -114,6 +114,8 @@ def test_no_global_random_state(name):
         "overopt.analysis",
         "overopt.estimators",
         "overopt.replay",
+        "overopt.replay_report",
+        "overopt.forecasts",
     ],
 )
 def test_analysis_needs_no_torch(module):

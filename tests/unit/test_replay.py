@@ -189,12 +189,36 @@ def without(rows, name):
             change(long_rows(), 5, response_id=0),
             "row 6, column response_id: '0' of prompt 'p0' is also the id of row 1",
         ),
-        (without(long_rows(), "response_id"), "no column 'gold_scores' in the lists layout"),
+        (without(long_rows(), "gold"), r"no column 'gold'.*\(one row per response\).* or --gold"),
     ],
 )
 def test_unusable_tables_are_refused_by_row_and_column(tmp_path, suffix, rows, message):
     with pytest.raises(DataError, match=message):
         read_replay(write(tmp_path, rows, suffix))
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
+def test_a_long_table_needs_no_response_ids_and_takes_prompts_by_their_text(tmp_path, suffix):
+    """The table that people write first: prompt, response, gold and a score."""
+    rows = [
+        {"prompt": row["prompt_id"], **{k: row[k] for k in ("response", "gold", "proxy_a")}}
+        for row in long_rows()
+    ]
+    table = read_replay(write(tmp_path, rows, suffix))
+    assert table.prompt_ids == tuple(f"p{p}" for p in range(P))
+    np.testing.assert_array_equal(table.proxies["proxy_a"], PROXY)
+    np.testing.assert_array_equal(table.gold, GOLD)
+
+
+def test_a_long_table_may_have_the_prompts_of_alpaca(tmp_path):
+    rows = [
+        {"instruction": "Write.", "input": f"about {p}", "gold": GOLD[p, i], "proxy": PROXY[p, i]}
+        for p in range(P)
+        for i in range(N)
+    ]
+    table = read_replay(write(tmp_path, rows, "jsonl"))
+    assert table.prompt_ids[1] == "Write.\nabout 1"
+    np.testing.assert_array_equal(table.proxies["proxy"], PROXY)
 
 
 def test_separate_prompts_of_equal_text_can_be_kept_apart(tmp_path):
