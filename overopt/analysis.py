@@ -276,7 +276,7 @@ def stops(records: str | Path) -> str:
         raise DataError(f"records {str(records)!r} hold no PPO curve: stopping rules need one")
     scores = early_stopping.compare_rules(curves)
     detectors = {d.rule: d for d in early_stopping.rank_detectors(curves)}
-    units = {rule.name: rule.unit for rule in early_stopping.RULES}
+    rules = {rule.name: rule for rule in early_stopping.RULES}
     lines = [
         f"{len(curves)} PPO curves; regret in sd of gold against the oracle, tuned on other proxies"
         " and on the other half of the prompts",
@@ -286,9 +286,8 @@ def stops(records: str | Path) -> str:
     for score in scores:
         found = detectors.get(score.rule)
         auc = "–" if found is None else _with_error(found.auc, found.auc_stderr)
-        threshold = "–" if found is None else "never"
-        if found and math.isfinite(score.threshold):
-            threshold = f"{score.threshold:.3g} {units.get(score.rule, '')}"
+        rule = rules.get(score.rule)
+        threshold = "–" if rule is None else _threshold(rule, score.threshold)
         regret = _with_error(score.regret.estimate, score.regret.stderr)
         lines.append(
             f"{score.rule:20} {regret:>13} {score.regret.in_sample:9.2f} {score.lead:17.1f}"
@@ -377,6 +376,13 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def _threshold(rule: early_stopping.Rule, value: float) -> str:
+    """In words where it is infinite: every signal is past it, or none."""
+    if math.isfinite(value):
+        return f"{value:.3g} {rule.unit}"
+    return "at once" if (value > 0) == (rule.side == "below") else "never"
 
 
 def _with_error(value: float, stderr: float) -> str:

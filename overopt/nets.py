@@ -412,7 +412,7 @@ class _StepLayer:
         maps = layer.maps()
         self.qkv, self.qkv_bias, self.gate_up = maps.qkv.T, maps.qkv_bias, maps.gate_up.T
         self.out, self.down = layer.out.weight.T, layer.down.weight.T
-        self.keep(keys.contiguous(), values.contiguous())
+        self.keep(keys, values)
 
     def keep(self, keys: Tensor, values: Tensor) -> None:
         """Set the cache, and the views of it that every step uses."""
@@ -420,6 +420,18 @@ class _StepLayer:
         self.keys_to_write = torch.view_as_complex(keys.unflatten(3, (-1, 2)))
         self.keys_to_read = keys.flatten(0, 1).transpose(1, 2)
         self.values_to_read = values.flatten(0, 1)
+
+
+def _with_room(cache: Tensor, room: int) -> Tensor:
+    """A contiguous copy of keys or values (R, H, S, D) with ``room`` more slots.
+
+    They are zeros, not whatever memory holds: a hidden slot has weight 0, and 0 times NaN is NaN.
+    """
+    n_rows, n_heads, n_slots, dim = cache.shape
+    wide = cache.new_empty(n_rows, n_heads, n_slots + room, dim)
+    wide[:, :, :n_slots] = cache
+    wide[:, :, n_slots:] = 0
+    return wide
 
 
 class _StepBuffers:
@@ -485,23 +497,28 @@ class LlamaDecoder:
         self.hidden = model.at_last_token(ids, n_prompt, cached)[row]
 
         # 2. The cache of each row, its padding hidden by an attention bias (1 or R·H_kv, 1, S).
+        room = min(self.GROWTH, n_tokens)
+        each_once = len(row) == len(ids) and bool((row.diff() > 0).all())
         self._layers = [
-            _StepLayer(layer, k[row], v[row])
-            for layer, (k, v) in zip(model.blocks, cached, strict=True)
+            _StepLayer(layer, *(_with_room(t if each_once else t[row], room) for t in keys_values))
+            for layer, keys_values in zip(model.blocks, cached, strict=True)
         ]
         self._bias = self.hidden.new_zeros(1, 1, self._used)
         if not bool(mask.all()):
             padding = torch.arange(self._used, device=ids.device) >= self._position[:, None]
             self._bias = self._bias.masked_fill(padding[:, None], -torch.inf)
             self._bias = self._bias.repeat_interleave(cfg.n_kv_heads, 0)
-        self._grow()
+        self._hide(room)
 
     def _grow(self) -> None:
-        """Make room for more tokens; new slots are hidden until they are filled."""
+        """Make room for more tokens."""
         room = min(self.GROWTH, self._n_slots - self._used)
         for part in self._layers:
-            # Zeros, not whatever memory holds: a hidden slot has weight 0, and 0 times NaN is NaN.
-            part.keep(*(F.pad(t, (0, 0, 0, room)) for t in (part.keys, part.values)))
+            part.keep(_with_room(part.keys, room), _with_room(part.values, room))
+        self._hide(room)
+
+    def _hide(self, room: int) -> None:
+        """Hide ``room`` new slots until they are filled."""
         self._bias = F.pad(self._bias, (0, room), value=-torch.inf)
         self._make_buffers()
 

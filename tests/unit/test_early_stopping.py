@@ -1,12 +1,15 @@
 """Stopping rules on curves with planted peaks: causality, regret, tuning, detection, hedged n."""
 
+import dataclasses
+import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from overopt.analysis import stops
+from overopt.analysis import _threshold, stops
 from overopt.cli import main
 from overopt.early_stopping import (
     GOLD_COLUMNS,
@@ -303,15 +306,41 @@ def test_one_proxy_is_not_enough():
         compare_rules([curve(5), curve(5)])
 
 
-def test_committed_records_give_a_table(capsys):
-    for c in load_curves(RESULTS.parent / "desk"):  # written before win_rate and its kin existed
+def test_records_older_than_a_column_are_read_without_it(tmp_path):
+    rows = [json.loads(x) for x in (RESULTS / "records.jsonl").read_text("utf-8").splitlines()]
+    text = "".join(json.dumps({k: v for k, v in r.items() if k != "win_rate"}) + "\n" for r in rows)
+    (tmp_path / "records.jsonl").write_text(text, encoding="utf-8")
+    shutil.copy(RESULTS / "curves.npz", tmp_path)
+    for c in load_curves(tmp_path):
         assert all(set(FIELDS) == set(row) and row["win_rate"] is None for row in c.rows)
+
+
+def test_committed_records_give_a_table(capsys):
     assert main(["stops", str(RESULTS)]) == 0
     printed = capsys.readouterr().out
     assert printed.strip() == stops(RESULTS)
     for name in ("kl_budget", "entropy_floor", "never_stop"):
         assert f"\n{name}" in printed
     assert "not in these records: what member_disagreement" in printed
+    assert "inf" not in printed and "nan" not in printed
+
+
+@pytest.mark.parametrize(
+    ("side", "value", "words"),
+    [
+        ("below", math.inf, "at once"),
+        ("below", -math.inf, "never"),
+        ("above", -math.inf, "at once"),
+        ("above", math.inf, "never"),
+        ("above", 4.218, "4.22 nats"),
+    ],
+)
+def test_an_infinite_threshold_is_said_in_words(side, value, words):
+    rule = dataclasses.replace(RULES[0], side=side, unit="nats")
+    assert _threshold(rule, value) == words
+    if not math.isfinite(value):
+        stops_at = stop(rule, curve(5), value)
+        assert (stops_at < len(curve(5).rows) - 1) == (words == "at once")
 
 
 # ---------------------------------------------------------------------------------------- hedged n

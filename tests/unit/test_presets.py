@@ -75,6 +75,6 @@ def test_the_figure_of_data_sizes_is_drawn_from_records(tmp_path):
     assert {name: list(sweep) for name, sweep in sweeps.items()} == dict.fromkeys(
         ("0.056M proxy", "0.2M proxy", "0.8M proxy"), [300, 1500, 6000]
     )
-    assert all(len(same) == 3 for sweep in sweeps.values() for same in sweep.values())
+    assert all(len(same) == 5 for sweep in sweeps.values() for same in sweep.values())
     names = [path.name for path in draw("experiments/results/desk", tmp_path)]
     assert "fig03_desk.png" in names and (tmp_path / "fig03_desk.png").stat().st_size > 10_000
