@@ -249,3 +249,10 @@ def test_runs_with_other_overrides_do_not_share_a_results_folder():
     assert str(flipped) == "results/smoke_labels.label_flip_rate=0.2"
     long = [default_results(f"smoke world.prompts_file=/{'a' * 200}/{x}") for x in "ab"]
     assert long[0] != long[1] and len(long[0].name) < 120 and "/" not in long[0].name
+
+
+def test_the_package_is_the_command_line_too():
+    done = subprocess.run(
+        [sys.executable, "-m", "overopt", "plan", "desc"], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "did you mean desk?" in done.stderr
