@@ -5,12 +5,15 @@ proxy dashed, rubric dotted. Colours are from the Okabe-Ito palette, which survi
 markers differ as well, which survives grey printing.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -33,7 +36,7 @@ class Style:
 
     color: str
     marker: str
-    line: str = "-"
+    line: str | tuple[int, tuple[int, ...]] = "-"
 
 
 def series_styles(names: Sequence[str]) -> dict[str, Style]:
@@ -105,24 +108,39 @@ def overoptimization(
                 ax.plot(*tilts[name], ls=":", lw=2, color=styles[name].color)
         first = next(iter(groups[method].values()))[0]
         ax.set_title(f"({letter}) {titles[method]}", loc="left")
+        ax.set_title(proxies_a_size(list(replicates[method].values())), loc="right", fontsize=8.5)
         ax.set_xlabel(X_LABELS[first.meta["kl_estimator"]])
         ax.set_ylabel("score gain over the initial policy (sd)")
         ax.axhline(0, color="0.8", lw=0.8, zorder=0)
         ax.spines[["top", "right"]].set_visible(False)
-    handles = [
+    handles: list[Line2D | Patch] = [
         Line2D([], [], color=styles[n].color, marker=styles[n].marker, ms=5, label=n) for n in names
     ]
     handles += [
         Line2D([], [], color="0.3", marker="o", ms=4, ls="-", lw=0.6, label="gold ± 1 stderr"),
         Line2D([], [], color="0.3", ls="--", label="proxy"),
-        Line2D([], [], color="0.3", ls=":", lw=2, label="gold under exact tilt"),
+        Line2D([], [], color="0.3", ls=":", lw=2, label="gold, exponential tilt of the pool"),
         Line2D([], [], color="0.3", ls="-", lw=2.4, alpha=0.35, label="fit to gold"),
     ]
+    if len(methods) == 2:
+        low, high = axes[0].get_ylim()
+        axes[1].axhspan(low, high, color="0.93", lw=0, zorder=-1)
+        handles.append(Patch(color="0.93", label="height of (a)"))
     columns = len(handles) if len(handles) <= 8 else -(-len(handles) // 2)
     fig.legend(
         handles=handles, loc="outside lower center", ncols=columns, fontsize=7.5, frameon=False
     )
     return fig
+
+
+def proxies_a_size(replicates: Sequence[Sequence[ReplicateCurve]]) -> str:
+    """How many proxies stand behind each series, in words."""
+    counts = sorted({len(same) for same in replicates})
+    if counts == [1]:
+        return "one proxy a size"
+    return (
+        f"means of {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} proxies a size"
+    )
 
 
 def _draw_series(ax: Axes, mean: MeanSeries, style: Style, fit: FitResult | None) -> None:
@@ -159,7 +177,9 @@ def size_and_peak(peaks: Mapping[str, Sequence[tuple[float, float, float]]]) -> 
     """
     fig = Figure(figsize=(5.2, 3.8), layout="constrained")
     ax = fig.subplots()
-    for (method, points), style in zip(peaks.items(), series_styles("bp").values(), strict=False):
+    styles = {"bon": Style("black", "o"), "ppo": Style("0.5", "s")}  # colours are for sizes
+    for method, points in peaks.items():
+        style = styles[method]
         n, peak, err = (np.array(x) for x in zip(*points, strict=True))
         shift = 1.0 if method == "bon" else 1.06
         marker: dict[str, Any] = {
@@ -205,29 +225,45 @@ def data_sizes(
         them, nan for a single one).
     largest_n : of the range over which peaks are taken.
     """
-    fig = Figure(figsize=(4.4 * (len(sweeps) + 1), 4.2), layout="constrained")
-    axes = list(np.atleast_1d(fig.subplots(1, len(sweeps) + 1)))
+    n_panels = len(sweeps) + 1
+    n_columns = 2 if n_panels in (2, 4) else 3
+    n_rows = -(-n_panels // n_columns)
+    fig = Figure(figsize=(4.2 * n_columns, 3.4 * n_rows + 0.4), layout="constrained")
+    axes = list(np.reshape(fig.subplots(n_rows, n_columns), -1))
+    for ax in axes[n_panels:]:
+        ax.set_axis_off()
+    axes = axes[:n_panels]
     sizes = sorted({n for sweep in sweeps.values() for n in sweep})
-    styles = dict(zip(sizes, series_styles([str(n) for n in sizes]).values(), strict=True))
+    shades = colormaps["viridis_r"](np.linspace(0.15, 1.0, len(sizes)))
+    styles = {
+        n: Style(to_hex(shade), marker)
+        for n, shade, marker in zip(sizes, shades, itertools.cycle(_MARKERS), strict=False)
+    }
     for letter, (name, sweep), ax in zip("abcdefgh", sweeps.items(), axes, strict=False):
         for n_pairs, curves in sweep.items():
             _draw_series(ax, average(curves, replicates[name][n_pairs]), styles[n_pairs], None)
         ax.set_title(f"({letter}) best-of-n, {name}", loc="left", fontsize=10)
-        ax.set_xlabel(X_LABELS["bon_bound"], fontsize=8)
+        ax.set_xlabel(X_LABELS["bon_bound"], fontsize=9)
         ax.axhline(0, color="0.8", lw=0.8, zorder=0)
-    axes[0].set_ylabel("score gain over the initial policy (sd)")
+        ax.set_ylabel("score gain (sd)")
     last = axes[-1]
+    limits = [y for ax in axes[:-1] for y in ax.get_ylim()]
+    for ax in axes[:-1]:
+        ax.set_ylim(min(limits), max(limits))
     for (name, points), style in zip(
         peaks.items(), series_styles(list(peaks)).values(), strict=True
     ):
         n, peak, err = (np.array(x) for x in zip(*points, strict=True))
-        last.errorbar(n, peak, yerr=err, color=style.color, marker="o", ms=5, capsize=2, label=name)
+        last.errorbar(
+            n, peak, yerr=err, color=style.color, marker=style.marker, ms=5, capsize=2, label=name
+        )
     last.set_xscale("log")
     last.set_xticks(sizes, [f"{n:,}" for n in sizes], fontsize=8)
     last.set_xticks([], minor=True)
     last.set_xlabel("comparisons the proxy was trained on")
     last.set_ylabel("peak gold gain (sd) ± 1 stderr over seeds")
-    last.set_title(f"peaks up to n = {largest_n:,}", loc="left", fontsize=10)
+    title = f"({'abcdefgh'[len(sweeps) % 8]}) peaks up to n = {largest_n:,}"
+    last.set_title(title, loc="left", fontsize=10)
     last.legend(frameon=False, fontsize=8)
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)

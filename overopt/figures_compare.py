@@ -7,6 +7,7 @@ baseline is grey in each.
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -27,7 +28,12 @@ FOREST_METRICS = {
     "rubric_end": "rubric at the end",
 }
 GRID_POINTS = 60
-_BASELINE = Style("0.55", "")
+PANELS_A_ROW = 4
+LEGEND_PLACES = {"bon": "upper left", "ppo": "lower left"}
+SHOWN_P = 0.1
+"""Largest p that the forest plot prints."""
+_BASELINE = Style("0.55", "X")
+_LINES = ("-", "--", "-.", ":", (0, (6, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 2)))
 
 
 def frontier(
@@ -37,62 +43,88 @@ def frontier(
     *,
     baseline: str,
 ) -> Figure:
-    """Mean gold gain against √KL with 95 % bands over seeds and prompts: methods × families.
+    """Mean gold gain against √KL, a panel for each method and family of mitigations.
 
     Parameters
     ----------
     curves : method -> mitigation -> test curves, one a seed.
     families : mitigation -> family.
     references : method -> where the tuning runs of the baseline peak (dotted).
-    baseline : the mitigation drawn in grey in every panel.
+    baseline : the mitigation drawn in grey, with its 95 % band, in every panel.
 
     Notes
     -----
-    A line ends where the first of its runs ends: beyond, seeds would be mixed with carried values.
+    A line ends where the first of its runs ends: beyond, seeds would be mixed with carried values. The
+    marker, joined to it by a thin line, is the mean of all the runs' own ends.
     """
-    columns = list(dict.fromkeys(families[n] for m in curves.values() for n in m if n != baseline))
-    fig = Figure(figsize=(3.6 * len(columns) + 0.6, 3.5 * len(curves)), layout="constrained")
-    axes = np.reshape(fig.subplots(len(curves), len(columns), sharey="row"), (len(curves), -1))
-    for row, (method, same) in zip(axes, curves.items(), strict=True):
-        for ax, family in zip(row, columns, strict=True):
-            names = [n for n in same if families[n] == family and n != baseline]
-            if not names:  # a family that means nothing to this method
-                ax.set_axis_off()
-                continue
-            ax.set_title(f"{METHOD_NAMES[method]}: {family}", loc="left", fontsize=10)
-            ax.spines[["top", "right"]].set_visible(False)
-            ax.axhline(0, color="0.85", lw=0.8, zorder=0)
-            ax.axvline(references[method].peak_sqrt_kl, color="0.7", lw=0.9, ls=":", zorder=0)
-            _draw_frontier(ax, same[baseline], _BASELINE)
-            styles = series_styles(names)
-            for name in names:
-                _draw_frontier(ax, same[name], styles[name])
-            handles = [Line2D([], [], color=_BASELINE.color, lw=2, label=baseline)]
-            handles += [
-                Line2D([], [], color=style.color, ls=style.line, lw=1.6, label=name)
-                for name, style in styles.items()
-            ]
-            ax.legend(handles=handles, frameon=False, fontsize=7.5, loc="best")
-            ax.set_xlabel(X_LABELS[same[baseline][0].meta["kl_estimator"]], fontsize=8.5)
-        row[0].set_ylabel("gold gain (sd of gold)")
+    panels = [
+        (method, family, [n for n in same if families[n] == family and n != baseline])
+        for method, same in curves.items()
+        for family in dict.fromkeys(families[n] for n in same if n != baseline)
+    ]
+    n_columns = min(PANELS_A_ROW, len(panels))
+    n_rows = -(-len(panels) // n_columns)
+    fig = Figure(figsize=(3.3 * n_columns, 3.3 * n_rows + 0.3), layout="constrained")
+    axes = np.reshape(fig.subplots(n_rows, n_columns), -1)
+    limits: dict[str, list[float]] = {}
+    for ax, (method, family, names) in zip(axes, panels, strict=False):
+        same = curves[method]
+        ax.set_title(f"{METHOD_NAMES[method]}: {family}", loc="left", fontsize=10)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.axhline(0, color="0.85", lw=0.8, zorder=0)
+        ax.axvline(references[method].peak_sqrt_kl, color="0.7", lw=0.9, ls=":", zorder=0)
+        _draw_frontier(ax, same[baseline], _BASELINE, band=True)
+        styles = {baseline: _BASELINE} | {
+            name: replace(style, line=_LINES[i % len(_LINES)])
+            for i, (name, style) in enumerate(series_styles(names).items())
+        }
+        for name in names:
+            _draw_frontier(ax, same[name], styles[name])
+        handles = [
+            Line2D([], [], color=s.color, ls=s.line, marker=s.marker, ms=4, lw=1.3, label=name)
+            for name, s in styles.items()
+        ]
+        ax.legend(handles=handles, frameon=False, fontsize=7.5, loc=LEGEND_PLACES[method])
+        ax.set_xlabel(X_LABELS[same[baseline][0].meta["kl_estimator"]], fontsize=8.5)
+        ax.set_ylabel("gold gain (sd of gold)", fontsize=8.5)
+        limits.setdefault(method, []).extend(ax.get_ylim())
+    for ax, (method, _, _) in zip(axes, panels, strict=False):
+        ax.set_ylim(min(limits[method]), max(limits[method]))
+    for ax in axes[len(panels) :]:
+        ax.set_axis_off()
+    seeds = sorted({len(c) for same in curves.values() for c in same.values()})
+    fig.supxlabel(
+        f"Means of {' or '.join(map(str, seeds))} seeds. A line ends with its shortest run, its marker"
+        f" is the mean end of the runs. Band: 95 % of {baseline}. Dotted: its peak when tuned.",
+        fontsize=8.5,
+    )
     return fig
 
 
-def _draw_frontier(ax: Axes, curves: Sequence[Curve], style: Style) -> None:
-    """Mean over seeds and prompts, with its t band, up to the shortest run's reach."""
+def _draw_frontier(ax: Axes, curves: Sequence[Curve], style: Style, *, band: bool = False) -> None:
+    """Mean over seeds and prompts up to the shortest run's reach, and the mean end of all runs."""
     reach = min(float(curve["sqrt_kl"].max()) for curve in curves)
     grid = np.linspace(0.0, reach, GRID_POINTS)
     mean = crossed_mean(np.stack([gold_at(curve, grid).T for curve in curves]))
-    stderr = np.sqrt(np.maximum(np.diag(mean.covar), 0.0))
-    half = stderr * [t_quantile(CI_LEVEL, mean.dof(c)) for c in np.eye(len(grid))]
-    ax.fill_between(
-        grid, mean.estimate - half, mean.estimate + half, color=style.color, alpha=0.15, lw=0
-    )
-    ax.plot(grid, mean.estimate, color=style.color, ls=style.line, lw=1.6)
+    if band:
+        stderr = np.sqrt(np.maximum(np.diag(mean.covar), 0.0))
+        half = stderr * [t_quantile(CI_LEVEL, mean.dof(c)) for c in np.eye(len(grid))]
+        low, high = mean.estimate - half, mean.estimate + half
+        ax.fill_between(grid, low, high, color=style.color, alpha=0.25, lw=0)
+    ax.plot(grid, mean.estimate, color=style.color, ls=style.line, lw=1.3)
+    end = mean_end(curves)
+    ax.plot([reach, end[0]], [mean.estimate[-1], end[1]], color=style.color, lw=0.5)
+    ax.plot(*end, color=style.color, marker=style.marker, ms=5)
+
+
+def mean_end(curves: Sequence[Curve]) -> tuple[float, float]:
+    """√KL and gold gain at the last point of a run, means over runs."""
+    gains = [float((c.arrays["gold"][-1] - c.arrays["gold"][0]).mean()) for c in curves]
+    return float(np.mean([c["sqrt_kl"][-1] for c in curves])), float(np.mean(gains))
 
 
 def forest(standings: Mapping[str, Sequence[Standing]], *, baseline: str) -> Figure:
-    """Effects against the baseline with 95 % intervals; Holm-adjusted p beside each.
+    """Effects against the baseline with 95 % intervals; Holm-adjusted p beside those below `SHOWN_P`.
 
     Parameters
     ----------
@@ -126,6 +158,12 @@ def forest(standings: Mapping[str, Sequence[Standing]], *, baseline: str) -> Fig
         row[0].figure.align_ylabels(row)
     for ax in axes[-1]:
         ax.set_xlabel(f"difference from {baseline} (sd)", fontsize=8.5)
+    n_seeds = sorted({s.n_seeds for same in shown.values() for s in same})
+    fig.suptitle(
+        f"95 % intervals over {' or '.join(map(str, n_seeds))} seeds and prompts; filled: p < 0.05"
+        f" after Holm; p is printed where at most {SHOWN_P:g}",
+        fontsize=9,
+    )
     handles = [
         Line2D([], [], color=style.color, marker=style.marker, ms=5, label=family)
         for family, style in styles.items()
@@ -173,6 +211,8 @@ def _draw_effects(
             color=style.color,
             mfc=style.color if effect.p_holm < 1 - CI_LEVEL else "white",
         )
+        if effect.p_holm > SHOWN_P:
+            continue
         ax.annotate(
             _p_text(effect.p_holm),
             (1.0, y),

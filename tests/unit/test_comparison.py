@@ -22,6 +22,7 @@ from overopt.comparison import (
 from overopt.comparison_report import load_results, report, too_few_seeds
 from overopt.config import to_dict
 from overopt.errors import ConfigError, DataError
+from overopt.figures_compare import frontier
 from overopt.leaderboard import Reference
 from overopt.presets import smoke
 from overopt.records import validate_records
@@ -276,6 +277,28 @@ def test_a_stopped_run_is_the_baseline_up_to_its_stop(results):
         k = len(stopped.rows)
         np.testing.assert_array_equal(stopped.arrays["gold"], whole.arrays["gold"][:k])
         assert whole["kl_seq_nats"][k - 1] <= 9.0 < whole["kl_seq_nats"][k]
+
+
+def test_the_frontier_marks_the_mean_end_of_the_runs_in_as_many_panels_as_it_needs(results):
+    found = load_results(results)
+    families = {m["name"]: m["family"] for m in found.protocol["mitigations"]}
+    figure = frontier(found.curves, families, found.references, baseline="single")
+    shown = {ax.get_title(loc="left"): ax for ax in figure.axes}
+    assert len(figure.axes) == sum(
+        len({families[n] for n in same if n != "single"}) for same in found.curves.values()
+    )
+    (stopping,) = (ax for title, ax in shown.items() if title.startswith("PPO: stop"))
+    marks = [
+        (line.get_xdata()[0], line.get_ydata()[0])
+        for line in stopping.lines
+        if line.get_marker() not in ("None", None, "") and len(line.get_xdata()) == 1
+    ]
+    for mark, name in zip(marks, ("single", "stop"), strict=True):
+        ends = [
+            (c["sqrt_kl"][-1], (c.arrays["gold"][-1] - c.arrays["gold"][0]).mean())
+            for c in found.curves["ppo"][name]
+        ]
+        assert mark == pytest.approx(np.mean(ends, axis=0))
 
 
 def test_unfinished_results_are_refused(tmp_path):

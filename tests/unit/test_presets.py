@@ -8,6 +8,7 @@ import pytest
 from overopt.analysis import data_sweeps, draw, mean_peak
 from overopt.checkpoints import load_trunk
 from overopt.errors import ConfigError
+from overopt.figures import proxies_a_size
 from overopt.presets import PRESETS, load_experiment
 from overopt.records import Curve
 
@@ -78,3 +79,9 @@ def test_the_figure_of_data_sizes_is_drawn_from_records(tmp_path):
     assert all(len(same) == 5 for sweep in sweeps.values() for same in sweep.values())
     names = [path.name for path in draw("experiments/results/desk", tmp_path)]
     assert "fig03_desk.png" in names and (tmp_path / "fig03_desk.png").stat().st_size > 10_000
+
+
+def test_figure_1_says_how_many_proxies_stand_behind_a_size():
+    assert proxies_a_size([[1], [1]]) == "one proxy a size"
+    assert proxies_a_size([[1, 2, 3], [1, 2, 3]]) == "means of 3 proxies a size"
+    assert proxies_a_size([[1], [1, 2, 3]]) == "means of 1 to 3 proxies a size"
