@@ -62,8 +62,8 @@ def frontier(
         for method, same in curves.items()
         for family in dict.fromkeys(families[n] for n in same if n != baseline)
     ]
-    n_columns = min(PANELS_A_ROW, len(panels))
-    n_rows = -(-len(panels) // n_columns)
+    n_rows = -(-len(panels) // PANELS_A_ROW)
+    n_columns = -(-len(panels) // n_rows)
     fig = Figure(figsize=(3.3 * n_columns, 3.3 * n_rows + 0.3), layout="constrained")
     axes = np.reshape(fig.subplots(n_rows, n_columns), -1)
     limits: dict[str, list[float]] = {}
