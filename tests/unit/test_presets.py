@@ -1,16 +1,18 @@
 """What the presets ask for, before anything is run."""
 
+import re
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from overopt.analysis import data_sweeps, draw, mean_peak
+from overopt.analysis import data_sweeps, draw, mean_peak, peak_of
 from overopt.checkpoints import load_trunk
 from overopt.errors import ConfigError
 from overopt.figures import proxies_a_size
 from overopt.presets import PRESETS, load_experiment
-from overopt.records import Curve
+from overopt.records import Curve, load_curves
 
 
 def test_gpu_sweeps_six_sizes_and_six_data_sizes_with_five_seeds():
@@ -70,8 +72,6 @@ def test_peaks_of_data_sizes_are_over_a_common_range():
 
 
 def test_the_figure_of_data_sizes_is_drawn_from_records(tmp_path):
-    from overopt.records import load_curves
-
     sweeps = data_sweeps(load_curves("experiments/results/desk"))
     assert {name: list(sweep) for name, sweep in sweeps.items()} == dict.fromkeys(
         ("0.056M proxy", "0.2M proxy", "0.8M proxy"), [300, 1500, 6000]
@@ -79,6 +79,33 @@ def test_the_figure_of_data_sizes_is_drawn_from_records(tmp_path):
     assert all(len(same) == 5 for sweep in sweeps.values() for same in sweep.values())
     names = [path.name for path in draw("experiments/results/desk", tmp_path)]
     assert "fig03_desk.png" in names and (tmp_path / "fig03_desk.png").stat().st_size > 10_000
+
+
+def test_the_readme_s_table_of_seeds_is_that_of_the_records():
+    root = Path(__file__).parents[2]
+    peaks = [peak_of(c) for c in load_curves(root / "experiments" / "results" / "desk")]
+    shown = 0
+    for line in (root / "README.md").read_text(encoding="utf-8").splitlines():
+        found = re.match(r"\| (best-of-n|PPO), ([\d,]+)(, at the end)? \|(.*)\|$", line)
+        if found is None:
+            continue
+        method, pairs, at_end, cells = found.groups()
+        for series, cell in zip(("0.056M", "0.2M", "0.8M", "3M"), cells.split("|"), strict=True):
+            values = [
+                p["end_gold" if at_end else "peak_gold"]
+                for p in peaks
+                if p["method"] == {"best-of-n": "bon", "PPO": "ppo"}[method]
+                and p["n_pairs"] == int(pairs.replace(",", ""))
+                and p["series"] == f"{series} proxy"
+            ]
+            if not cell.strip():
+                assert not values
+                continue
+            assert len(values) == 5
+            mean, stderr = np.mean(values), np.std(values, ddof=1) / 5**0.5
+            assert cell.strip().replace("−", "-") == f"{mean:.2f} ± {stderr:.2f}"
+            shown += 1
+    assert shown == 18
 
 
 def test_figure_1_says_how_many_proxies_stand_behind_a_size():
