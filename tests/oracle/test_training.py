@@ -1,6 +1,7 @@
 """Training steps: the same in any division, after running out of memory, and against plain autograd."""
 
 import copy
+import math
 import warnings
 
 import pytest
@@ -18,7 +19,7 @@ from training_data import (
 import overopt.proxy.train as train_module
 from overopt.compute import Compute, MemoryWarning, fit_memory
 from overopt.datatypes import Sequences, shared_prompts
-from overopt.errors import DataError, MemoryLimitError
+from overopt.errors import DataError, DivergenceError, MemoryLimitError
 from overopt.methods.ppo import new_state, ppo_step
 from overopt.nets import ScalarHeadModel
 from overopt.proxy.train import (
@@ -305,3 +306,43 @@ def test_bf16_trains_to_about_the_same_loss_with_float32_weights():
     assert log.loss != expected
     assert log.loss[0] == pytest.approx(expected[0], rel=1e-2)
     assert log.loss[-1] < log.loss[0]
+
+
+class OnDevice(torch.Tensor):
+    """A loss that says it is on a CUDA device, so that it is not read at every step."""
+
+    is_cuda = True
+
+
+def steps_until_divergence(monkeypatch, nan_at):
+    """Steps that training took when the loss of step ``nan_at`` is nan, read every 4 steps."""
+    taken, validations = [], []
+
+    def backward(*args):
+        loss = pair_loss_backward(*args) + (math.nan if len(taken) == nan_at else 0.0)
+        return torch.Tensor._make_subclass(OnDevice, loss)
+
+    monkeypatch.setattr(train_module, "READ_LOSS_EVERY", 4)
+    monkeypatch.setattr(train_module, "pair_loss_backward", backward)
+    with pytest.raises(DivergenceError, match=f"loss is nan at step {nan_at} of"):
+        train_reward_model(
+            reward_model(), training_pairs(), epochs=1, lr=1e-2, batch_prompts=2, weight_decay=0.0,
+            seed=3, validate=lambda: validations.append(1) or {},
+            progress=lambda done, total: taken.append(total),
+        )  # fmt: skip
+    assert not validations
+    return len(taken), taken[0]
+
+
+@pytest.mark.parametrize("nan_at", [0, 1, 3])
+def test_a_loss_that_is_read_late_is_still_read_and_names_its_step(monkeypatch, nan_at):
+    taken, _ = steps_until_divergence(monkeypatch, nan_at)
+    assert taken <= 4
+
+
+def test_the_last_loss_is_read_before_anything_is_validated(monkeypatch):
+    _, total = steps_until_divergence(monkeypatch, 0)
+    assert total % 4, "the last steps are to be fewer than one reading"
+    monkeypatch.undo()
+    taken, _ = steps_until_divergence(monkeypatch, total - 1)
+    assert taken == total

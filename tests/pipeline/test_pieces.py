@@ -5,6 +5,7 @@ import time
 
 import fake_graph
 import pytest
+import torch
 from small_smoke import prompts_file
 
 from overopt import pipeline
@@ -13,9 +14,11 @@ from overopt.cli import main
 from overopt.config import RuntimeConfig
 from overopt.errors import ConfigError, StoreError
 from overopt.executors import check_on_cpu, execute, make_task, perform
-from overopt.graph import Stage
+from overopt.graph import Stage, topological
+from overopt.pipeline import build_graph
 from overopt.presets import load_experiment
 from overopt.records import load_curves, read_records
+from overopt.scorers import RewardModelScorer
 from overopt.store import Store, load_json
 
 TINY = ["gold.kind=rubric", "labels.n_pairs=60", "labels.n_validation_prompts=6", "proxy.epochs=1",
@@ -204,6 +207,29 @@ def test_parts_of_the_runs_make_the_whole(finished, tmp_path, capsys):
     assert len(list((tmp_path / "1" / "ppo").iterdir())) == 1
     assert main([*finished[1], *store, "--part", "1/3"]) == 2
     assert "there are 2 runs to divide" in capsys.readouterr().err
+
+
+def test_tf32_scores_are_other_scores_made_in_tf32(finished, tmp_path, monkeypatch):
+    before = torch.get_float32_matmul_precision()
+    overrides = [a for a in finished[1][2:] if "=" in a]
+    plain, rounded = (
+        {s.fingerprint: s for s in topological(build_graph(load_experiment("smoke", o)))}
+        for o in (overrides, [*overrides, "bon.precision=tf32"])
+    )
+    changed = {s.name for fp, s in rounded.items() if fp not in plain}
+    assert changed == {"scores", "bon"}, "what precision does not touch is not made again"
+    shutil.copytree(finished[0] / "store", tmp_path / "store")
+    used = []
+    score = RewardModelScorer.score
+    monkeypatch.setattr(
+        RewardModelScorer,
+        "score",
+        lambda *args: used.append(torch.get_float32_matmul_precision()) or score(*args),
+    )
+    folder = ["--store", str(tmp_path / "store"), "--results", str(tmp_path / "results")]
+    assert main([*finished[1], "bon.precision=tf32", *folder]) == 0
+    assert used and set(used) == {"high"}
+    assert torch.get_float32_matmul_precision() == before
 
 
 def test_a_part_can_be_planned(tmp_path, capsys):
