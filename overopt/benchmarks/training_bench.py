@@ -624,7 +624,8 @@ def ppo_run(
             opponent.step()
         opponent.close()
         if "policy" in opponent.done:
-            trained = load_file(Path(opponent.done["policy"]) / "model.safetensors")
+            # Taken out of what is reported: the folder is gone in a moment.
+            trained = load_file(Path(opponent.done.pop("policy")) / "model.safetensors")
             peer_policy = from_transformers_state(trained, policy.cfg).eval()
     return PpoRun(
         ours[WARM_STEPS:],
