@@ -81,6 +81,17 @@ def test_the_figure_of_data_sizes_is_drawn_from_records(tmp_path):
     assert "fig03_desk.png" in names and (tmp_path / "fig03_desk.png").stat().st_size > 10_000
 
 
+def test_desk_and_figure_1_agree_to_the_last_bit_where_they_are_one_run():
+    results = Path(__file__).parents[2] / "experiments" / "results"
+    desk = {c.meta["run_id"]: c for c in load_curves(results / "desk")}
+    same = [c for c in load_curves(results / "exp001_figure1") if c.meta["run_id"] in desk]
+    assert len(same) == 6
+    for curve in same:
+        other = desk[curve.meta["run_id"]]
+        for name, values in curve.arrays.items():
+            np.testing.assert_array_equal(values, other.arrays[name])
+
+
 def test_the_readme_s_table_of_seeds_is_that_of_the_records():
     root = Path(__file__).parents[2]
     peaks = [peak_of(c) for c in load_curves(root / "experiments" / "results" / "desk")]
