@@ -322,7 +322,7 @@ def _distance(a: Tensor, b: Tensor) -> float:
 
 
 @contextmanager
-def _explicit_precision(device: torch.device) -> Iterator[None]:
+def explicit_precision(device: torch.device) -> Iterator[None]:
     """Neither autocast, which the casts of this module replace, nor cuDNN's attention."""
     with torch.autocast(device.type, enabled=False), sdpa_kernel(_BACKENDS):
         yield
@@ -338,7 +338,7 @@ def hidden_states(model: "Llama", input_ids: Tensor, at: Tensor | None = None) -
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
     half = model.cfg.head_dim // 2
     rope = _Rope(*(t[:length, None, :half] for t in (model.rope_cos, model.rope_sin)))
-    with _explicit_precision(input_ids.device):
+    with explicit_precision(input_ids.device):
         x = model.embed(input_ids)
         blocks = [_Block(layer, rope, dtype) for layer in model.blocks]
         regions = blocks[0].regions(x)

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from overopt.cuda_nets import explicit_precision
 from overopt.nets import Llama
 
 try:
@@ -34,6 +35,7 @@ except ImportError:
 
 LANES = 8192  # rows decoded at once, at most
 CACHE_BYTES = 24e9  # of keys and values, at most
+PREFILL_TOKENS = 1 << 17  # of prompts that are read at once, padding included
 REFILL = 8  # tokens between looks at which lanes are free
 _KEPT = 4  # captured graphs kept for a model, as long as their caches stay below CACHE_BYTES
 
@@ -103,7 +105,7 @@ def sample_rows(
             runner = _Runner(model, n_lanes, n_slots, uniform.shape, dtype, temperature, logit_bias)
         runners[key] = runner
         runner.weights.refresh(model)
-        return runner.run(model, ids.to(device), mask.to(device), row, uniform, draw, logit_bias)
+        return runner.run(ids.to(device), mask.to(device), row, uniform, draw, logit_bias)
 
 
 def _cache_bytes(device: torch.device, kept: int) -> float:
@@ -198,7 +200,6 @@ class _Runner:
 
     def run(
         self,
-        model: Llama,
         ids: Tensor,
         mask: Tensor,
         row: Tensor,
@@ -212,7 +213,7 @@ class _Runner:
         if self.bias is not None and logit_bias is not None:
             self.bias.copy_(logit_bias)
         self.row.fill_(self.n_rows)
-        prompts = self._prefill(model, ids, mask)
+        prompts = self._prefill(ids, mask)
         prompt_of_row = row.to(device)
         if self.graph is None and device.type == "cuda":
             self.graph = self._capture(draw)
@@ -233,27 +234,44 @@ class _Runner:
                 break
         return Drawn(self.ids[:-1].clone(), self.logprobs[:-1].clone())
 
-    def _prefill(self, model: Llama, ids: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+    def _prefill(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         """Keys and values (layers, P, H_kv, L, D), hidden (P, D) and tokens (P,) of the prompts."""
         n_prompt = mask.sum(1)
         width = int(n_prompt.max())
         shift = torch.arange(width, device=ids.device) + (ids.shape[1] - n_prompt)[:, None]
         ids = ids.gather(1, shift.clamp_max(ids.shape[1] - 1))
-        states = []
         # A bounded number of prompts at once: what a block writes is several times what it keeps.
-        for some, n in zip(ids.split(1024), n_prompt.split(1024), strict=True):
-            cached: list[tuple[Tensor, Tensor]] = []
-            with torch.autocast(
-                ids.device.type, torch.bfloat16, self.weights.dtype == torch.bfloat16
-            ):
-                hidden = model.at_last_token(some, n, cached)
-            keys, values = (torch.stack([kv[j] for kv in cached]) for j in (0, 1))
-            # From adjacent pairs to halves.
-            keys = keys.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
-            states.append((keys.to(self.keys.dtype), values.to(self.keys.dtype), hidden))
+        some = max(1, PREFILL_TOKENS // width)
+        with explicit_precision(ids.device):
+            states = [
+                self._read(*part)
+                for part in zip(ids.split(some), n_prompt.split(some), strict=True)
+            ]
         keys, values = (torch.cat([s[j] for s in states], 1) for j in (0, 1))
-        hidden = torch.cat([s[2] for s in states]).to(self.hidden.dtype)
-        return keys, values, hidden, n_prompt
+        return keys, values, torch.cat([s[2] for s in states]), n_prompt
+
+    def _read(self, ids: Tensor, length: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys, values (layers, R, H_kv, L, D) and last hidden state (R, D) of right-padded rows."""
+        w, cfg, (n_rows, width) = self.weights, self.cfg, ids.shape
+        heads = cfg.num_attention_heads, cfg.n_kv_heads, cfg.n_kv_heads
+        group = heads[0] // heads[1]
+        half = (
+            w.dtype == torch.bfloat16
+        )  # of whose kernels a key serves a group of queries as it is
+        keys, values = [], []
+        x = F.embedding(ids.flatten(), w.embed)
+        for qkv_map, out_map, up_map, down_map, *bias in w.layers:
+            qkv = self._turned(F.linear(self._normed(x), qkv_map, *bias), width)
+            q, k, v = qkv.view(n_rows, width, -1, cfg.head_dim).transpose(1, 2).split(heads, 1)
+            keys.append(k.contiguous())
+            values.append(v.contiguous())
+            if not half:
+                k, v = (t.repeat_interleave(group, 1) for t in (k, v))
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=half)
+            x.addmm_(y.transpose(1, 2).reshape(len(x), -1), out_map.T)
+            x.addmm_(self._gated(F.linear(self._normed(x), up_map)), down_map.T)
+        last = x[torch.arange(n_rows, device=x.device) * width + length - 1]
+        return torch.stack(keys), torch.stack(values), self._last_norm(last)
 
     def _fill(
         self, lanes: Tensor, rows: Tensor, prompt: Tensor, prompts: tuple[Tensor, ...]
@@ -285,21 +303,17 @@ class _Runner:
         w = self.weights
         # 1. Draw it, and write it down.
         logits = _product(self.hidden, w.output)
-        if self.bias is not None:
-            logits = logits + self.bias
-        if self.temperature != 1.0:
-            logits = logits / self.temperature
         at = self.row, self.token
-        token, logp = draw(logits, self.uniform[at])
+        token, logp = self._drawn(logits, self.uniform[at], draw)
         self.ids.index_put_(at, token)
         self.logprobs.index_put_(at, logp.float())
         # 2. The state behind it.
         x = F.embedding(token, w.embed)
         for i, (qkv_map, out_map, up_map, down_map, *bias) in enumerate(w.layers):
             qkv = F.linear(self._normed(x), qkv_map, *bias)
-            x = torch.addmm(x, self._attention(qkv, i), out_map.T)
-            x = torch.addmm(x, self._gated(F.linear(self._normed(x), up_map)), down_map.T)
-        self.hidden.copy_(F.rms_norm(x, (x.shape[1],), w.norm, self.cfg.rms_norm_eps))
+            x.addmm_(self._attention(qkv, i), out_map.T)
+            x.addmm_(self._gated(F.linear(self._normed(x), up_map)), down_map.T)
+        self.hidden.copy_(self._last_norm(x))
         # 3. A lane is free behind an end token or the last one. Free lanes go on, in the spare row.
         self.token.add_(1)
         ended = (token == self.cfg.eos_token_id) | (self.token >= self.n_tokens)
@@ -307,10 +321,22 @@ class _Runner:
         self.token.masked_fill_(ended, 0)
         self.slot.add_(1).clamp_(max=self.last_slot)
 
+    def _drawn(self, logits: Tensor, uniform: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
+        if self.uses_kernels:
+            return lane_kernels.draw(logits, self.bias, uniform, self.temperature)
+        if self.bias is not None:
+            logits = logits + self.bias
+        if self.temperature != 1.0:
+            logits = logits / self.temperature
+        return draw(logits, uniform)
+
     def _normed(self, x: Tensor) -> Tensor:
         if self.uses_kernels:
             return lane_kernels.normalise(x, self.cfg.rms_norm_eps)
         return F.rms_norm(x, (x.shape[1],), None, self.cfg.rms_norm_eps)
+
+    def _last_norm(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, (x.shape[1],), self.weights.norm, self.cfg.rms_norm_eps)
 
     def _gated(self, gate_up: Tensor) -> Tensor:
         if self.uses_kernels:
@@ -318,12 +344,27 @@ class _Runner:
         gate, up = gate_up.chunk(2, 1)
         return F.silu(gate) * up
 
+    def _turned(self, qkv: Tensor, width: int) -> Tensor:
+        """Projections (R·L, (H + 2 H_kv)·D) of whole rows of ``width`` tokens, q and k rotated."""
+        n_heads = self.cfg.num_attention_heads + self.cfg.n_kv_heads
+        if self.uses_kernels:
+            return lane_kernels.rotate(qkv, self.cos, self.sin, width, n_heads)
+        heads = qkv.view(-1, width, qkv.shape[1] // self.cfg.head_dim, self.cfg.head_dim)
+        turned = rotated(heads[:, :, :n_heads], self.cos[:width, None], self.sin[:width, None])
+        return torch.cat([turned, heads[:, :, n_heads:]], 2).view_as(qkv)
+
     def _attention(self, qkv: Tensor, layer: int) -> Tensor:
         """Heads (R, H·D) of single tokens over their rows' slots; their keys and values are stored."""
         keys, values = self.keys[layer], self.values[layer]
         if self.uses_kernels:
             return lane_kernels.attend(qkv, keys, values, self.cos, self.sin, self.slot)
         return attend(qkv, keys, values, self.cos, self.sin, self.slot)
+
+
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Vectors (…, D) turned by the angles of each half's coordinates, in float32; halves order."""
+    left, right = x.float().chunk(2, -1)
+    return torch.cat([left * cos - right * sin, right * cos + left * sin], -1).to(x.dtype)
 
 
 def attend(
@@ -341,9 +382,7 @@ def attend(
     n_rows, n_kv, n_slots, dim = keys.shape
     heads = qkv.view(n_rows, -1, dim)
     n_heads = heads.shape[1] - 2 * n_kv
-    c, s = cos[slot][:, None], sin[slot][:, None]
-    left, right = heads[:, : n_heads + n_kv].float().chunk(2, -1)
-    turned = torch.cat([left * c - right * s, right * c + left * s], -1).to(qkv.dtype)
+    turned = rotated(heads[:, : n_heads + n_kv], cos[slot][:, None], sin[slot][:, None])
     lanes = torch.arange(n_rows, device=qkv.device)
     keys[lanes, :, slot] = turned[:, n_heads:]
     values[lanes, :, slot] = heads[:, n_heads + n_kv :]

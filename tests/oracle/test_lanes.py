@@ -156,6 +156,61 @@ def test_kernels_and_refills_on_a_gpu(n_kv, bias, tied):
         assert same.float().mean() > 0.97
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("n_heads", "n_kv", "dim"), [(9, 3, 64), (4, 4, 32), (6, 2, 24)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_attention_kernel_is_attention(n_heads, n_kv, dim, dtype):
+    from overopt import lane_kernels
+
+    generator, n_rows, n_slots = torch_generator(0, "attention"), 50, 96
+    shapes = {
+        "qkv": (n_rows, (n_heads + 2 * n_kv) * dim),
+        "keys": (n_rows, n_kv, n_slots, dim),
+        "values": (n_rows, n_kv, n_slots, dim),
+        "angles": (128, dim // 2),
+    }
+    draws = {k: torch.randn(s, generator=generator).cuda() for k, s in shapes.items()}
+    slot = torch.randint(0, n_slots, (n_rows,), generator=generator).cuda()
+    qkv, keys, values = (draws[k].to(dtype) for k in ("qkv", "keys", "values"))
+    turn = draws["angles"].cos(), draws["angles"].sin()
+    exact = lanes.attend(*(t.double() for t in (qkv, keys.clone(), values.clone(), *turn)), slot)
+    made = lane_kernels.attend(qkv, keys, values, *turn, slot)
+    rounding = 1e-2 if dtype == torch.bfloat16 else FP32
+    torch.testing.assert_close(
+        made.double(), exact, rtol=0, atol=rounding * float(exact.abs().max())
+    )
+    expected = lanes.attend(qkv, keys.clone(), values.clone(), *turn, slot)
+    torch.testing.assert_close(made, expected, rtol=rounding, atol=rounding)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("vocab", [70, 2048, 5000, 49152])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_drawing_kernel_is_the_inverse_cdf(vocab, temperature):
+    from overopt import lane_kernels
+
+    generator, n_rows = torch_generator(0, "draw"), 1000
+    logits = 3 * torch.randn((n_rows, vocab), generator=generator).cuda()
+    uniform = torch.rand(n_rows, generator=generator, dtype=torch.float64).cuda()
+    uniform[0], uniform[1] = 0.0, 1 - 2**-53
+    bias = torch.zeros(vocab, device="cuda")
+    bias[::7] = -torch.inf
+    bias[-vocab // 3 :] = -torch.inf
+    for added in (None, bias):
+        whole = logits if added is None else logits + added
+        token, logp = lane_kernels.draw(logits, added, uniform, temperature)
+        expected, expected_logp = _inverse_cdf(whole / temperature, uniform)
+        same = token == expected
+        assert same.float().mean() > 0.99  # a token differs where u falls between two roundings
+        torch.testing.assert_close(
+            logp[same].double(), expected_logp[same].double(), rtol=0, atol=FP32
+        )
+        exact = (whole.double() / temperature).log_softmax(1).gather(1, token[:, None])[:, 0]
+        torch.testing.assert_close(logp.double(), exact, rtol=0, atol=10 * FP32)
+
+
 def test_kept_caches_stay_within_their_memory(monkeypatch):
     model = small(4)
     prompts = prompts_of(3, model.cfg)
