@@ -87,7 +87,7 @@ def state_tensors(state: PpoState) -> dict[str, Tensor]:
 
 
 def load_state_tensors(state: PpoState, tensors: dict[str, Tensor]) -> None:
-    """Restore what `state_tensors` saved, in place."""
+    """Restore what `state_tensors` saved, in place, whatever device it was saved from."""
     state.step, state.grad_steps = (int(x) for x in tensors["counters"])
     state.kl_coef = float(tensors["kl_coef"])
     with torch.no_grad():
@@ -95,7 +95,7 @@ def load_state_tensors(state: PpoState, tensors: dict[str, Tensor]) -> None:
             for key, p in module.named_parameters():
                 p.copy_(tensors[f"{name}.{key}"])
                 opt.state[p] = {
-                    moment: tensors[f"{name}_adam.{moment}.{key}"].clone()
+                    moment: tensors[f"{name}_adam.{moment}.{key}"].to(p.device, copy=True)
                     for moment in ("step", "exp_avg", "exp_avg_sq")
                     if f"{name}_adam.{moment}.{key}" in tensors
                 }

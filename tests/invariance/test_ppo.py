@@ -7,7 +7,13 @@ import torch
 
 from overopt.datatypes import Prompts
 from overopt.errors import DivergenceError
-from overopt.methods.ppo import load_state_tensors, new_state, ppo_step, state_tensors
+from overopt.methods.ppo import (
+    PpoState,
+    load_state_tensors,
+    new_state,
+    ppo_step,
+    state_tensors,
+)
 from overopt.nets import Llama, LlamaConfig, ScalarHeadModel
 from overopt.settings import PpoConfig
 
@@ -76,6 +82,36 @@ def test_resume_is_bitwise():
     a, b = state_tensors(straight), state_tensors(second)
     assert a.keys() == b.keys()
     assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_checkpoint_goes_to_the_device_of_the_models():
+    """Checkpoints are read to the CPU; the optimizer's moments must not stay there."""
+    saved = fresh()
+    run(saved, policy(), 1)
+    model, value = policy().to("meta"), ScalarHeadModel(policy()).to("meta")
+    state = PpoState(
+        model, value, *(torch.optim.Adam(m.parameters()) for m in (model, value)), kl_coef=0.0
+    )
+    load_state_tensors(state, {k: v.clone() for k, v in state_tensors(saved).items()})
+    moments = [
+        x for o in (state.policy_opt, state.value_opt) for s in o.state.values() for x in s.values()
+    ]
+    assert len(moments) > 0 and {x.device.type for x in moments} == {"meta"}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_run_that_began_on_the_cpu_goes_on_on_a_gpu():
+    first = fresh()
+    run(first, policy(), 2)
+    saved = {k: v.clone() for k, v in state_tensors(first).items()}
+    second = new_state(policy().cuda(), ScalarHeadModel(policy()).cuda(), CFG)
+    load_state_tensors(second, saved)
+    run(second, policy().cuda(), 2)
+    run(first, policy(), 2)
+    a, b = state_tensors(first), state_tensors(second)
+    assert all(torch.isfinite(x).all() for x in b.values())
+    assert a["counters"].tolist() == b["counters"].tolist()
 
 
 def test_global_seed_does_not_matter():
