@@ -10,8 +10,8 @@ import triton.language as tl
 from torch import Tensor
 
 SLOTS, WARPS = 32, 2  # slots of the cache read at once, warps of a program
-HALF_SLOTS, HALF_WARPS, HALF_STAGES = 64, 2, 3  # the same in half precision, and reads under way
-PART, PART_WARPS = 4096, 8  # of the vocabulary that a row reads at once
+HALF_SLOTS, HALF_WARPS, HALF_STAGES = 32, 2, 3  # the same in half precision, and reads under way
+PART, PART_WARPS = 4096, 4  # of the vocabulary that a row reads at once
 
 
 @triton.jit
