@@ -17,6 +17,7 @@ from overopt import early_stopping, figures
 from overopt.errors import DataError, OveroptError
 from overopt.fits.fit import POOR_FIT_P, FitResult, jsonable
 from overopt.fits.replicates import ReplicateCurve, fit_replicates, paired_difference
+from overopt.fits.scaling import ScalingPoint, fit_scaling
 from overopt.records import Curve, load_curves
 
 FORMS = {"bon": "bon", "ppo": "rl"}
@@ -157,6 +158,27 @@ def fit_groups(groups: dict[str, dict[str, list[Curve]]]) -> dict[str, dict[str,
             except OveroptError:
                 continue
     return fits
+
+
+def scaling_points(curves: Sequence[Curve], method: str) -> list[ScalingPoint]:
+    """A fit for each proxy size of ``method``, sizes increasing; without uncertainty, left out.
+
+    Curves of gold as its own proxy are left out too: gold has a size, but it is not a proxy.
+    """
+    proxies = [c for c in curves if c.meta["backbone"] != "gold" and c.meta["method"] == method]
+    if not proxies:
+        return []
+    groups = group_curves(proxies)
+    return [
+        ScalingPoint(
+            label=name,
+            n_params=groups[method][name][0].meta["n_params"],
+            n_pairs=groups[method][name][0].meta["n_pairs"],
+            fit=result,
+        )
+        for name, result in fit_groups(groups)[method].items()
+        if result.has_uncertainty
+    ]
 
 
 def fit_records(records: str | Path) -> dict[str, dict[str, FitResult]]:
@@ -305,6 +327,9 @@ def stops(records: str | Path) -> str:
     return "\n".join(lines)
 
 
+FEWEST_SIZES = 4  # for a picture of coefficients: a line through three leaves one degree of freedom
+
+
 def draw(records: str | Path, out: str | Path) -> list[Path]:
     """Draw the figures of a results directory into ``out``; returns the files written."""
     folder = results_dir(records)
@@ -333,6 +358,9 @@ def draw(records: str | Path, out: str | Path) -> list[Path]:
         }
         by_method = {m: v for m, v in by_method.items() if v}
         pictures[stem.replace("fig01", "fig02")] = figures.size_and_peak(by_method)
+    points = scaling_points(curves, "bon")
+    if len(points) >= FEWEST_SIZES and all(p.fit.p_value >= POOR_FIT_P for p in points):
+        pictures[stem.replace("fig01", "fig04")] = figures.coefficients(points, fit_scaling(points))
     sweeps = data_sweeps(curves)
     # Curves may end at different n: peaks are compared over what all of them cover.
     ends = [int(c["value"][-1]) for sweep in sweeps.values() for s in sweep.values() for c in s]

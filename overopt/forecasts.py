@@ -9,39 +9,17 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from overopt.analysis import PEAK_MEANING, fit_groups, group_curves, interval, number, results_dir
+from overopt.analysis import PEAK_MEANING, interval, number, results_dir, scaling_points
 from overopt.errors import DataError
 from overopt.fits import scaling
 from overopt.fits.fit import POOR_FIT_P
-from overopt.fits.scaling import ScalingPoint
-from overopt.records import Curve, load_curves
+from overopt.records import load_curves
 
 FORECAST_SIZES = 3
 """Fewest proxy sizes for a forecast: two coefficients, each a line in log10 parameters."""
 FORECAST_VERSION = 1
 SAME_SIZE = 0.1
 """Difference of log parameters below which two sizes are one: `3e6` finds a proxy of 2.9M."""
-
-
-def scaling_points(curves: Sequence[Curve], method: str) -> list[ScalingPoint]:
-    """A fit for each proxy size of ``method``, sizes increasing; without uncertainty, left out.
-
-    Curves of gold as its own proxy are left out too: gold has a size, but it is not a proxy.
-    """
-    proxies = [c for c in curves if c.meta["backbone"] != "gold" and c.meta["method"] == method]
-    if not proxies:
-        return []
-    groups = group_curves(proxies)
-    return [
-        ScalingPoint(
-            label=name,
-            n_params=groups[method][name][0].meta["n_params"],
-            n_pairs=groups[method][name][0].meta["n_pairs"],
-            fit=result,
-        )
-        for name, result in fit_groups(groups)[method].items()
-        if result.has_uncertainty
-    ]
 
 
 def forecast(

@@ -56,6 +56,7 @@ TARGETS = {
     "ppo_defaults_vs_trl": 3.0,
     "ppo_fast_vs_trl": 3.0,
 }
+GPU_PPO_TARGET = 3.0
 WARM_STEPS = 2  # untimed: allocators, thread pools and lazy imports settle in them
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LOSS_AGREES = {"fp32": 1e-4, "bf16": 2e-2}  # largest difference of the sides' first losses, nats
@@ -420,7 +421,7 @@ def ppo_rows(
             PPO_NAMES[0],
             run.ours,
             run.opponent.timed,
-            target=TARGETS[PPO_NAMES[0]],
+            target=TARGETS[PPO_NAMES[0]] if device == "cpu" else GPU_PPO_TARGET,
             reason=run.opponent.reason,
             note=f"{work}; reference: TRL PPOTrainer, same weights, proxy, prompts and precision",
             details={"peer_versions": run.opponent.versions, "peer_log": run.opponent.done},
