@@ -36,6 +36,7 @@ from overopt import distributed
 from overopt.config import RuntimeConfig, require
 from overopt.errors import OveroptError, StoreError
 from overopt.graph import Plan, Stage, StageContext, critical_path, make_plan, topological
+from overopt.memory import keep_freed_memory
 from overopt.progress import Reporter, Silent
 from overopt.store import Identity, Store
 
@@ -260,6 +261,7 @@ def perform(
 
     ``leader``: of the processes that compute it together.
     """
+    keep_freed_memory()
     key = (task.identity.stage, task.identity.fingerprint)
     with store.lock(*key) as mine:
         # Looked up under the lock: the previous holder may have finished a moment ago.

@@ -42,6 +42,7 @@ from overopt.benchmarks.peers import environment_python, wheel_site
 from overopt.benchmarks.training_bench import PeerSource, PpoTask
 from overopt.checkpoints import load_lm
 from overopt.errors import ConfigError
+from overopt.memory import keep_freed_memory
 from overopt.nets import ScalarHeadModel
 from overopt.seeding import torch_generator
 
@@ -93,6 +94,7 @@ def run_suite(
     if unknown := sorted(set(groups) - set(GROUPS)):
         raise ConfigError(f"bench group {unknown[0]!r} is not known: use {', '.join(GROUPS)}")
     torch.set_num_threads(threads)
+    keep_freed_memory()  # as a run does
     _quiet_transformers()
 
     if sizes is None and device.startswith("cuda"):
