@@ -164,6 +164,14 @@ def _parser() -> argparse.ArgumentParser:
         "--gpu-jobs", type=_count, default=1, help="stages that share the device (default: 1)"
     )
     computing.add_argument(
+        "--stack",
+        type=_count,
+        default=1,
+        metavar="N",
+        help="train up to N proxies of one size at once in one process: worth it on a GPU; changes"
+        " results by rounding (default: 1)",
+    )
+    computing.add_argument(
         "--on-cpu",
         default="",
         metavar="STAGES",
@@ -546,6 +554,7 @@ def _runtime(args: argparse.Namespace) -> RuntimeConfig:
         threads=args.threads,
         micro_batch=args.micro_batch,
         gpu_jobs=args.gpu_jobs,
+        stack=args.stack,
         on_cpu=tuple(filter(None, args.on_cpu.split(","))),
         quiet=args.quiet,
     )

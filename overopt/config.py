@@ -51,6 +51,9 @@ class RuntimeConfig:
         Seconds between two checkpoints of a long loop, at least 0 (0: at every chance).
     gpu_jobs : int
         Stages that may use the accelerator at the same time, at least 1.
+    stack : int
+        Stages of one kind and shape that one process may run as one computation, at least 1. More
+        than 1 changes results by rounding, which depends on what was ready together.
     on_cpu : tuple of str
         Names of stages that stay on the CPU although there is an accelerator, such as ``ppo``: small
         policies are optimised as fast by one core each as by a GPU that they share.
@@ -63,6 +66,7 @@ class RuntimeConfig:
     micro_batch: int | None = None
     checkpoint_s: float = 30.0
     gpu_jobs: int = 1
+    stack: int = 1
     on_cpu: tuple[str, ...] = ()
     quiet: bool = False
 
@@ -70,6 +74,7 @@ class RuntimeConfig:
         check_types(self)
         require(self.threads >= 1, "threads", self.threads, "must be at least 1")
         require(self.gpu_jobs >= 1, "gpu_jobs", self.gpu_jobs, "must be at least 1")
+        require(self.stack >= 1, "stack", self.stack, "must be at least 1")
         require(self.checkpoint_s >= 0, "checkpoint_s", self.checkpoint_s, "must not be negative")
         require(
             self.micro_batch is None or self.micro_batch >= 1,

@@ -93,13 +93,18 @@ class Summary:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A stage as it travels to a worker: its inputs are named, not contained."""
+    """A stage as it travels to a worker: its inputs are named, not contained.
+
+    companions: tasks that ``stacked`` computes together with this one.
+    """
 
     identity: Identity
     config: Any
     run: Callable[[StageContext], None]
     inputs: Mapping[str, tuple[str, str]]
     runtime: RuntimeConfig
+    stacked: Callable[[Sequence[StageContext]], None] | None = None
+    companions: tuple[Task, ...] = ()
 
 
 def execute(
@@ -176,6 +181,8 @@ def _execute(
     """`execute` by this process and its workers, or as the leader of a launch."""
     started = time.monotonic()
     plan = prepare(targets, store)
+    if leader is not None:  # the processes of a launch run one stage after the other
+        runtime = dataclasses.replace(runtime, stack=1)
     schedule = _Schedule(plan, runtime, limit or _Limit(None))
     width = max(1, min(workers, len(plan.todo)))
     if plan.todo:
@@ -238,8 +245,8 @@ def uses_device(stage: Stage, runtime: RuntimeConfig) -> bool:
     return stage.gpu and stage.name not in runtime.on_cpu
 
 
-def make_task(stage: Stage, runtime: RuntimeConfig) -> Task:
-    """``stage`` as a task, with the device that it runs on."""
+def make_task(stage: Stage, runtime: RuntimeConfig, companions: Sequence[Stage] = ()) -> Task:
+    """``stage`` as a task, with the device that it runs on and the stages that it takes along."""
     return Task(
         identity=stage.identity,
         config=stage.config,
@@ -248,6 +255,8 @@ def make_task(stage: Stage, runtime: RuntimeConfig) -> Task:
         runtime=runtime
         if uses_device(stage, runtime)
         else dataclasses.replace(runtime, device="cpu"),
+        stacked=stage.stacked if companions else None,
+        companions=tuple(make_task(other, runtime) for other in companions),
     )
 
 
@@ -256,41 +265,57 @@ def perform(
     store: Store,
     progress: Callable[[int, int], None],
     leader: distributed.Leader | None = None,
-) -> Outcome:
-    """Compute the task's artefact unless it exists or another process is at it.
+) -> tuple[Outcome, ...]:
+    """Compute the artefacts of the task and its companions that do not exist yet.
+
+    Those that another process is at are left to it. Returns an outcome for each, the task's first.
 
     ``leader``: of the processes that compute it together.
     """
     keep_freed_memory()
-    key = (task.identity.stage, task.identity.fingerprint)
-    with store.lock(*key) as mine:
-        # Looked up under the lock: the previous holder may have finished a moment ago.
-        if store.has(*key):
-            store.open(*key)
-            return "reused"
-        if not mine:
-            return "busy"
-        inputs = {role: store.open(*source) for role, source in task.inputs.items()}
-        with store.workspace(task.identity) as work:
-            _pin_torch(task.runtime.threads)
+    outcomes: list[Outcome] = []
+    with contextlib.ExitStack() as held:
+        works, contexts = [], []
+        for each in (task, *task.companions):
+            key = (each.identity.stage, each.identity.fingerprint)
+            mine = held.enter_context(store.lock(*key))
+            # Looked up under the lock: the previous holder may have finished a moment ago.
+            if store.has(*key):
+                store.open(*key)
+                outcomes.append("reused")
+                continue
+            if not mine:
+                outcomes.append("busy")
+                continue
+            outcomes.append("computed")
+            inputs = {role: store.open(*source) for role, source in each.inputs.items()}
+            work = held.enter_context(store.workspace(each.identity))
             context = StageContext(
-                config=task.config,
+                config=each.config,
                 inputs=inputs,
                 out=work.out,
                 checkpoint=work.checkpoint,
-                runtime=task.runtime,
+                runtime=each.runtime,
                 progress=progress,
             )
+            works.append(work)
+            contexts.append(context)
+        if works:
+            _pin_torch(task.runtime.threads)
             if leader is not None:
-                leader.start(task.identity.fingerprint, work.checkpoint)
+                leader.start(task.identity.fingerprint, works[0].checkpoint)
             try:
-                task.run(context)
+                if task.stacked is not None and len(works) > 1:
+                    task.stacked(contexts)
+                else:
+                    task.run(contexts[0])
             finally:
                 _release(task.runtime.device)
-            store.commit(work, task.runtime)
+            for work in works:
+                store.commit(work, task.runtime, together=len(works))
             if leader is not None:
                 leader.done()
-    return "computed"
+    return tuple(outcomes)
 
 
 def _release(device: str) -> None:
@@ -357,6 +382,9 @@ class _Schedule:
         self._waiting = {stage.fingerprint: stage for stage in plan.todo}
         self._length = critical_path(plan.todo)
         self._running: dict[str, Stage] = {}
+        self._companions: dict[str, tuple[Stage, ...]] = {}  # of a running stage
+        self._alone: set[str] = set()  # what failed in company
+        self._stack = runtime.stack
         self._retry: dict[str, float] = {}
         self._skipped: list[Stage] = []
         self._gpu_slots = runtime.gpu_jobs if runtime.device != "cpu" else len(plan.stages)
@@ -379,7 +407,9 @@ class _Schedule:
         """The most urgent stage that can start now, which then counts as running."""
         if self.limit.winding_down:
             return None
-        gpu_full = sum(map(self._uses_device, self._running.values())) >= self._gpu_slots
+        along = {s.fingerprint for others in self._companions.values() for s in others}
+        on_device = sum(self._uses_device(s) for fp, s in self._running.items() if fp not in along)
+        gpu_full = on_device >= self._gpu_slots
         pending = self._waiting.keys() | self._running.keys()
         now = time.monotonic()
         ready = [
@@ -391,20 +421,39 @@ class _Schedule:
         ]
         if not ready:
             return None
-        stage = max(ready, key=lambda stage: self._length[stage.fingerprint])
-        self._running[stage.fingerprint] = self._waiting.pop(stage.fingerprint)
+        ready.sort(key=lambda stage: -self._length[stage.fingerprint])
+        stage = ready[0]
+        others = [other for other in ready[1:] if self._go_together(stage, other)]
+        self._companions[stage.fingerprint] = tuple(others[: self._stack - 1])
+        for each in (stage, *self._companions[stage.fingerprint]):
+            self._running[each.fingerprint] = self._waiting.pop(each.fingerprint)
         return stage
 
-    def settle(self, stage: Stage, outcome: Outcome, reporter: Reporter) -> None:
-        """A worker came back with the stage."""
-        del self._running[stage.fingerprint]
-        if outcome == "busy":
-            self.put_back(stage)
-            reporter.waiting(stage)
-            return
-        self.computed += outcome == "computed"
-        self.reused += outcome == "reused"
-        reporter.finished(stage, outcome == "computed")
+    def _go_together(self, stage: Stage, other: Stage) -> bool:
+        """Whether one call may compute both."""
+        return (
+            stage.stacked is not None
+            and stage.alike != ""
+            and (stage.name, stage.alike) == (other.name, other.alike)
+            and not {stage.fingerprint, other.fingerprint} & self._alone
+        )
+
+    def companions(self, stage: Stage) -> tuple[Stage, ...]:
+        """What a stage that was taken takes along."""
+        return self._companions[stage.fingerprint]
+
+    def settle(self, stage: Stage, outcomes: Sequence[Outcome], reporter: Reporter) -> None:
+        """A worker came back with the stage and its companions."""
+        together = (stage, *self._companions.pop(stage.fingerprint))
+        for each, outcome in zip(together, outcomes, strict=True):
+            del self._running[each.fingerprint]
+            if outcome == "busy":
+                self.put_back(each)
+                reporter.waiting(each)
+                continue
+            self.computed += outcome == "computed"
+            self.reused += outcome == "reused"
+            reporter.finished(each, outcome == "computed")
 
     def put_back(self, stage: Stage) -> None:
         """Try the stage again a little later."""
@@ -413,7 +462,16 @@ class _Schedule:
         self._retry[stage.fingerprint] = time.monotonic() + RETRY_S
 
     def fail(self, stage: Stage, failure: Failure, reporter: Reporter) -> None:
-        """The stage failed: skip what needs it."""
+        """The stage failed: skip what needs it. In company: all are tried again, each alone."""
+        together = (stage, *self._companions.pop(stage.fingerprint))
+        if len(together) > 1 and not isinstance(failure.error, StoreError | _CannotStart):
+            for each in together:
+                self._alone.add(each.fingerprint)
+                self.put_back(each)
+                reporter.apart(each, failure.error)
+            return
+        for companion in together[1:]:
+            self.put_back(companion)
         del self._running[stage.fingerprint]
         self.failures.append(failure)
         reporter.failed(stage, failure.error)
@@ -481,10 +539,13 @@ def _run_here(
             if stage is None:
                 time.sleep(RETRY_S / 3)
                 continue
-            reporter.started(stage)
+            companions = schedule.companions(stage)
+            for each in (stage, *companions):
+                reporter.started(each)
             report = _Throttled(_until(schedule.limit, functools.partial(reporter.progress, stage)))
             try:
-                outcome = perform(make_task(stage, runtime), store, report, leader)
+                task = make_task(stage, runtime, companions)
+                outcomes = perform(task, store, report, leader)
             except _OutOfTime:
                 return
             except Exception as error:  # whatever a stage raises is reported with its name
@@ -492,7 +553,7 @@ def _run_here(
                 if leader is not None:
                     return  # the other processes wait inside this stage: the run is over
             else:
-                schedule.settle(stage, outcome, reporter)
+                schedule.settle(stage, outcomes, reporter)
     finally:
         if threads_before is not None:
             _pin_torch(threads_before)
@@ -586,9 +647,11 @@ def _hand_out(
         stage = schedule.take()
         if stage is None:
             return
-        reporter.started(stage)
+        companions = schedule.companions(stage)
+        for each in (stage, *companions):
+            reporter.started(each)
         try:
-            message = pickle.dumps(make_task(stage, runtime))
+            message = pickle.dumps(make_task(stage, runtime, companions))
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             hint = "a stage's function and config class must be defined at the top of a module"
             error.add_note(hint)
@@ -676,11 +739,11 @@ def _serve(pipe: connection.Connection, root: Path) -> None:
         try:
             task = pickle.loads(message)
             report = _Throttled(lambda done, total: pipe.send(("progress", (done, total))))
-            outcome = perform(task, store, report)
+            outcomes = perform(task, store, report)
         except Exception as error:  # crosses to the parent, which raises it with the stage's name
             pipe.send(("failed", _portable(error)))
         else:
-            pipe.send(("settled", outcome))
+            pipe.send(("settled", outcomes))
 
 
 def _portable(error: Exception) -> Failure:

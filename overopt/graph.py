@@ -75,6 +75,11 @@ class Stage:
         Estimated size of the artefact in megabytes.
     gpu : bool
         Whether it uses ``runtime.device``; stages that do not are given "cpu".
+    stacked : callable or None
+        Does what ``run`` does for several stages at once, given their contexts: results agree up to
+        rounding. Used where ``runtime.stack`` allows it.
+    alike : str
+        Stages of one name with the same word here may be run by one call of ``stacked``.
     """
 
     name: str
@@ -86,6 +91,8 @@ class Stage:
     cost_s: float = 1.0
     disk_mb: float = 1.0
     gpu: bool = False
+    stacked: Callable[[Sequence[StageContext]], None] | None = None
+    alike: str = ""
 
     @cached_property
     def identity(self) -> Identity:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from overopt import checkpoints, reward_stages, rounds, stages, store
+from overopt import checkpoints, proxy_stages, reward_stages, rounds, stages, store
 from overopt.artefacts import load_transform, load_world
 from overopt.config import require
 from overopt.errors import StoreError
@@ -266,7 +266,9 @@ def proxy_stage(
                 Stage(
                     name="proxy",
                     version=3 if bootstrap > 0 else 2,
-                    run=stages.run_proxy,
+                    run=proxy_stages.run_proxy,
+                    stacked=proxy_stages.run_proxies,
+                    alike=proxy_stages.stacks_with(proxy, run.labels.n_pairs),
                     gpu=True,
                     label=f"proxy {of_member}" + f" bootstrap {bootstrap}" * (bootstrap > 0) + note,
                     cost_s=4 + scoring_rate(proxy) * proxy.epochs * run.labels.n_pairs / 2000,

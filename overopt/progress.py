@@ -35,6 +35,9 @@ class Reporter(Protocol):
     def waiting(self, stage: Stage) -> None:
         """Another process is computing the stage; it will be tried again."""
 
+    def apart(self, stage: Stage, error: BaseException) -> None:
+        """A computation of several stages failed; this one of them will be tried alone."""
+
     def finished(self, stage: Stage, computed: bool) -> None:
         """A stage's artefact is in the store; ``computed`` says whether by this run."""
 
@@ -52,6 +55,7 @@ class Silent:
     def started(self, stage: Stage) -> None: ...
     def progress(self, stage: Stage, done: int, total: int) -> None: ...
     def waiting(self, stage: Stage) -> None: ...
+    def apart(self, stage: Stage, error: BaseException) -> None: ...
     def finished(self, stage: Stage, computed: bool) -> None: ...
     def failed(self, stage: Stage, error: BaseException) -> None: ...
     def end(self) -> None: ...
@@ -162,6 +166,12 @@ class TextReporter:
         if stage.fingerprint not in self._waiting:
             self._waiting.add(stage.fingerprint)
             self._line(f"wait   {stage.title} (another process is computing it)")
+
+    def apart(self, stage: Stage, error: BaseException) -> None:
+        """Say that the stage will be tried alone."""
+        self._running.pop(stage.fingerprint, None)
+        self._clock.stopped(stage)
+        self._line(f"again  {stage.title}, alone: together with others it failed ({error})")
 
     def finished(self, stage: Stage, computed: bool) -> None:
         """Say that the stage is done, how long it took and what is left."""

@@ -22,7 +22,6 @@ from overopt.artefacts import (
     load_rubric,
     load_scorer,
     load_world,
-    n_params,
     response_arrays,
     save_responses,
     save_scorer,
@@ -43,10 +42,7 @@ from overopt.measure.win_rate import paired_win_rate, pool_win_share
 from overopt.methods import ppo as ppo_method
 from overopt.mitigations.shaping import LOG_SIGMOID_QUANTILE
 from overopt.nets import Llama, ScalarHeadModel
-from overopt.proxy import length_control
-from overopt.proxy.heads import resample_prompts
-from overopt.proxy.normalize import pair_metrics, recalibration
-from overopt.proxy.train import TrainingPairs, preference_loss, train_reward_model
+from overopt.proxy.train import train_reward_model
 from overopt.records import CURVE_ARRAYS
 from overopt.sampling import sample
 from overopt.scorers import (
@@ -55,7 +51,6 @@ from overopt.scorers import (
     RewardModelScorer,
     RubricScorer,
     normalisation,
-    raw_scores,
 )
 from overopt.seeding import derive_seed, torch_generator
 from overopt.settings import (
@@ -360,101 +355,6 @@ def run_labels(ctx: StageContext) -> None:
         )
         arrays = {k: getattr(pairs, k) for k in LABEL_ARRAYS}
         store.save_arrays(ctx.out / f"{split}.npz", {k: v.numpy() for k, v in arrays.items()})
-
-
-def run_proxy(ctx: StageContext) -> None:
-    """Train a proxy on the labels and normalise it on the calibration responses.
-
-    An input ``start`` is the proxy to train further.
-    """
-    cfg: ProxyStage = ctx.config
-    calibration, comparisons = ctx.inputs["calibration"].path, ctx.inputs["comparisons"].path
-    world = load_world(cfg.world)
-    base = load_responses(calibration / "responses.npz")
-    held_out = load_responses(comparisons / "validation.npz")
-    held_pairs = store.load_arrays(ctx.inputs["labels"].path / "validation.npz")
-    history: dict[str, Any] = {}
-    if cfg.proxy.kind == "gold":
-        gold = scorer_of(ctx, "gold", world)
-        if not isinstance(gold, RewardModelScorer):
-            held_raw = gold.score(held_out).numpy()
-            margin = held_raw[held_pairs["chosen"]] - held_raw[held_pairs["rejected"]]
-            is_classifier = isinstance(gold, ClassifierScorer)
-            size = n_params(gold.model) if is_classifier else {"n_params": 0, "n_params_total": 0}
-            save_scorer(ctx.out, gold if is_classifier else None, {"kind": "rubric"} | size)
-            store.save_json(
-                ctx.out / "training.json", pair_metrics(margin) | {"recalibration": 1.0}
-            )
-            return
-        scorer = gold
-    else:
-        seed = derive_seed(cfg.root_seed, "proxy", cfg.proxy.rm_seed)
-        labels = store.load_arrays(ctx.inputs["labels"].path / "train.npz")
-        head = torch_generator(seed, "head")
-        controlled = cfg.proxy.length_control > 0
-        if "start" in ctx.inputs:
-            model = scorer_of(ctx, "start", world).model
-        else:
-            backbone = load_backbone(cfg.proxy.backbone, world, layers=cfg.proxy.layers)
-            if controlled:
-                model = length_control.two_headed(backbone, generator=head)
-            else:
-                model = ScalarHeadModel(backbone)
-                model.init_head(head)
-        model.to(ctx.runtime.device)
-
-        def trained() -> ScalarHeadModel:
-            return length_control.quality_model(model) if controlled else model
-
-        def validate() -> dict[str, float]:
-            raw = raw_scores(trained(), held_out).numpy()
-            return pair_metrics(raw[held_pairs["chosen"]] - raw[held_pairs["rejected"]])
-
-        chosen = torch.from_numpy(labels["chosen"])
-        pairs = TrainingPairs(
-            in_own_tokens(model.backbone, load_responses(comparisons / "train.npz")),
-            chosen,
-            torch.from_numpy(labels["rejected"]),
-            torch.ones(len(chosen)),
-        )
-        if cfg.bootstrap > 0:
-            draw = torch_generator(seed, "bootstrap", cfg.bootstrap)
-            pairs = resample_prompts(pairs, generator=draw)
-        with weights_kept(ctx, model):
-            log = train_reward_model(
-                model,
-                pairs,
-                epochs=cfg.proxy.epochs,
-                lr=cfg.proxy.lr,
-                batch_prompts=cfg.proxy.batch_prompts,
-                weight_decay=cfg.proxy.weight_decay,
-                seed=seed,
-                validate=validate,
-                progress=ctx.progress,
-                compute=compute_of(ctx.runtime, cfg.proxy.precision),
-                pair_loss=(
-                    length_control.length_controlled_loss(cfg.proxy.length_control)
-                    if controlled
-                    else preference_loss
-                ),
-            )
-        history |= {
-            "train_loss": log.loss,
-            "validation": log.validation,
-            "pairs_seen": log.pairs_seen,
-        }
-        model = trained().eval()
-        with weights_kept(ctx, model):
-            unit = normalisation(raw_scores(model, base))
-        history |= {"is_constant": unit.is_constant}
-        scorer = RewardModelScorer(model, unit.mean, unit.std)
-    raw = raw_scores(scorer.model, held_out).numpy()
-    margin = raw[held_pairs["chosen"]] - raw[held_pairs["rejected"]]
-    save_scorer(ctx.out, scorer, {"kind": "reward_model"} | n_params(scorer.model))
-    soft = recalibration(margin, held_pairs["gold_margin"])
-    store.save_json(
-        ctx.out / "training.json", pair_metrics(margin) | {"recalibration": soft} | history
-    )
 
 
 @contextlib.contextmanager

@@ -323,10 +323,11 @@ class Store:
             with contextlib.suppress(OSError):
                 checkpoint.rmdir()  # succeeds only where there is nothing to resume from
 
-    def commit(self, work: Workspace, runtime: RuntimeConfig) -> Artefact:
+    def commit(self, work: Workspace, runtime: RuntimeConfig, *, together: int = 1) -> Artefact:
         """Turn ``work.out`` into the artefact by one rename; returns what is now in the store.
 
         If another process got there first, its artefact is checked and used, and this one dropped.
+        ``together``: artefacts that were computed at once; each is charged its share of the seconds.
 
         Raises
         ------
@@ -337,7 +338,7 @@ class Store:
         target = self.path(identity.stage, identity.fingerprint)
         with os_errors(target):
             files = {name: _describe_file(work.out / name) for name in _files(work.out)}
-            manifest = _manifest(work, runtime, files)
+            manifest = _manifest(work, runtime, files, together)
             save_json(work.out / MANIFEST, {**manifest, "checksum": _checksum(manifest)})
             for directory in (work.out, *(p for p in work.out.rglob("*") if p.is_dir())):
                 _fsync(directory)
@@ -617,7 +618,10 @@ def _remove(directory: Path) -> None:
 
 
 def _manifest(
-    work: Workspace, runtime: RuntimeConfig, files: Mapping[str, Mapping[str, Any]]
+    work: Workspace,
+    runtime: RuntimeConfig,
+    files: Mapping[str, Mapping[str, Any]],
+    together: int,
 ) -> dict[str, Any]:
     finished = time.time()
     identity = work.identity
@@ -634,8 +638,9 @@ def _manifest(
         "resumed": work.resumed,
         "started": datetime.fromtimestamp(work.started, UTC).isoformat(),
         "finished": datetime.fromtimestamp(finished, UTC).isoformat(),
-        "wall_s": finished - work.started,
-        "cpu_s": time.process_time() - work.started_cpu,
+        "wall_s": (finished - work.started) / together,
+        "cpu_s": (time.process_time() - work.started_cpu) / together,
+        "together": together,
         "git": dict(_git_state()),
         "versions": dict(_versions()),
         "host": socket.gethostname(),

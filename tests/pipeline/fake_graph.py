@@ -10,6 +10,7 @@ import argparse
 import os
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,6 +96,13 @@ def run_train(context: StageContext) -> None:
     )
 
 
+def run_trains(contexts: Sequence[StageContext]) -> None:
+    """`run_train` of several stages in one call."""
+    log(contexts[0], f"together-{len(contexts)}")
+    for context in contexts:
+        run_train(context)
+
+
 def run_merge(context: StageContext) -> None:
     log(context, "compute")
     parts = [
@@ -117,8 +125,16 @@ def run_span(context: StageContext) -> None:
     save_json(context.out / "span.json", span | {"stop": time.monotonic()})
 
 
-def build(steps: int = 40, fates: tuple[str, ...] = ("finish",) * 3, pause_s: float = 0.005):
-    """Stages source -> train[0..] -> merge; train stage i ends as ``fates[i]`` says."""
+def build(
+    steps: int = 40,
+    fates: tuple[str, ...] = ("finish",) * 3,
+    pause_s: float = 0.005,
+    alike: tuple[str, ...] | None = None,
+):
+    """Stages source -> train[0..] -> merge; train stage i ends as ``fates[i]`` says.
+
+    ``alike``: of each train stage, which then can be run with others.
+    """
     source = Stage(
         name="source", version=1, config=SourceConfig(), run=run_source, label="source", cost_s=0.01
     )
@@ -128,6 +144,8 @@ def build(steps: int = 40, fates: tuple[str, ...] = ("finish",) * 3, pause_s: fl
             version=1,
             config=TrainConfig(root_seed=i, steps=steps, fate=fate, pause_s=pause_s),
             run=run_train,
+            stacked=None if alike is None else run_trains,
+            alike="" if alike is None else alike[i],
             upstream={"source": source},
             label=f"train {i}",
             cost_s=steps * pause_s,
