@@ -13,7 +13,9 @@ Predictions, written before the run:
 
 λ of UWO is 0.5 for both methods. The KL penalty is 0.02 per nat, used under 25 % flips.
 
-Cost: about 30 minutes of CPU time, for one seed.
+A seed is a replicate of everything: comparisons, members and PPO.
+
+Cost: about an hour of CPU time.
 
     overopt run experiments/exp002_ensembles.py --results experiments/results/exp002_ensembles
 """
@@ -24,7 +26,7 @@ from overopt.presets import study_run
 from overopt.settings import Experiment, RewardConfig
 
 FLIPS = (0.0, 0.25, 0.35)
-SEEDS = (0,)
+SEEDS = (0, 1, 2)
 COMBINATIONS = (
     RewardConfig(),
     RewardConfig(members=5, combine="mean"),
@@ -41,7 +43,7 @@ def build() -> Experiment:
             base = study_run()
             base = replace(
                 base,
-                labels=replace(base.labels, label_flip_rate=flip),
+                labels=replace(base.labels, label_flip_rate=flip, data_seed=seed),
                 proxy=replace(base.proxy, rm_seed=seed),
                 ppo=replace(base.ppo, ppo_seed=seed),
             )

@@ -2,8 +2,8 @@
 
 Gao, Schulman and Hilton 2022 (sec. 3.6) find that a KL penalty in PPO's reward raises the proxy score at
 a given KL but leaves gold against KL where it was: it acts like early stopping. They warn that this may
-depend on hyperparameters, so five coefficients are crossed with two learning rates. One proxy and one
-PPO seed: what is claimed is about these, over prompts; SEEDS in this file adds more.
+depend on hyperparameters, so five coefficients are crossed with two learning rates. A seed is a
+replicate of everything: comparisons, proxy and PPO. The predictions were made for one seed.
 
 Hypothesis: at equal √KL, gold does not depend on the coefficient. Tested as an equivalence: the
 smallest bound δ such that |gold with penalty − gold without| < δ over the common range of √KL can be
@@ -16,7 +16,7 @@ Predictions, written before the run, in standard deviations of gold under the in
   claimed from these runs;
 - learning rate moves the frontier more than the coefficient does.
 
-Cost: about 10 minutes of CPU time.
+Cost: about 50 minutes of CPU time.
 
     overopt run experiments/exp003_kl_penalty.py --results experiments/results/exp003_kl_penalty
 """
@@ -28,16 +28,23 @@ from overopt.settings import Experiment
 
 KL_COEFS = (0.0, 0.01, 0.03, 0.1, 0.3)
 RATES = (4e-4, 8e-4)
-SEEDS = (0,)
+SEEDS = (0, 1, 2, 3, 4)
 
 
 def build() -> Experiment:
-    """KL coefficients × learning rates (× PPO seeds), against one proxy."""
-    base = replace(study_run(), bon=None)
-    runs = tuple(
-        replace(base, ppo=replace(base.ppo, kl_coef=kl, lr=rate, ppo_seed=seed))
-        for seed in SEEDS
-        for rate in RATES
-        for kl in KL_COEFS
-    )
-    return Experiment(name="exp003_kl_penalty", runs=runs, description="KL penalty × rate")
+    """KL coefficients × learning rates × replicates."""
+    runs = []
+    for seed in SEEDS:
+        base = study_run()
+        base = replace(
+            base,
+            labels=replace(base.labels, data_seed=seed),
+            proxy=replace(base.proxy, rm_seed=seed),
+            bon=None,
+        )
+        runs += [
+            replace(base, ppo=replace(base.ppo, kl_coef=kl, lr=rate, ppo_seed=seed))
+            for rate in RATES
+            for kl in KL_COEFS
+        ]
+    return Experiment(name="exp003_kl_penalty", runs=tuple(runs), description="KL penalty × rate")

@@ -12,7 +12,9 @@ Predictions, written before the run:
 - the length-controlled model removes less than half of the drift: the ladder's proxies read length
   through the missing ending as well.
 
-Cost: about 10 minutes of CPU time.
+A seed is a replicate of everything: comparisons, proxy and PPO.
+
+Cost: about 25 minutes of CPU time.
 
     overopt run experiments/exp004_length.py --results experiments/results/exp004_length
 """
@@ -25,13 +27,22 @@ from overopt.settings import Experiment, RewardConfig
 LINEAR = (0.01, 0.02, 0.05)
 HINGE = (0.05,)
 CONTROL = (1.0,)
+SEEDS = (0, 1, 2, 3, 4)
 
 
 def build() -> Experiment:
-    """No penalty, linear and hinge prices, length control; best-of-n and PPO."""
-    base = study_run()
+    """No penalty, linear and hinge prices, length control; best-of-n and PPO; replicates."""
     rewards = [RewardConfig(length_penalty="linear", length_coef=c) for c in LINEAR]
     rewards += [RewardConfig(length_penalty="hinge", length_coef=c) for c in HINGE]
-    runs = [base, *(replace(base, reward=reward) for reward in rewards)]
-    runs += [replace(base, proxy=replace(base.proxy, length_control=c)) for c in CONTROL]
+    runs = []
+    for seed in SEEDS:
+        base = study_run()
+        base = replace(
+            base,
+            labels=replace(base.labels, data_seed=seed),
+            proxy=replace(base.proxy, rm_seed=seed),
+            ppo=replace(base.ppo, ppo_seed=seed),
+        )
+        runs += [base, *(replace(base, reward=reward) for reward in rewards)]
+        runs += [replace(base, proxy=replace(base.proxy, length_control=c)) for c in CONTROL]
     return Experiment(name="exp004_length", runs=tuple(runs), description="length")
