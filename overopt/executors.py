@@ -275,7 +275,7 @@ def perform(
     keep_freed_memory()
     outcomes: list[Outcome] = []
     with contextlib.ExitStack() as held:
-        works, contexts = [], []
+        tasks, works, contexts = [], [], []
         for each in (task, *task.companions):
             key = (each.identity.stage, each.identity.fingerprint)
             mine = held.enter_context(store.lock(*key))
@@ -298,6 +298,7 @@ def perform(
                 runtime=each.runtime,
                 progress=progress,
             )
+            tasks.append(each)
             works.append(work)
             contexts.append(context)
         if works:
@@ -305,10 +306,10 @@ def perform(
             if leader is not None:
                 leader.start(task.identity.fingerprint, works[0].checkpoint)
             try:
-                if task.stacked is not None and len(works) > 1:
+                if task.stacked is not None and len(tasks) > 1:
                     task.stacked(contexts)
                 else:
-                    task.run(contexts[0])
+                    tasks[0].run(contexts[0])
             finally:
                 _release(task.runtime.device)
             for work in works:
