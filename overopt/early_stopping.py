@@ -184,13 +184,16 @@ def stop(rule: Rule, curve: Curve, threshold: float) -> int:
     Without an alarm it is the last point; with one at the first point, the first. A point added at
     the end never changes a stop that an alarm has made.
     """
-    return _stop_of(signals(rule, curve), rule.side, threshold)
+    return int(_stops_of(signals(rule, curve), rule.side, np.array([threshold]))[0])
 
 
-def _stop_of(signal: Array, side: str, threshold: float) -> int:
-    with np.errstate(invalid="ignore"):
-        alarm = signal > threshold if side == "above" else signal < threshold
-    return max(int(alarm.argmax()) - 1, 0) if alarm.any() else len(signal) - 1
+def _stops_of(signal: Array, side: str, thresholds: Array) -> NDArray[np.int64]:
+    """Index of the stop (T,) at each of ``thresholds`` (T,), for one signal (K,)."""
+    sign = 1.0 if side == "above" else -1.0
+    # The first alarm is where the highest signal so far passes the threshold.
+    highest = np.maximum.accumulate(np.where(np.isnan(signal), -np.inf, sign * signal))
+    alarm = np.searchsorted(highest, sign * thresholds, side="right")
+    return np.where(alarm < len(signal), np.maximum(alarm - 1, 0), len(signal) - 1)
 
 
 def can_watch(rule: Rule, curve: Curve) -> bool:
@@ -347,11 +350,8 @@ def tune(rule: Rule, curves: Sequence[Curve], *, prompts: ArrayLike | None = Non
     gold = [gold_gain(c)[:, every].mean(1) for c in curves if can_watch(rule, c)]
     seen = np.unique(np.concatenate([s[np.isfinite(s)] for s in series]))
     candidates = np.concatenate([[-np.inf], (seen[1:] + seen[:-1]) / 2, [np.inf]])
-    achieved = np.array(
-        [
-            sum(g[_stop_of(s, rule.side, t)] for g, s in zip(gold, series, strict=True))
-            for t in candidates
-        ]
+    achieved = np.sum(
+        [g[_stops_of(s, rule.side, candidates)] for g, s in zip(gold, series, strict=True)], axis=0
     )
     best = np.flatnonzero(achieved >= achieved.max() - 1e-12 * (1 + abs(achieved.max())))
     run = best[: int(np.argmax(np.append(np.diff(best) > 1, True))) + 1]

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from overopt import early_stopping
 from overopt.analysis import _threshold, stops
 from overopt.cli import main
 from overopt.early_stopping import (
@@ -400,3 +401,18 @@ def test_bad_pools_are_refused(change, message):
         hedge_n(arguments.pop("proxy_PN"), arguments.pop("gold_PN"), **arguments)
     with pytest.raises(DataError, match="at least 4 prompts"):
         score_hedge(np.zeros((3, 8)), np.zeros((3, 8)))
+
+
+@pytest.mark.parametrize("side", ["above", "below"])
+def test_stops_at_all_thresholds_are_those_of_reading_point_by_point(side):
+    rng = np.random.default_rng(0)
+    thresholds = np.array([-np.inf, -1.0, -0.2, 0.0, 0.3, 1.0, np.inf])
+    for length in (1, 2, 7):
+        for _ in range(50):
+            signal = rng.normal(size=length).round(1)
+            signal[rng.random(length) < 0.3] = np.nan
+            expected = []
+            for threshold in thresholds:
+                past = [s > threshold if side == "above" else s < threshold for s in signal]
+                expected.append(max(past.index(True) - 1, 0) if any(past) else length - 1)
+            assert early_stopping._stops_of(signal, side, thresholds).tolist() == expected
