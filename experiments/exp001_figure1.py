@@ -20,8 +20,8 @@ Cost: about 17 minutes of CPU time, 9 minutes on two cores.
 
 from dataclasses import replace
 
-from overopt.presets import quick
-from overopt.settings import Experiment
+from overopt.stages.settings import Experiment
+from overopt.study.presets import quick
 
 
 def build() -> Experiment:

@@ -22,8 +22,9 @@ Cost: about an hour of CPU time.
 
 from dataclasses import replace
 
-from overopt.presets import study_run
-from overopt.settings import Experiment, RewardConfig
+from overopt.rewards.settings import RewardConfig
+from overopt.stages.settings import Experiment
+from overopt.study.presets import study_run
 
 FLIPS = (0.0, 0.25, 0.35)
 SEEDS = (0, 1, 2)

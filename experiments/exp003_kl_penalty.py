@@ -23,8 +23,8 @@ Cost: about 50 minutes of CPU time.
 
 from dataclasses import replace
 
-from overopt.presets import study_run
-from overopt.settings import Experiment
+from overopt.stages.settings import Experiment
+from overopt.study.presets import study_run
 
 KL_COEFS = (0.0, 0.01, 0.03, 0.1, 0.3)
 RATES = (4e-4, 8e-4)

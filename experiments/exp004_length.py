@@ -21,8 +21,9 @@ Cost: about 25 minutes of CPU time.
 
 from dataclasses import replace
 
-from overopt.presets import study_run
-from overopt.settings import Experiment, RewardConfig
+from overopt.rewards.settings import RewardConfig
+from overopt.stages.settings import Experiment
+from overopt.study.presets import study_run
 
 LINEAR = (0.01, 0.02, 0.05)
 HINGE = (0.05,)

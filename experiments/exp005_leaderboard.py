@@ -21,8 +21,8 @@ Cost: 1.8 hours of CPU time. What came of the predictions is in LOG.md.
 
 from dataclasses import replace
 
-from overopt.comparison import Comparison, Method, Mitigation
-from overopt.presets import study_run
+from overopt.study.comparison import Comparison, Method, Mitigation
+from overopt.study.presets import study_run
 
 
 def ensemble(

@@ -3,7 +3,7 @@
 The names below need numpy and scipy only; everything that trains or samples lives in submodules.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 __version__ = "0.1.0"
 __all__ = [
@@ -16,21 +16,14 @@ __all__ = [
     "load_records",
 ]
 
-if TYPE_CHECKING:
-    from overopt.analysis import fit_records
-    from overopt.estimators import best_of_n, kl_bon
-    from overopt.fits.fit import fit_curve
-    from overopt.fits.replicates import fit_replicates
-    from overopt.records import load_curves, load_records
-
 _HOME = {
-    "best_of_n": "overopt.estimators",
-    "kl_bon": "overopt.estimators",
+    "best_of_n": "overopt.pools.best_of_n",
+    "kl_bon": "overopt.pools.best_of_n",
     "fit_curve": "overopt.fits.fit",
-    "fit_records": "overopt.analysis",
+    "fit_records": "overopt.records.series",
     "fit_replicates": "overopt.fits.replicates",
-    "load_curves": "overopt.records",
-    "load_records": "overopt.records",
+    "load_curves": "overopt.records.curves",
+    "load_records": "overopt.records.curves",
 }
 
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from overopt.cli import main
+from overopt.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from overopt.datatypes import Prompts
-from overopt.nets import Llama, LlamaConfig
-from overopt.seeding import torch_generator
+from overopt.base.datatypes import Prompts
+from overopt.base.seeding import torch_generator
+from overopt.nets.block import LlamaConfig
+from overopt.nets.llama import Llama
 
 sys.path.insert(0, str(Path(__file__).parent))
 torch.set_num_threads(1)

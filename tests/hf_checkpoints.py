@@ -8,8 +8,8 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from overopt.checkpoints import load_instructions
-from overopt.seeding import scoped_torch_seed
+from overopt.base.seeding import scoped_torch_seed
+from overopt.worlds.prompts import load_instructions
 
 VOCAB, WIDTH, LAYERS, CONTEXT = 320, 32, 2, 160
 CHAT = (

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from overopt.records import FIELDS, SCHEMA_VERSION, Curve
+from overopt.records.curves import Curve
+from overopt.records.schema import FIELDS, SCHEMA_VERSION
 
 N_POINTS = 19
 SEED_SD, PROMPT_SD, REST_SD, POINT_SD = 0.06, 0.25, 0.2, 0.4

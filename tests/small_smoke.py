@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from overopt.checkpoints import load_openings
+from overopt.worlds.prompts import load_openings
 
 N_PROMPTS = 150
 

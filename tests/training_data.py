@@ -2,10 +2,12 @@
 
 import torch
 
-from overopt.datatypes import Prompts, Responses
-from overopt.nets import Llama, LlamaConfig, ScalarHeadModel
-from overopt.proxy.train import TrainingPairs
-from overopt.seeding import torch_generator
+from overopt.base.datatypes import Prompts, Responses
+from overopt.base.seeding import torch_generator
+from overopt.nets.block import LlamaConfig
+from overopt.nets.heads import ScalarHeadModel
+from overopt.nets.llama import Llama
+from overopt.rewards.training.pairs import TrainingPairs
 
 VOCAB = 24
 

@@ -13,13 +13,13 @@ from training_data import (
     training_pairs,
 )
 
-from overopt import distributed
-from overopt.config import RuntimeConfig
-from overopt.methods.ppo import new_state, ppo_step
-from overopt.nets import ScalarHeadModel
-from overopt.proxy.train import train_reward_model
-from overopt.settings import PpoConfig
-from overopt.sft import Examples, SftConfig, fine_tune
+from overopt.base.config import RuntimeConfig
+from overopt.engine import launched
+from overopt.methods.ppo import PpoConfig, new_state, ppo_step
+from overopt.methods.sft import Examples, SftConfig, fine_tune
+from overopt.nets.compute import compute_of
+from overopt.nets.heads import ScalarHeadModel
+from overopt.rewards.training.train import train_reward_model
 
 
 def quiet(done: int, total: int) -> None:
@@ -28,7 +28,7 @@ def quiet(done: int, total: int) -> None:
 
 def trajectories() -> dict[str, list[float]]:
     """Loss of each optimizer step of SFT and RM; scores and losses of each PPO step."""
-    compute = distributed.compute_of(RuntimeConfig(micro_batch=3))
+    compute = compute_of(RuntimeConfig(micro_batch=3))
     # Odd shapes on purpose: shares of the processes differ in rows and tokens.
     sft = fine_tune(
         backbone(), Examples(*examples(47)), SftConfig(batch=7, lr=1e-2, epochs=4),
@@ -58,8 +58,8 @@ def trajectories() -> dict[str, list[float]]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    distributed.connect(RuntimeConfig())
+    launched.connect(RuntimeConfig())
     found = trajectories()
-    if distributed.rank() == 0:
+    if launched.rank() == 0:
         json.dump(found, sys.stdout)
-    distributed.disconnect()
+    launched.disconnect()

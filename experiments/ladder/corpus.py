@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from overopt.seeding import numpy_rng
+from overopt.base.seeding import numpy_rng
 
 BOS = EOS = 1
 ROOT_SEED = 0

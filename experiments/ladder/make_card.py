@@ -17,11 +17,15 @@ from make_ladder import validation
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from overopt.checkpoints import ladder_dir, load_lm, load_openings, load_tokenizer
-from overopt.nets import LlamaConfig, from_transformers_state
-from overopt.sampling import sample
-from overopt.seeding import derive_seed
-from overopt.world.stories import StoriesWorld
+from overopt.base.seeding import derive_seed
+from overopt.nets.block import LlamaConfig
+from overopt.nets.checkpoints import load_lm
+from overopt.nets.layout import from_transformers_state
+from overopt.nets.sampling import sample
+from overopt.nets.sources import ladder_dir
+from overopt.worlds.codecs import load_tokenizer
+from overopt.worlds.prompts import load_openings
+from overopt.worlds.stories import StoriesWorld
 
 RUNGS = ("0.05m", "0.2m", "0.8m", "3m", "6m", "policy-0.8m")
 N_SAMPLES = 20

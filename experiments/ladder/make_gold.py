@@ -15,15 +15,20 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from overopt.checkpoints import ladder_dir, load_lm, load_openings, load_tokenizer
-from overopt.gold.learned import sample_tilted, soft_pairs
-from overopt.gold.rubric import RubricConfig, calibrate
-from overopt.nets import ScalarHeadModel, to_transformers_state
-from overopt.proxy.train import train_reward_model
-from overopt.sampling import sample
-from overopt.scorers import RubricScorer, mean_std, raw_scores
-from overopt.seeding import derive_seed, torch_generator
-from overopt.world.stories import StoriesWorld
+from overopt.base.seeding import derive_seed, torch_generator
+from overopt.nets.checkpoints import load_lm
+from overopt.nets.heads import ScalarHeadModel
+from overopt.nets.layout import to_transformers_state
+from overopt.nets.sampling import sample
+from overopt.nets.sources import ladder_dir
+from overopt.rewards.kinds.learned_gold import sample_tilted, soft_pairs
+from overopt.rewards.kinds.rubric import RubricScorer, calibrate
+from overopt.rewards.scorer import mean_std, raw_scores
+from overopt.rewards.settings import RubricConfig
+from overopt.rewards.training.train import train_reward_model
+from overopt.worlds.codecs import load_tokenizer
+from overopt.worlds.prompts import load_openings
+from overopt.worlds.stories import StoriesWorld
 
 
 def main() -> None:

@@ -38,8 +38,10 @@ from corpus import (
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-from overopt.nets import Llama, LlamaConfig, from_transformers_state, to_transformers_state
-from overopt.seeding import torch_generator
+from overopt.base.seeding import torch_generator
+from overopt.nets.block import LlamaConfig
+from overopt.nets.layout import from_transformers_state, to_transformers_state
+from overopt.nets.llama import Llama
 
 BATCH = 128  # rows a step
 WARM_UP = 100  # steps

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from overopt.gold.rubric import find_hero
-from overopt.seeding import numpy_rng
+from overopt.base.seeding import numpy_rng
+from overopt.rewards.kinds.rubric import find_hero
 
 
 def main() -> None:

@@ -27,10 +27,10 @@ from corpus import (
 )
 from tokenizers import Tokenizer
 
-from overopt.checkpoints import load_lm
-from overopt.datatypes import Prompts, Responses
-from overopt.sampling import sample
-from overopt.seeding import derive_seed
+from overopt.base.datatypes import Prompts, Responses
+from overopt.base.seeding import derive_seed
+from overopt.nets.checkpoints import load_lm
+from overopt.nets.sampling import sample
 
 LENGTH = 255  # with the start token the teacher's context
 ROWS = 8192  # stories sampled at once

@@ -21,7 +21,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy import stats
 
-from overopt.errors import ConfigError
+from overopt.base.errors import ConfigError
 from overopt.fits.fit import FitResult, linear_operator
 from overopt.fits.forms import Array, Form, get_form, peak
 from overopt.fits.peaks import NO_INTERVAL, Interval, PeakStatus

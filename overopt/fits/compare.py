@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.interpolate import UnivariateSpline
 from scipy.optimize import isotonic_regression
 
-from overopt.errors import ConfigError, DataError
+from overopt.base.errors import ConfigError, DataError
 from overopt.fits.fit import (
     Estimator,
     FitResult,

@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special
 from scipy.optimize import brentq, minimize_scalar
 
-from overopt.errors import ConfigError, DataError, FitError
+from overopt.base.errors import ConfigError, DataError, FitError
 from overopt.fits.forms import Array, Form, get_form, peak
 from overopt.fits.peaks import Interval, PeakEstimate, estimate_peak
 

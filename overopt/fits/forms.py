@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import lambertw, log_ndtr
 
-from overopt.errors import ConfigError
+from overopt.base.errors import ConfigError
 
 Array = NDArray[np.float64]
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from overopt.errors import ConfigError, DataError
+from overopt.base.errors import ConfigError, DataError
 from overopt.fits.fit import (
     FitResult,
     check_points,

@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 from scipy.linalg import block_diag
 
-from overopt.errors import ConfigError, DataError, FitError
+from overopt.base.errors import ConfigError, DataError, FitError
 from overopt.fits.fit import (
     Band,
     FitResult,

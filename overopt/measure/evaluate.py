@@ -8,12 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from overopt.compute import tokens_at_once
-from overopt.datatypes import Responses
-from overopt.functional import token_logprobs
-from overopt.kl import exact_token_kl, sequence_kl
-from overopt.nets import Llama
-from overopt.sampling import response_hidden, response_view, sequence_batches
+from overopt.base.datatypes import Responses
+from overopt.measure.kl import exact_token_kl, sequence_kl
+from overopt.nets.compute import tokens_at_once
+from overopt.nets.llama import Llama
+from overopt.nets.sampling import response_hidden, response_view, sequence_batches, token_logprobs
 
 
 class KLTable(NamedTuple):

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata
 
-from overopt.errors import DataError
+from overopt.base.errors import DataError
 
 
 def pool_win_share(gold_PN: ArrayLike) -> NDArray[np.float64]:

@@ -16,36 +16,34 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from overopt.compute import Compute, clear_gradients, tokens_at_once
-from overopt.datatypes import Prompts, Responses, Scorer, Sequences
-from overopt.errors import DivergenceError
-from overopt.functional import (
+from overopt.base.config import check_types, require
+from overopt.base.datatypes import Prompts, Responses, Scorer, Sequences
+from overopt.base.errors import DivergenceError
+from overopt.base.seeding import derive_seed, torch_generator
+from overopt.methods.losses import gae, ppo_policy_loss, ppo_value_loss, rewards_from_scores, whiten
+from overopt.nets.compute import Compute, clear_gradients, tokens_at_once
+from overopt.nets.heads import ScalarHeadModel
+from overopt.nets.llama import Llama
+from overopt.nets.sampling import (
     entropy,
-    gae,
-    ppo_policy_loss,
-    ppo_value_loss,
-    rewards_from_scores,
-    token_logprobs,
-    whiten,
-)
-from overopt.mitigations.inputs import RewardInputs
-from overopt.mitigations.shaping import SHAPINGS
-from overopt.nets import Llama, ScalarHeadModel
-from overopt.sampling import (
     response_hidden,
     response_view,
     sample,
     score_logprobs,
     sequence_batches,
+    token_logprobs,
 )
-from overopt.seeding import derive_seed, torch_generator
 
 _FORWARD_TOKENS = 8192  # padded tokens of one forward pass without gradient
+
+
+Shape = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Reward (R,) from the proxy's score (R,), response tokens (R,) and the numbers (R,) of the prompts."""
 
 
 @dataclass
@@ -188,12 +186,12 @@ def ppo_step(
     *,
     n_tokens: int,
     seed: int,
-    ref_scores: Tensor | None = None,
+    shape: Shape | None = None,
     compute: Compute | None = None,
 ) -> dict[str, float]:
     """One PPO step in place; returns its diagnostics (see docs/metrics.md).
 
-    ``ref_scores`` (P,): the score that ``cfg.shaping`` is relative to, for each of ``prompts``.
+    ``shape``: what is maximised in place of the score, see `Shape`; None: the score.
 
     Raises
     ------
@@ -233,10 +231,8 @@ def ppo_step(
     # 3. and 4. Rewards and advantages over the whole batch.
     log_ratio = (old_logp - ref_logp) * mask
     reward = score
-    if cfg.shaping != "none":
-        of_rollout = None if ref_scores is None else ref_scores[draw]
-        inputs = RewardInputs(score[None], rollout.length, 0.0, of_rollout)
-        reward = SHAPINGS[cfg.shaping](inputs, strength=cfg.shaping_scale)
+    if shape is not None:
+        reward = shape(score, rollout.length, draw)
     rewards = rewards_from_scores(reward, log_ratio, mask, kl_coef=kl_coef)
     estimate = gae(rewards, values, mask, gamma=cfg.gamma, lam=cfg.lam)
     advantages = whiten(estimate.advantages, mask)
@@ -344,3 +340,116 @@ def evaluate_policy(
 ) -> Responses:
     """Responses to fixed evaluation prompts with random numbers of their own."""
     return sample(policy, prompts, n_tokens=n_tokens, seed=seed, copies=copies)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PpoConfig:
+    """PPO against the proxy, in the form of Ziegler et al. 2019.
+
+    Attributes
+    ----------
+    steps, batch : int
+        PPO steps (one rollout batch each) and responses a batch.
+    ppo_epochs, minibatches : int
+        Passes over a batch and optimizer steps a pass.
+    lr, value_lr : float
+        Peak Adam learning rates (eps 1e-5), decayed linearly to a tenth.
+    warmup_steps : int
+        Steps over which both rates rise linearly to their peak: gold turns over within the first
+        nats, and a full-size first step would jump across its peak.
+    kl_coef : float
+        Weight of the per-token KL penalty in the reward; 0 as in Gao et al. 2022.
+    kl_target, kl_gain : float
+        Target of the sequence KL in nats for an adaptive ``kl_coef`` (Ziegler et al. 2019), and the
+        controller's gain K_β per step; a target of 0 keeps ``kl_coef`` fixed.
+    shaping : "none", "clip", "par" or "log_sigmoid"
+        Monotone function of the proxy score that PPO maximises instead of the score.
+    shaping_scale : float
+        Bound of ``clip`` in sd of the score; slope of the others per sd.
+    value_backbone : str
+        Pretrained trunk of the value model; a small one costs a third of a step less.
+    gamma, lam, clip, value_clip, grad_clip : float
+        Discount, GAE λ, ratio clip, value clip (units of the normalised score), gradient norm.
+    max_update_kl_token_nats : float
+        A pass stops for this step once the k3 estimate of KL(π_old‖π_new) per token exceeds it.
+    eval_every, eval_early_every, eval_prompts, eval_copies : int
+        Evaluation on fixed prompts with random numbers of its own: every ``eval_early_every`` steps
+        during warm-up, every ``eval_every`` after it.
+    eval_offset : int
+        First prompt of the eval split that is used; keeps tuning and test prompts apart.
+    precision : "fp32" or "bf16"
+        Of matrix products in training and in rollouts; evaluation is float32.
+    ppo_seed : int
+        Rollouts and data order.
+    """
+
+    steps: int = 50
+    batch: int = 128
+    ppo_epochs: int = 1
+    minibatches: int = 4
+    lr: float = 8e-4
+    value_lr: float = 1e-3
+    warmup_steps: int = 10
+    kl_coef: float = 0.0
+    kl_target: float = 0.0
+    kl_gain: float = 0.1
+    shaping: Literal["none", "clip", "par", "log_sigmoid"] = "none"
+    shaping_scale: float = 1.0
+    value_backbone: str = "ladder:0.2m"
+    gamma: float = 1.0
+    lam: float = 0.95
+    clip: float = 0.2
+    value_clip: float = 0.2
+    grad_clip: float = 1.0
+    max_update_kl_token_nats: float = 0.05
+    eval_every: int = 5
+    eval_early_every: int = 2
+    eval_prompts: int = 96
+    eval_copies: int = 2
+    eval_offset: int = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    ppo_seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        counts = ("steps", "batch", "ppo_epochs", "minibatches")
+        for name in (*counts, "eval_every", "eval_early_every", "eval_copies"):
+            require(getattr(self, name) >= 1, f"ppo.{name}", getattr(self, name), "at least 1")
+        require(self.warmup_steps >= 0, "ppo.warmup_steps", self.warmup_steps, "at least 0")
+        require(
+            self.batch % self.minibatches == 0, "ppo.batch", self.batch, "a multiple of minibatches"
+        )
+        require(self.kl_coef >= 0, "ppo.kl_coef", self.kl_coef, "must be at least 0")
+        require(self.kl_target >= 0, "ppo.kl_target", self.kl_target, "must be at least 0 nats")
+        require(
+            self.kl_target == 0 or self.kl_coef > 0,
+            "ppo.kl_coef",
+            self.kl_coef,
+            "must be above 0 with ppo.kl_target: the controller multiplies it",
+        )
+        require(
+            self.kl_gain > 0 and (self.kl_target > 0 or self.kl_gain == 0.1),
+            "ppo.kl_gain",
+            self.kl_gain,
+            "must be above 0, and needs ppo.kl_target",
+        )
+        require(
+            self.shaping_scale > 0 and (self.shaping != "none" or self.shaping_scale == 1),
+            "ppo.shaping_scale",
+            self.shaping_scale,
+            "must be above 0, and needs ppo.shaping",
+        )
+        require(
+            2 <= self.eval_prompts <= 400,
+            "ppo.eval_prompts",
+            self.eval_prompts,
+            "2 to 400 (eval split)",
+        )
+        require(self.eval_offset >= 0, "ppo.eval_offset", self.eval_offset, "must be at least 0")
+
+    @property
+    def evaluation_steps(self) -> tuple[int, ...]:
+        """Steps after which the policy is evaluated, 0 and the last included."""
+        early = range(0, min(self.warmup_steps, self.steps) + 1, self.eval_early_every)
+        late = (k for k in range(0, self.steps, self.eval_every) if k > self.warmup_steps)
+        return tuple(sorted({*early, *late, self.steps}))

@@ -7,27 +7,29 @@ from dataclasses import replace
 import pytest
 import torch
 
-from overopt.artefacts import load_transform
-from overopt.config import from_dict, to_dict
-from overopt.errors import CheckpointError, ConfigError, DataError
-from overopt.mitigations import length
-from overopt.mitigations.ensembles import ENSEMBLES
-from overopt.mitigations.inputs import RewardInputs, Step, check_contract
-from overopt.mitigations.shaping import SHAPINGS
-from overopt.nets import ScalarHeadModel
-from overopt.pipeline import build_graph, mitigation_name
-from overopt.presets import load_experiment
-from overopt.reward_stages import average_weights, member_proxies
-from overopt.sampling import sample
-from overopt.scorers import (
-    MultiHeadScorer,
-    RewardModelScorer,
-    mean_std,
+from overopt.base.config import from_dict, to_dict
+from overopt.base.errors import CheckpointError, ConfigError, DataError
+from overopt.base.seeding import torch_generator
+from overopt.methods.ppo import PpoConfig
+from overopt.nets.heads import ScalarHeadModel
+from overopt.nets.sampling import sample
+from overopt.rewards.kinds.ensemble import (
+    average_weights,
+    load_transform,
+    member_proxies,
     normalised_ensemble,
-    raw_scores,
 )
-from overopt.seeding import torch_generator
-from overopt.settings import PpoConfig, ProxyConfig, RewardConfig, RunConfig
+from overopt.rewards.kinds.reward_model import MultiHeadScorer, RewardModelScorer
+from overopt.rewards.scorer import mean_std, raw_scores
+from overopt.rewards.settings import ProxyConfig, RewardConfig
+from overopt.rewards.transforms import length
+from overopt.rewards.transforms.ensembles import ENSEMBLES
+from overopt.rewards.transforms.inputs import RewardInputs, Step, check_contract
+from overopt.rewards.transforms.shaping import SHAPINGS
+from overopt.stages.names import mitigation_name
+from overopt.stages.settings import RunConfig
+from overopt.study.chain import build_graph
+from overopt.study.presets import load_experiment
 
 USER_FILE = "def reward(inputs, *, strength):\n    return inputs.scores.amax(0) - strength\n"
 BUILT_IN = {
@@ -220,7 +222,7 @@ def test_an_ensemble_of_one_is_that_proxy_to_the_bit(tiny_llama, base):
     single = reward_model(tiny_llama, 1, base)
     ensemble = normalised_ensemble([single], MEAN, base)
     assert torch.equal(ensemble.score(base), single.score(base))
-    assert ensemble.mean == single.mean and ensemble.std == single.std
+    assert ensemble.unit == single.unit
 
 
 def test_scores_are_normalised_and_ranked_by_the_combination(tiny_llama, base):

@@ -19,31 +19,37 @@ from tolerances import FP32, FP64
 from torch import nn
 
 import overopt
-from overopt import checkpoints, store
-from overopt.artefacts import load_responses, load_scorer, load_world, save_scorer
-from overopt.compute import Compute
-from overopt.config import RuntimeConfig
-from overopt.datatypes import Prompts, Responses, Sequences
-from overopt.errors import DataError
-from overopt.executors import execute
-from overopt.functional import token_logprobs
-from overopt.graph import topological
-from overopt.labels import label_pairs
+from overopt.base import files
+from overopt.base.config import RuntimeConfig
+from overopt.base.datatypes import Prompts, Responses, Sequences
+from overopt.base.errors import DataError
+from overopt.base.seeding import torch_generator
+from overopt.engine.execute import execute
+from overopt.engine.graph import topological
+from overopt.engine.store import Store
 from overopt.measure.evaluate import measure_kl
-from overopt.methods import ppo
-from overopt.nets import ScalarHeadModel, from_transformers_state
-from overopt.pipeline import build_graph, collect
-from overopt.presets import load_experiment
-from overopt.proxy import train
-from overopt.proxy.train import TrainingPairs, train_reward_model
-from overopt.records import load_curves
-from overopt.sampling import sample, score_logprobs
-from overopt.scorers import RewardModelScorer, mean_std, raw_scores
-from overopt.seeding import torch_generator
-from overopt.settings import PpoConfig
-from overopt.store import Store
-from overopt.world import stories
-from overopt.world.stories import split_bounds
+from overopt.methods import losses, ppo
+from overopt.methods.ppo import PpoConfig
+from overopt.nets import checkpoints, sources
+from overopt.nets.compute import Compute
+from overopt.nets.heads import ScalarHeadModel
+from overopt.nets.layout import from_transformers_state
+from overopt.nets.sampling import sample, score_logprobs, token_logprobs
+from overopt.records.curves import load_curves
+from overopt.rewards.kinds.reward_model import RewardModelScorer
+from overopt.rewards.labels.pairs import label_pairs
+from overopt.rewards.load import load_scorer
+from overopt.rewards.scorer import Place, mean_std, raw_scores
+from overopt.rewards.training import train
+from overopt.rewards.training.pairs import TrainingPairs
+from overopt.rewards.training.train import train_reward_model
+from overopt.stages.common import load_responses
+from overopt.study.chain import build_graph
+from overopt.study.collect import collect
+from overopt.study.presets import load_experiment
+from overopt.worlds import stories
+from overopt.worlds.load import load_world
+from overopt.worlds.splits import split_bounds
 
 PACKAGE = Path(overopt.__file__).parent
 N_PAIRS, EPOCHS, N_VALIDATION = 100, 2, 10
@@ -163,7 +169,14 @@ def test_stored_tokens_are_those_that_were_sampled(run):
 
 
 def test_only_worlds_turn_text_into_tokens():
-    for folder in ("methods", "proxy", "measure", "gold", "labels.py", "scorers.py", "sampling.py"):
+    for folder in (
+        "methods",
+        "measure",
+        "rewards/training",
+        "rewards/labels",
+        "rewards/scorer.py",
+        "nets/sampling.py",
+    ):
         path = PACKAGE / folder
         for file in [path] if path.suffix else path.rglob("*.py"):
             calls = {
@@ -176,7 +189,7 @@ def test_only_worlds_turn_text_into_tokens():
 
 def test_pad_is_not_the_end_token():
     assert stories.PAD != stories.EOS
-    configs = sorted(checkpoints.ladder_dir().glob("*/config.json"))
+    configs = sorted(sources.ladder_dir().glob("*/config.json"))
     assert configs
     for file in configs:
         spec = json.loads(file.read_text())
@@ -280,7 +293,7 @@ def test_every_stage_reads_the_end_token_the_same_way(run):
 
 def test_truncated_responses_are_scored_plain_and_counted(run):
     calibration = run.folders["calibration"]
-    scorer = load_scorer(run.folders["proxy"], calibration, run.world)
+    scorer = load_scorer(run.folders["proxy"], Place(calibration, run.world, "cpu"))
     bon, ppo_curve = sorted(run.curves, key=lambda curve: curve.meta["method"])
     pool = load_responses(run.folders["pool"] / "responses.npz")
     assert bon.rows[0]["ended_share"] == pytest.approx(float(pool.ended.double().mean()), abs=FP64)
@@ -314,7 +327,7 @@ def test_logprobs_are_those_of_the_sampling_temperature(tiny_llama, ragged_promp
 
 def test_evaluation_responses_come_from_the_untruncated_policy(run):
     ref = checkpoints.load_lm(run.run.world.policy)
-    state = store.load_tensors(run.folders["ppo"] / "policy.safetensors")
+    state = files.load_tensors(run.folders["ppo"] / "policy.safetensors")
     last = from_transformers_state(state, ref.cfg).eval()
     for step, policy in ((0, ref), (2, last)):
         made = load_responses(run.folders["ppo"] / f"eval-{step:05d}.npz")
@@ -373,7 +386,7 @@ def test_measured_kl_has_the_sign_and_direction_of_the_closed_form(tiny_llama, r
 def test_advantages_are_whitened_over_the_whole_batch(tiny_llama, ragged_prompts, monkeypatch):
     cfg = PpoConfig(steps=2, batch=32, minibatches=4, eval_prompts=4)
     parts = []
-    loss = ppo.ppo_policy_loss
+    loss = losses.ppo_policy_loss
 
     def recording(new, old, advantages, mask, **settings):
         parts.append(advantages[mask].double())
@@ -488,13 +501,13 @@ def test_scores_have_mean_0_and_std_1_under_the_initial_policy(run, name, tmp_pa
     base = load_responses(calibration / "responses.npz")
     policy = checkpoints.load_lm(run.run.world.policy)
     torch.testing.assert_close(score_logprobs(policy, base), base.logprobs, rtol=0, atol=10 * FP32)
-    scorer = load_scorer(run.folders[name], calibration, run.world)
+    scorer = load_scorer(run.folders[name], Place(calibration, run.world, "cpu"))
     scores = scorer.score(base)
     assert float(scores.double().mean()) == pytest.approx(0, abs=FP32)
     assert float(scores.double().std(correction=0)) == pytest.approx(1, abs=FP32)
     # The units travel with the weights.
-    save_scorer(tmp_path, scorer, {"kind": "reward_model"})
-    again = load_scorer(tmp_path, calibration, run.world)
+    scorer.save(tmp_path, {})
+    again = load_scorer(tmp_path, Place(calibration, run.world, "cpu"))
     assert (again.mean, again.std) == (scorer.mean, scorer.std) != (0.0, 1.0)
     assert torch.equal(again.score(base), scores)
 
@@ -526,7 +539,7 @@ def test_validation_is_split_by_prompt(run):
     ids, texts = {}, {}
     for name in ("train", "validation"):
         made = load_responses(run.folders["comparisons"] / f"{name}.npz")
-        pairs = store.load_arrays(run.folders["labels"] / f"{name}.npz")
+        pairs = files.load_arrays(run.folders["labels"] / f"{name}.npz")
         sides = [made.prompts.prompt_id[torch.from_numpy(pairs[s])] for s in ("chosen", "rejected")]
         assert torch.equal(*sides)
         ids[name] = set(sides[0].tolist())
@@ -536,13 +549,13 @@ def test_validation_is_split_by_prompt(run):
 
 
 def test_no_pair_is_dropped_on_the_way(run):
-    pairs = store.load_arrays(run.folders["labels"] / "train.npz")
+    pairs = files.load_arrays(run.folders["labels"] / "train.npz")
     made = load_responses(run.folders["comparisons"] / "train.npz")
     assert all(len(pairs[name]) == N_PAIRS for name in ("chosen", "rejected", "flipped"))
     in_pairs = torch.from_numpy(np.union1d(pairs["chosen"], pairs["rejected"]))
     longest = made.length[in_pairs] == made.mask.shape[1]
     assert bool(longest.any()), "no response of the greatest length is among the pairs"
-    training = store.load_json(run.folders["proxy"] / "training.json")
+    training = files.load_json(run.folders["proxy"] / "training.json")
     assert training["pairs_seen"] == EPOCHS * N_PAIRS
     assert training["n_pairs"] == N_VALIDATION * 6
     trained_on = {tuple(sequence(made, i)) for i in in_pairs.tolist()}
@@ -570,7 +583,7 @@ def test_what_does_not_fit_is_an_error_and_not_dropped(run, tmp_path):
 def test_equal_responses_are_a_tie_that_a_coin_decides(run):
     calibration = run.folders["calibration"]
     pool = load_responses(run.folders["pool"] / "responses.npz")
-    gold = load_scorer(run.folders["gold"], calibration, run.world)
+    gold = load_scorer(run.folders["gold"], Place(calibration, run.world, "cpu"))
     # Every response beside a copy of itself, among mates of other lengths.
     rows = torch.arange(len(pool)).repeat_interleave(2)
     twins = pool.select(rows)

@@ -3,10 +3,10 @@
 import hashlib
 import json
 
-from overopt.config import to_dict
-from overopt.graph import topological
-from overopt.pipeline import build_graph
-from overopt.presets import load_experiment
+from overopt.base.config import to_dict
+from overopt.engine.graph import topological
+from overopt.study.chain import build_graph
+from overopt.study.presets import load_experiment
 
 # stage -> (version, start of the SHA-256 over all resolved settings of its first instance in quick).
 # A red test here means: settings or their defaults changed. Raise the stage's version in

@@ -12,8 +12,8 @@ import pytest
 import torch
 from training_worker import trajectories
 
-from overopt.compute import Compute
-from overopt.errors import ConfigError
+from overopt.base.errors import ConfigError
+from overopt.nets.compute import Compute
 
 TESTS = Path(__file__).parents[1]
 # Two processes add the same float32 numbers in another order; 20 steps pass it on.

@@ -5,17 +5,19 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from overopt.datatypes import Prompts
-from overopt.errors import DivergenceError
+from overopt.base.datatypes import Prompts
+from overopt.base.errors import DivergenceError
 from overopt.methods.ppo import (
+    PpoConfig,
     PpoState,
     load_state_tensors,
     new_state,
     ppo_step,
     state_tensors,
 )
-from overopt.nets import Llama, LlamaConfig, ScalarHeadModel
-from overopt.settings import PpoConfig
+from overopt.nets.block import LlamaConfig
+from overopt.nets.heads import ScalarHeadModel
+from overopt.nets.llama import Llama
 
 CFG = PpoConfig(steps=6, batch=16, minibatches=2, lr=3e-3, eval_prompts=4)
 

@@ -6,8 +6,9 @@ from itertools import pairwise
 import pytest
 import torch
 
-from overopt.datatypes import Prompts
+from overopt.base.datatypes import Prompts
 from overopt.methods.ppo import (
+    PpoConfig,
     load_state_tensors,
     new_state,
     ppo_step,
@@ -15,8 +16,10 @@ from overopt.methods.ppo import (
     reference_scores,
     state_tensors,
 )
-from overopt.nets import Llama, LlamaConfig, ScalarHeadModel
-from overopt.settings import PpoConfig
+from overopt.nets.block import LlamaConfig
+from overopt.nets.heads import ScalarHeadModel
+from overopt.nets.llama import Llama
+from overopt.rewards.transforms.shaping import shape_of
 
 
 def policy(seed=0):
@@ -51,9 +54,18 @@ def fresh(cfg):
 
 
 def run(state, cfg, n, ref_scores=None):
+    shaped = cfg.shaping != "none"
+    shape = shape_of(cfg.shaping, strength=cfg.shaping_scale, ref_scores=ref_scores)
     return [
         ppo_step(
-            state, policy(), LikesToken(), PROMPTS, cfg, n_tokens=6, seed=5, ref_scores=ref_scores
+            state,
+            policy(),
+            LikesToken(),
+            PROMPTS,
+            cfg,
+            n_tokens=6,
+            seed=5,
+            shape=shape if shaped else None,
         )
         for _ in range(n)
     ]

@@ -10,15 +10,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from overopt.fits import (
-    FORMS,
-    ReplicateCurve,
-    bootstrap_fit,
-    extrapolate,
-    fit_curve,
-    fit_replicates,
-    peak,
-)
+from overopt.fits.bootstrap import bootstrap_fit
+from overopt.fits.compare import extrapolate
+from overopt.fits.fit import fit_curve
+from overopt.fits.forms import FORMS, peak
+from overopt.fits.replicates import ReplicateCurve, fit_replicates
 
 POOL = 1024
 N = np.unique(np.round(np.geomspace(1.3, POOL, 16)).astype(int))[1:]

@@ -7,16 +7,16 @@ from tolerances import FP32
 from torch._dynamo.backends.common import aot_autograd
 from training_data import VOCAB, backbone, reward_model, training_pairs
 
-from overopt import cuda_nets, sampling
-from overopt.compute import Compute
-from overopt.cuda_nets import _PLAIN, CompileWarning, _attend, _Block, _block, _Regions, _Rope
-from overopt.datatypes import bounded_runs
-from overopt.nets import Llama
-from overopt.proxy.stacked import train_reward_models_stacked
-from overopt.proxy.train import train_reward_model
-from overopt.scorers import raw_scores
-from overopt.seeding import torch_generator
-from overopt.stages import matmul_precision
+from overopt.base.datatypes import bounded_runs
+from overopt.base.seeding import torch_generator
+from overopt.nets import cuda, sampling
+from overopt.nets.compute import Compute
+from overopt.nets.cuda import _PLAIN, CompileWarning, _attend, _Block, _block, _Regions, _Rope
+from overopt.nets.llama import Llama
+from overopt.rewards.scorer import raw_scores
+from overopt.rewards.training.stacked import train_reward_models_stacked
+from overopt.rewards.training.train import train_reward_model
+from overopt.stages.best_of_n import matmul_precision
 
 SHAPES = [
     {},
@@ -59,7 +59,7 @@ def test_states_and_gradients_are_those_of_the_cpu(shape, where):
     at = None
     if where == "somewhere":
         at = torch.randint(0, 17, (5, 3), generator=torch_generator(0, "at"))
-    theirs, ours = model(ids, at), cuda_nets.hidden_states(model, ids, at)
+    theirs, ours = model(ids, at), cuda.hidden_states(model, ids, at)
     close(ours, theirs, FP32)
     weight = torch.randn(theirs.shape, generator=torch_generator(0, "weight"))
     parameters = list(model.parameters())
@@ -80,9 +80,9 @@ def test_what_is_compiled_computes_what_stands(shape, dtype):
 
 def test_autocast_sets_the_precision_of_products_and_not_of_what_is_returned():
     model, ids = backbone().requires_grad_(False), ids_of()
-    exact = cuda_nets.hidden_states(model, ids)
+    exact = cuda.hidden_states(model, ids)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        rounded = cuda_nets.hidden_states(model, ids)
+        rounded = cuda.hidden_states(model, ids)
     assert rounded.dtype == torch.float32
     assert 1e-4 < float((rounded - exact).abs().max()) < BF16 * float(exact.abs().max())
 
@@ -122,7 +122,7 @@ def wrong(graph, inputs):
     ("backend", "why"), [(broken, "no compiler is installed"), (wrong, "its results differ")]
 )
 def test_a_block_that_cannot_be_compiled_runs_as_it_stands(backend, why, monkeypatch):
-    monkeypatch.setattr(cuda_nets, "_compiled", {})
+    monkeypatch.setattr(cuda, "_compiled", {})
     block, x = block_and_input(backbone(hidden_size=24, num_attention_heads=3))
     with pytest.warns(CompileWarning, match=why), torch.no_grad():
         assert block._try(x, backend) is _PLAIN
@@ -134,9 +134,9 @@ def test_tf32_is_no_reason_against_a_compiled_block(monkeypatch):
 
     linear = torch.nn.functional.linear
     monkeypatch.setattr(
-        cuda_nets.F, "linear", lambda x, w, b=None: linear(tf32(x), tf32(w.contiguous()), b)
+        cuda.F, "linear", lambda x, w, b=None: linear(tf32(x), tf32(w.contiguous()), b)
     )
-    monkeypatch.setattr(cuda_nets, "_compile", lambda backend: _Regions(_block, _attend, True))
+    monkeypatch.setattr(cuda, "_compile", lambda backend: _Regions(_block, _attend, True))
     block, x = block_and_input(backbone())
     with torch.no_grad():
         with pytest.warns(CompileWarning, match="its results differ"):
@@ -149,7 +149,7 @@ def test_memory_that_runs_out_while_compiling_is_for_the_caller(monkeypatch):
     def full(*args, **options):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(cuda_nets, "_compile", lambda backend: _Regions(full, full, False))
+    monkeypatch.setattr(cuda, "_compile", lambda backend: _Regions(full, full, False))
     block, x = block_and_input(backbone())
     with pytest.raises(torch.OutOfMemoryError):
         block._try(x)
@@ -204,13 +204,13 @@ def test_compiled_equals_what_stands_on_cuda(precision, monkeypatch):
     length = torch.randint(1, 33, (64,), generator=torch_generator(0, "length")).cuda()
 
     def found(from_width, precision):
-        monkeypatch.setattr(cuda_nets, "COMPILE_FROM_WIDTH", from_width)
+        monkeypatch.setattr(cuda, "COMPILE_FROM_WIDTH", from_width)
         with Compute(precision=precision).autocast(ids.device):
             scores = model.at_last_token(ids, length).float()
         return [scores, *torch.autograd.grad(scores.square().sum(), model.parameters())]
 
     compiled, plain, exact = found(384, precision), found(10**9, precision), found(10**9, "fp32")
-    assert any(regions.fuse for regions in cuda_nets._tried.values())
+    assert any(regions.fuse for regions in cuda._tried.values())
     for a, b, c in zip(compiled, plain, exact, strict=True):
         if precision == "fp32":
             close(a, b, CUDA)

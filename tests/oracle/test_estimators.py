@@ -10,19 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, special
 
-from overopt import estimators
-from overopt.benchmarks.estimator_bench import bench_against_big_integers, log_spaced_ns
-from overopt.errors import DataError
-from overopt.estimators import (
-    best_of_n,
-    best_of_poisson,
-    bootstrap_prompts,
-    exponential_tilt,
-    kl_best_of_poisson,
-    kl_bon,
-    kl_bon_ties,
-    soft_best_of_n,
-)
+from overopt.base.errors import DataError
+from overopt.bench.pools import bench_against_big_integers, log_spaced_ns
+from overopt.pools import table
+from overopt.pools.best_of_n import best_of_n, kl_bon, kl_bon_ties
+from overopt.pools.soft import best_of_poisson, kl_best_of_poisson, soft_best_of_n
+from overopt.pools.table import bootstrap_prompts
+from overopt.pools.tilt import exponential_tilt
 
 BRUTE_FORCE_ATOL = 1e-12
 
@@ -87,7 +81,7 @@ def test_weights_are_the_exact_rational_binomials(pool_size):
         got = best_of_n(proxy, (proxy == rank).astype(float), ns).per_prompt[:, 0]
         exact = [float(Fraction(math.comb(rank, n - 1), math.comb(pool_size, n))) for n in ns]
         # Weights under the truncation are returned as 0; the others keep 12 digits.
-        np.testing.assert_allclose(got, exact, rtol=1e-12, atol=estimators.NEGLIGIBLE_MASS)
+        np.testing.assert_allclose(got, exact, rtol=1e-12, atol=table.NEGLIGIBLE_MASS)
 
 
 def test_weights_sum_to_one_for_every_n_of_a_large_pool():
@@ -156,7 +150,7 @@ def test_permuting_prompts_or_pool_changes_nothing(n_levels):
 def test_chunks_of_prompts_change_nothing(monkeypatch):
     proxy, gold = pool(50, 100)
     whole = best_of_n(np.round(proxy, 1), gold, [1, 7, 100])
-    monkeypatch.setattr(estimators, "CHUNK_SAMPLES", 1)
+    monkeypatch.setattr(table, "CHUNK_SAMPLES", 1)
     pieces = best_of_n(np.round(proxy, 1), gold, [1, 7, 100])
     np.testing.assert_allclose(pieces.per_prompt, whole.per_prompt, rtol=0, atol=1e-13)
 
@@ -216,7 +210,7 @@ def test_unusable_input_names_the_place(proxy, values, ns, message):
 
 
 def test_the_row_of_a_bad_score_is_right_in_a_later_chunk(monkeypatch):
-    monkeypatch.setattr(estimators, "CHUNK_SAMPLES", 1)
+    monkeypatch.setattr(table, "CHUNK_SAMPLES", 1)
     scores = np.zeros((40, 3))
     scores[37, 2] = np.nan
     with pytest.raises(DataError, match="row 37 .*column 2"):

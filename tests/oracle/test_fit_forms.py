@@ -4,18 +4,18 @@ import numpy as np
 import pytest
 from scipy.optimize import curve_fit, minimize_scalar
 
-from overopt.fits import (
+from overopt.fits.compare import fit_baseline
+from overopt.fits.fit import fit_curve, profile_ci
+from overopt.fits.forms import (
     FORMS,
     PEAKED_FORMS,
+    best_of_from_sqrt_kl,
     bon,
-    fit_baseline,
-    fit_curve,
-    holm,
+    expected_gaussian_max,
     peak,
-    profile_ci,
     rl,
 )
-from overopt.fits.forms import best_of_from_sqrt_kl, expected_gaussian_max
+from overopt.fits.replicates import holm
 
 SOLVER_TOLERANCE = 1e-8
 """Agreement asked of two solvers of one least-squares problem, relative to the estimate."""

@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from overopt.errors import ConfigError, DataError
-from overopt.fits import (
-    FORMS,
+from overopt.base.errors import ConfigError, DataError
+from overopt.fits.fit import fit_curve
+from overopt.fits.forms import FORMS
+from overopt.fits.replicates import (
     ReplicateCurve,
-    fit_curve,
+    crossed_mean,
     fit_replicates,
     mean_curve,
     paired_difference,
 )
-from overopt.fits.replicates import crossed_mean
 
 D = np.sqrt(np.linspace(0.1, 6.0, 12))
 

@@ -4,8 +4,10 @@ import pytest
 import torch
 from tolerances import FP32, FP64, SHARE
 
-from overopt import functional as fn
-from overopt.seeding import torch_generator
+from overopt.base.seeding import torch_generator
+from overopt.methods import losses as fn
+from overopt.nets import sampling
+from overopt.rewards.training import train
 
 
 @pytest.fixture
@@ -104,16 +106,16 @@ def test_whiten_centers_only_when_asked(table, shift_mean):
 def test_bradley_terry_loss_and_gradient_closed_form():
     chosen = torch.tensor([0.3, -2.0, 50.0, -800.0], dtype=torch.float64, requires_grad=True)
     rejected = torch.tensor([0.1, 1.0, 0.0, 0.0], dtype=torch.float64)
-    loss = fn.bradley_terry_loss(chosen, rejected)
+    loss = train.bradley_terry_loss(chosen, rejected)
     loss.backward()
     margin = (chosen - rejected).detach()
     # d/dΔ of -log σ(Δ) is σ(Δ) - 1, over C pairs.
     torch.testing.assert_close(chosen.grad, (margin.sigmoid() - 1) / 4, rtol=0, atol=1e-8)
     assert torch.isfinite(loss)
     # A target of ½ is minimal at Δ = 0, where it costs log 2; a target of 1 is the plain loss.
-    half = fn.bradley_terry_loss(torch.zeros(2), torch.zeros(2), torch.full((2,), 0.5))
+    half = train.bradley_terry_loss(torch.zeros(2), torch.zeros(2), torch.full((2,), 0.5))
     assert float(half) == pytest.approx(0.6931471805599453, abs=FP32)
-    ones = fn.bradley_terry_loss(chosen, rejected, torch.ones(4, dtype=torch.float64))
+    ones = train.bradley_terry_loss(chosen, rejected, torch.ones(4, dtype=torch.float64))
     assert float(ones.detach()) == pytest.approx(float(loss.detach()), abs=FP64)
 
 
@@ -121,5 +123,7 @@ def test_logprobs_and_entropy_equal_torch_distributions():
     logits = torch.randn(4, 7, 11, generator=torch_generator(1, "x"), dtype=torch.float64) * 3
     ids = torch.randint(0, 11, (4, 7), generator=torch_generator(1, "ids"))
     d = torch.distributions.Categorical(logits=logits)
-    torch.testing.assert_close(fn.token_logprobs(logits, ids), d.log_prob(ids), rtol=0, atol=FP64)
-    torch.testing.assert_close(fn.entropy(logits), d.entropy(), rtol=0, atol=FP64)
+    torch.testing.assert_close(
+        sampling.token_logprobs(logits, ids), d.log_prob(ids), rtol=0, atol=FP64
+    )
+    torch.testing.assert_close(sampling.entropy(logits), d.entropy(), rtol=0, atol=FP64)

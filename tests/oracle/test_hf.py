@@ -8,18 +8,26 @@ from hf_checkpoints import LAYERS, VOCAB, make_tokenizer, write_checkpoint, writ
 from tolerances import FP32
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from overopt import checkpoints
-from overopt.artefacts import backbone_state, load_backbone, load_scorer, save_scorer
-from overopt.cli import main
-from overopt.datatypes import Prompts, Responses
-from overopt.gold.pretrained import ClassifierScorer
-from overopt.hf_nets import HFBackbone, from_spec
-from overopt.nets import Llama, ScalarHeadModel
-from overopt.records import load_curves, load_records
-from overopt.sampling import sample, score_logprobs
-from overopt.scorers import RewardModelScorer, raw_scores
-from overopt.seeding import torch_generator
-from overopt.world.hf import HFWorld, TextReader, retokenize
+from overopt.base.datatypes import Prompts, Responses
+from overopt.base.seeding import torch_generator
+from overopt.cli.main import main
+from overopt.nets import checkpoints
+from overopt.nets.checkpoints import backbone_state
+from overopt.nets.heads import ScalarHeadModel
+from overopt.nets.hf import HFBackbone, from_spec
+from overopt.nets.llama import Llama
+from overopt.nets.sampling import sample, score_logprobs
+from overopt.records.curves import load_curves, load_records
+from overopt.rewards.kinds import classifier
+from overopt.rewards.kinds.classifier import ClassifierScorer
+from overopt.rewards.kinds.reward_model import RewardModelScorer
+from overopt.rewards.load import load_scorer
+from overopt.rewards.scorer import Place, raw_scores
+from overopt.rewards.training.pairs import load_backbone
+from overopt.worlds import codecs
+from overopt.worlds.codecs import TextReader, retokenize
+from overopt.worlds.prompts import load_instructions
+from overopt.worlds.text import HFWorld
 
 KINDS = ("llama", "mistral", "gpt2", "gpt_neox", "qwen2")
 FAST = ("llama", "qwen2")
@@ -144,8 +152,8 @@ def test_gradients_reach_every_weight(folder):
 
 
 def _world(source, n=60, **options):
-    texts = tuple(checkpoints.load_instructions()[:n])
-    return HFWorld(texts, checkpoints.load_codec(source), 100, **options)
+    texts = tuple(load_instructions()[:n])
+    return HFWorld(texts, codecs.load_codec(source), 100, **options)
 
 
 def _made(world, source, copies=3):
@@ -167,7 +175,7 @@ def test_classifier_scores_are_those_of_each_text_alone(folder, tmp_path, kind, 
     )
     world = _world(folder("gpt_neox"))
     made = _made(world, folder("gpt_neox"))
-    scorer = ClassifierScorer(*checkpoints.load_classifier(str(gold)), str(gold), world)
+    scorer = ClassifierScorer(*classifier.load_classifier(str(gold)), str(gold), world)
     scores = scorer.raw(made)
     theirs = AutoModelForSequenceClassification.from_pretrained(gold).eval()
     for r, (prompt, answer) in enumerate(
@@ -192,11 +200,11 @@ def test_classifier_scores_are_those_of_each_text_alone(folder, tmp_path, kind, 
 def test_retokenized_responses_say_the_same(folder, tmp_path):
     other = write_checkpoint(tmp_path, "gpt2", tokenizer=make_tokenizer(1))
     world = _world(folder("gpt_neox"))
-    assert not checkpoints.shares_vocabulary(str(other), world.tokenizer)
-    assert checkpoints.shares_vocabulary(folder("gpt2"), world.tokenizer)
+    assert not codecs.shares_vocabulary(str(other), world.tokenizer)
+    assert codecs.shares_vocabulary(folder("gpt2"), world.tokenizer)
     made = _made(world, folder("gpt_neox"), copies=50)
     assert bool(made.ended.any())
-    codec = checkpoints.load_codec(str(other))
+    codec = codecs.load_codec(str(other))
     read = retokenize(world, codec, made)
     seq = read.sequences()
     texts = zip(world.prompt_texts(made), world.response_texts(made), strict=True)
@@ -209,10 +217,10 @@ def test_retokenized_responses_say_the_same(folder, tmp_path):
     model.init_head(torch_generator(0, "head"))
     assert isinstance(model.backbone.reader, TextReader)
     by_text = raw_scores(model, made)
-    save_scorer(tmp_path, RewardModelScorer(model, 0.5, 2.0), {"kind": "reward_model"})
+    RewardModelScorer(model, 0.5, 2.0).save(tmp_path, {})
     info = json.loads((tmp_path / "scorer.json").read_text())
     assert info["scored_by"] == "text" and info["tokenizer"] == str(other)
-    again = load_scorer(tmp_path, tmp_path, world).score(made)
+    again = load_scorer(tmp_path, Place(tmp_path, world, "cpu")).score(made)
     torch.testing.assert_close(again, (by_text - 0.5) / 2)
     model.backbone.reader = None
     assert torch.equal(raw_scores(model, read), by_text)
@@ -234,7 +242,7 @@ def test_chat_prompts_are_dressed_and_responses_are_turns(tmp_path):
     one = Prompts(prompts.ids[:1], prompts.mask[:1], prompts.prompt_id[:1])
     made = Responses(one, row, row >= 0, torch.zeros(row.shape), torch.tensor([True]))
     assert world.response_texts(made) == [" Yes"]
-    plain = checkpoints.load_codec(str(write_checkpoint(tmp_path / "plain", "gpt2")))
+    plain = codecs.load_codec(str(write_checkpoint(tmp_path / "plain", "gpt2")))
     whole = retokenize(world, plain, made).sequences()
     assert plain.decode(whole.ids.tolist()) == [world.prompt_texts(made)[0] + "\n Yes"]
 

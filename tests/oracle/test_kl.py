@@ -7,11 +7,10 @@ import pytest
 import torch
 from tolerances import FP32, FP64, SIGMAS
 
-from overopt.datatypes import Prompts
-from overopt.functional import token_logprobs
-from overopt.kl import exact_token_kl, sequence_kl, sqrt_kl
-from overopt.sampling import sample, score_logprobs
-from overopt.seeding import torch_generator
+from overopt.base.datatypes import Prompts
+from overopt.base.seeding import torch_generator
+from overopt.measure.kl import exact_token_kl, sequence_kl, sqrt_kl
+from overopt.nets.sampling import sample, score_logprobs, token_logprobs
 
 T, V = 3, 5
 

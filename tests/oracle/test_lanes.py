@@ -4,13 +4,16 @@ import pytest
 import torch
 from tolerances import FP32
 
-from overopt import lanes
-from overopt.checkpoints import load_lm, load_openings, load_tokenizer
-from overopt.datatypes import Prompts
-from overopt.nets import Llama, LlamaConfig
-from overopt.sampling import _inverse_cdf, sample, score_logprobs
-from overopt.seeding import torch_generator
-from overopt.world.stories import StoriesWorld
+from overopt.base.datatypes import Prompts
+from overopt.base.seeding import torch_generator
+from overopt.nets import lanes
+from overopt.nets.block import LlamaConfig
+from overopt.nets.checkpoints import load_lm
+from overopt.nets.llama import Llama
+from overopt.nets.sampling import _inverse_cdf, sample, score_logprobs
+from overopt.worlds.codecs import load_tokenizer
+from overopt.worlds.prompts import load_openings
+from overopt.worlds.stories import StoriesWorld
 
 N_TOKENS = 7
 
@@ -161,7 +164,7 @@ def test_kernels_and_refills_on_a_gpu(n_kv, bias, tied):
 @pytest.mark.parametrize(("n_heads", "n_kv", "dim"), [(9, 3, 64), (4, 4, 32), (6, 2, 24)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_the_attention_kernel_is_attention(n_heads, n_kv, dim, dtype):
-    from overopt import lane_kernels
+    from overopt.nets import lane_kernels
 
     generator, n_rows, n_slots = torch_generator(0, "attention"), 50, 96
     shapes = {
@@ -189,7 +192,7 @@ def test_the_attention_kernel_is_attention(n_heads, n_kv, dim, dtype):
 @pytest.mark.parametrize("vocab", [70, 2048, 5000, 49152])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_the_drawing_kernel_is_the_inverse_cdf(vocab, temperature):
-    from overopt import lane_kernels
+    from overopt.nets import lane_kernels
 
     generator, n_rows = torch_generator(0, "draw"), 1000
     logits = 3 * torch.randn((n_rows, vocab), generator=generator).cuda()

@@ -5,16 +5,11 @@ import pytest
 from simulated_curves import simulate
 from tolerances import SIGMAS
 
-from overopt.errors import DataError
-from overopt.fits import holm
-from overopt.leaderboard import (
-    Reference,
-    equivalence,
-    half_splits,
-    metric_tables,
-    paired_effect,
-)
-from overopt.seeding import numpy_rng
+from overopt.analysis.equivalence import equivalence
+from overopt.analysis.leaderboard import Reference, half_splits, metric_tables, paired_effect
+from overopt.base.errors import DataError
+from overopt.base.seeding import numpy_rng
+from overopt.fits.replicates import holm
 
 LINEAR = ("area", "gold_1x", "gold_peak", "gold_end")
 

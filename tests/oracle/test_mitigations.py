@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import FP32
 
-from overopt.estimators import best_of_n
+from overopt.base.seeding import torch_generator
 from overopt.methods.ppo import adapted_kl_coef
-from overopt.mitigations import ensembles, length, shaping
-from overopt.mitigations.ensembles import ENSEMBLES
-from overopt.mitigations.inputs import RewardInputs, Step, chain
-from overopt.seeding import torch_generator
+from overopt.pools.best_of_n import best_of_n
+from overopt.rewards.transforms import ensembles, length, shaping
+from overopt.rewards.transforms.ensembles import ENSEMBLES
+from overopt.rewards.transforms.inputs import RewardInputs, Step, chain
 
 STRENGTH = 0.7
 COMBINATIONS = sorted(set(ENSEMBLES) - {"weight_average"})

@@ -7,9 +7,9 @@ import torch
 from tolerances import FP32
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from overopt.errors import CheckpointError, ConfigError
-from overopt.nets import from_transformers_state, to_transformers_state
-from overopt.seeding import torch_generator
+from overopt.base.errors import CheckpointError, ConfigError
+from overopt.base.seeding import torch_generator
+from overopt.nets.layout import from_transformers_state, to_transformers_state
 
 
 def _ids(seed, shape):

@@ -5,10 +5,11 @@ import pytest
 import torch
 from tolerances import FP32
 
-from overopt.datatypes import Prompts, Responses
-from overopt.nets import ScalarHeadModel
-from overopt.proxy.heads import heads_loss, prompt_counts, resample_prompts
-from overopt.proxy.length_control import (
+from overopt.base.datatypes import Prompts, Responses
+from overopt.base.seeding import torch_generator
+from overopt.nets.heads import ScalarHeadModel
+from overopt.rewards.kinds.heads import heads_loss, prompt_counts, resample_prompts
+from overopt.rewards.kinds.length_control import (
     LENGTH,
     QUALITY,
     correlation,
@@ -16,14 +17,9 @@ from overopt.proxy.length_control import (
     quality_model,
     two_headed,
 )
-from overopt.proxy.train import (
-    PairBatches,
-    TrainingPairs,
-    preference_loss,
-    train_reward_model,
-)
-from overopt.scorers import raw_scores
-from overopt.seeding import torch_generator
+from overopt.rewards.scorer import raw_scores
+from overopt.rewards.training.pairs import PairBatches, TrainingPairs
+from overopt.rewards.training.train import preference_loss, train_reward_model
 
 
 def pairs(n_prompts=30, copies=4, seed=0, vocab=48, width=10):

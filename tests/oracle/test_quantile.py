@@ -6,15 +6,9 @@ import numpy as np
 import pytest
 from scipy import integrate, special, stats
 
-from overopt.errors import ConfigError, DataError
-from overopt.estimators import (
-    best_of_n,
-    best_of_poisson,
-    exponential_tilt,
-    kl_best_of_poisson,
-    kl_bon,
-)
-from overopt.world.quantile import (
+from overopt.base.errors import ConfigError, DataError
+from overopt.pools.best_of_n import best_of_n, kl_bon
+from overopt.pools.quantile import (
     AdditiveErrorWorld,
     HumpWorld,
     exact_curve,
@@ -22,6 +16,8 @@ from overopt.world.quantile import (
     kl_tilt,
     quantile_demo,
 )
+from overopt.pools.soft import best_of_poisson, kl_best_of_poisson
+from overopt.pools.tilt import exponential_tilt
 
 
 def xlogx(x):

@@ -8,12 +8,11 @@ import torch
 from scipy.stats import chi2
 from tolerances import CHI2_P, FP32
 
-from overopt import sampling
-from overopt.datatypes import Prompts, concat_responses
-from overopt.errors import DataError
-from overopt.functional import token_logprobs
-from overopt.sampling import sample, score_logprobs
-from overopt.seeding import scoped_torch_seed, torch_generator
+from overopt.base.datatypes import Prompts, concat_responses
+from overopt.base.errors import DataError
+from overopt.base.seeding import scoped_torch_seed, torch_generator
+from overopt.nets import sampling
+from overopt.nets.sampling import sample, score_logprobs, token_logprobs
 
 FIELDS = ("ids", "mask", "logprobs", "ended")
 

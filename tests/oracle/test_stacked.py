@@ -6,12 +6,12 @@ from tolerances import FP32
 from torch.autograd import gradcheck
 from training_data import reward_model, training_pairs
 
-from overopt import fused
-from overopt.errors import ConfigError, DivergenceError
-from overopt.proxy import stacked
-from overopt.proxy.stacked import raw_scores_stacked, train_reward_models_stacked
-from overopt.proxy.train import train_reward_model
-from overopt.scorers import raw_scores
+from overopt.base.errors import ConfigError, DivergenceError
+from overopt.nets import fused
+from overopt.rewards.scorer import raw_scores
+from overopt.rewards.training import stacked
+from overopt.rewards.training.stacked import raw_scores_stacked, train_reward_models_stacked
+from overopt.rewards.training.train import train_reward_model
 
 SETTINGS = dict(
     epochs=2, lr=1e-2, batch_prompts=4, weight_decay=0.01, progress=lambda done, total: None

@@ -16,22 +16,17 @@ from training_data import (
     training_pairs,
 )
 
-import overopt.proxy.train as train_module
-from overopt.compute import Compute, MemoryWarning, fit_memory
-from overopt.datatypes import Sequences, shared_prompts
-from overopt.errors import DataError, DivergenceError, MemoryLimitError
-from overopt.methods.ppo import new_state, ppo_step
-from overopt.nets import ScalarHeadModel
-from overopt.proxy.train import (
-    PairBatches,
-    forward_scores,
-    pair_loss_backward,
-    train_reward_model,
-)
-from overopt.scorers import raw_scores
-from overopt.seeding import torch_generator
-from overopt.settings import PpoConfig
-from overopt.sft import Examples, SftConfig, fine_tune, join_examples, mean_loss
+from overopt.base.datatypes import Sequences, shared_prompts
+from overopt.base.errors import DataError, DivergenceError, MemoryLimitError
+from overopt.base.seeding import torch_generator
+from overopt.methods.ppo import PpoConfig, new_state, ppo_step
+from overopt.methods.sft import Examples, SftConfig, fine_tune, join_examples, mean_loss
+from overopt.nets.compute import Compute, MemoryWarning, fit_memory
+from overopt.nets.heads import ScalarHeadModel
+from overopt.rewards.scorer import raw_scores
+from overopt.rewards.training import train as train_module
+from overopt.rewards.training.pairs import PairBatches
+from overopt.rewards.training.train import forward_scores, pair_loss_backward, train_reward_model
 
 GRADIENT = 1e-6  # of the gradient's largest entry: float32 sums in another order
 

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overopt.errors import DataError
-from overopt.estimators import best_of_n
+from overopt.base.errors import DataError
+from overopt.base.seeding import numpy_rng
 from overopt.measure.win_rate import paired_win_rate, pool_win_share
-from overopt.seeding import numpy_rng
+from overopt.pools.best_of_n import best_of_n
 
 NS = [1, 2, 4, 16, 64, 256]
 

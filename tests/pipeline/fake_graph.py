@@ -16,11 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from overopt.errors import DivergenceError
-from overopt.executors import execute
-from overopt.graph import Stage, StageContext
-from overopt.seeding import numpy_rng
-from overopt.store import Store, load_arrays, load_json, save_arrays, save_json
+from overopt.base.errors import DivergenceError
+from overopt.base.files import load_arrays, load_json, save_arrays, save_json
+from overopt.base.seeding import numpy_rng
+from overopt.engine.execute import execute
+from overopt.engine.graph import Stage, StageContext
+from overopt.engine.store import Store
 
 
 @dataclass(frozen=True, kw_only=True)

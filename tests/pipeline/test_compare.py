@@ -5,13 +5,13 @@ import shutil
 
 import pytest
 
-from overopt.cli import main
-from overopt.records import load_curves
+from overopt.cli.main import main
+from overopt.records.curves import load_curves
 
 FILE = """
-from overopt.comparison import Comparison, Mitigation
-from overopt.config import apply_overrides
-from overopt.presets import smoke
+from overopt.study.comparison import Comparison, Mitigation
+from overopt.base.config import apply_overrides
+from overopt.study.presets import smoke
 
 TINY = [
     "gold.kind=rubric", "labels.n_pairs=60", "labels.n_validation_prompts=4", "ppo.steps=2",

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from small_smoke import prompts_file
 
-from overopt.cli import main
-from overopt.records import load_curves, load_records, read_costs
+from overopt.cli.main import main
+from overopt.records.curves import load_curves, load_records, read_costs
 
 N_PAIRS, BATCH, STEPS, N_PROMPTS, N_EVAL, COPIES = 61, 16, 2, 4, 8, 2
 
@@ -20,8 +20,9 @@ def run(tmp_path_factory):
     experiment = folder / "pair.py"
     experiment.write_text(
         "from dataclasses import replace\n"
-        "from overopt.presets import smoke\n"
-        "from overopt.settings import Experiment, RewardConfig\n"
+        "from overopt.study.presets import smoke\n"
+        "from overopt.stages.settings import Experiment\n"
+        "from overopt.rewards.settings import RewardConfig\n"
         "def build():\n"
         "    run = smoke().runs[0]\n"
         "    both = (run, replace(run, reward=RewardConfig(members=2)))\n"

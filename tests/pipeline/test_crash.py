@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 from fake_graph import build, contents
 
-from overopt.executors import execute
-from overopt.seeding import numpy_rng
-from overopt.store import Store, load_json
+from overopt.base.files import load_json
+from overopt.base.seeding import numpy_rng
+from overopt.engine.execute import execute
+from overopt.engine.store import Store
 
 SCRIPT = Path(__file__).with_name("fake_graph.py")
 STEPS = 80

@@ -9,17 +9,24 @@ import pytest
 import torch
 from small_smoke import prompts_file
 
-from overopt.artefacts import load_responses, load_scorer, load_world
-from overopt.cli import main
-from overopt.config import RuntimeConfig
-from overopt.executors import execute
-from overopt.pipeline import build_graph, collect
-from overopt.presets import load_experiment
-from overopt.progress import Silent
-from overopt.records import load_curves, load_records
-from overopt.scorers import EnsembleScorer, RewardModelScorer, RubricScorer
-from overopt.settings import Experiment, RewardConfig
-from overopt.store import Store
+from overopt.base.config import RuntimeConfig
+from overopt.cli.main import main
+from overopt.engine.execute import execute
+from overopt.engine.progress import Silent
+from overopt.engine.store import Store
+from overopt.records.curves import load_curves, load_records
+from overopt.rewards.kinds.ensemble import EnsembleScorer
+from overopt.rewards.kinds.reward_model import RewardModelScorer
+from overopt.rewards.kinds.rubric import RubricScorer
+from overopt.rewards.load import load_scorer
+from overopt.rewards.scorer import Place
+from overopt.rewards.settings import RewardConfig
+from overopt.stages.common import load_responses
+from overopt.stages.settings import Experiment
+from overopt.study.chain import build_graph
+from overopt.study.collect import collect
+from overopt.study.presets import load_experiment
+from overopt.worlds.load import load_world
 
 PAGE = Path(__file__).parents[2] / "docs" / "mitigations.md"
 SMALL = [
@@ -108,10 +115,13 @@ def test_every_mitigation_is_recorded_under_its_name(finished):
 def test_gold_at_the_pool_size_is_that_of_the_ensembles_own_choice(finished, name):
     runs, store, curves = finished
     world, end, upstream = opened(runs[name], store)
-    scorer = load_scorer(upstream["proxy"], upstream["calibration"], world)
+    scorer = load_scorer(upstream["proxy"], Place(upstream["calibration"], world, "cpu"))
     assert isinstance(scorer, EnsembleScorer)
     members = [
-        load_scorer(store.open(stage.name, stage.fingerprint).path, upstream["calibration"], world)
+        load_scorer(
+            store.open(stage.name, stage.fingerprint).path,
+            Place(upstream["calibration"], world, "cpu"),
+        )
         for role, stage in end.upstream["proxy"].upstream.items()
         if role.startswith("member_")
     ]
@@ -137,20 +147,22 @@ def test_the_proxy_score_is_normalised_whatever_the_combination(finished):
     runs, store, curves = finished
     for name in REWARDS:
         world, _, upstream = opened(runs[name], store)
-        scorer = load_scorer(upstream["proxy"], upstream["calibration"], world)
+        scorer = load_scorer(upstream["proxy"], Place(upstream["calibration"], world, "cpu"))
         base = load_responses(upstream["calibration"] / "responses.npz")
         score = scorer.score(base).double()
         assert abs(float(score.mean())) < 1e-5
         assert abs(float(score.std(correction=0)) - 1) < 1e-5
         row = curves[name].rows[-1]
-        assert row["proxy_raw"] == pytest.approx(row["proxy_score"] * scorer.std + scorer.mean)
+        assert row["proxy_raw"] == pytest.approx(
+            row["proxy_score"] * scorer.unit.std + scorer.unit.mean
+        )
 
 
 def test_a_length_penalty_on_gold_itself(finished):
     """The perfect proxy with a price for tokens: shorter, and no longer what gold would choose."""
     runs, store, curves = finished
     world, _, upstream = opened(runs["length 0.1"], store)
-    scorer = load_scorer(upstream["proxy"], upstream["calibration"], world)
+    scorer = load_scorer(upstream["proxy"], Place(upstream["calibration"], world, "cpu"))
     (part,) = scorer.parts
     assert isinstance(part, RubricScorer)
     responses = load_responses(upstream["pool"] / "responses.npz")

@@ -15,10 +15,11 @@ import fake_graph
 import pytest
 from fake_graph import build, contents
 
-from overopt.config import RuntimeConfig
-from overopt.errors import DivergenceError, StoreError
-from overopt.executors import StageError, execute
-from overopt.graph import (
+from overopt.base.config import RuntimeConfig
+from overopt.base.errors import DivergenceError, StoreError
+from overopt.base.files import load_json
+from overopt.engine.execute import execute
+from overopt.engine.graph import (
     Plan,
     Stage,
     check_not_stale,
@@ -28,8 +29,9 @@ from overopt.graph import (
     snapshot,
     topological,
 )
-from overopt.progress import Clock, TextReporter, duration
-from overopt.store import Store, load_json
+from overopt.engine.progress import Clock, TextReporter, duration
+from overopt.engine.store import Store
+from overopt.engine.task import StageError
 
 FAST = {"steps": 8, "pause_s": 0.0}
 
@@ -213,7 +215,7 @@ def test_a_function_that_cannot_travel_is_named(store):
 def fill_the_disk(context):
     import errno
 
-    from overopt.store import os_errors
+    from overopt.base.files import os_errors
 
     with os_errors(context.out):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(context.out / "x"))

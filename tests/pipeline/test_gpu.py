@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from overopt.cli import main
-from overopt.records import read_records
+from overopt.cli.main import main
+from overopt.records.curves import read_records
 
 pytestmark = [
     pytest.mark.gpu,

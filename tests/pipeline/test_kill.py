@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from small_smoke import prompts_file
 
-from overopt.seeding import numpy_rng
-from overopt.store import load_json
+from overopt.base.files import load_json
+from overopt.base.seeding import numpy_rng
 
 KILLS = 2
 SMALLER = ["proxy.backbone=ladder:0.05m", "gold.n_prompts=8", "bon.pool_size=32", "bon.ns=1,8,32"]
@@ -36,7 +36,7 @@ def cpu_s(group):
 
 def start(folder, workers, world):
     """``overopt run smoke`` in a process group of its own, once its first stage works."""
-    command = [sys.executable, "-m", "overopt.cli", "run", "smoke", world, *SMALLER, "--quiet"]
+    command = [sys.executable, "-m", "overopt", "run", "smoke", world, *SMALLER, "--quiet"]
     places = ["--store", str(folder / "store"), "--results", str(folder / "results")]
     process = subprocess.Popen(
         [*command, *places, "--workers", str(workers)],

@@ -8,18 +8,20 @@ import pytest
 import torch
 from small_smoke import prompts_file
 
-from overopt import pipeline
-from overopt import stages as run_stages
-from overopt.cli import main
-from overopt.config import RuntimeConfig
-from overopt.errors import ConfigError, StoreError
-from overopt.executors import check_on_cpu, execute, make_task, perform
-from overopt.graph import Stage, topological
-from overopt.pipeline import build_graph
-from overopt.presets import load_experiment
-from overopt.records import load_curves, read_records
-from overopt.scorers import RewardModelScorer
-from overopt.store import Store, load_json
+from overopt.base.config import RuntimeConfig
+from overopt.base.errors import ConfigError, StoreError
+from overopt.base.files import load_json
+from overopt.cli.main import main
+from overopt.engine.execute import check_on_cpu, execute
+from overopt.engine.graph import Stage, topological
+from overopt.engine.perform import make_task, perform
+from overopt.engine.store import Store
+from overopt.records.curves import load_curves, read_records
+from overopt.rewards.kinds.reward_model import RewardModelScorer
+from overopt.stages import optimise, pool
+from overopt.study import chain, collect
+from overopt.study.chain import build_graph
+from overopt.study.presets import load_experiment
 
 TINY = ["gold.kind=rubric", "labels.n_pairs=60", "labels.n_validation_prompts=6", "proxy.epochs=1",
         "bon.n_prompts=3", "bon.pool_size=16", "bon.ns=1,4,16", "ppo.steps=2", "ppo.batch=4",
@@ -125,7 +127,7 @@ def without(finished, tmp_path, lost):
 
 def curve_stage(finished, i):
     experiment = load_experiment("smoke", [a for a in finished[1][2:] if "=" in a])
-    return pipeline.build_graph(experiment)[i]
+    return chain.build_graph(experiment)[i]
 
 
 def test_a_run_out_of_time_writes_the_records_of_finished_curves(finished, tmp_path, capsys):
@@ -148,7 +150,7 @@ def test_records_of_two_stores_are_joined(finished, tmp_path, capsys):
     """What a first machine measured is neither computed again nor lost on a second one."""
     lost = curve_stage(finished, 0)
     store, experiment = without(finished, tmp_path, lost)
-    pipeline.collect(experiment, store, tmp_path / "results", partial=True)
+    collect.collect(experiment, store, tmp_path / "results", partial=True)
     shutil.rmtree(tmp_path / "store")
     assert main([*finished[1], *places(tmp_path), "--extend"]) == 0
     for name in RESULTS:
@@ -172,7 +174,7 @@ def test_ppo_resumes_from_its_last_state_whenever_that_was_saved(
     finished, tmp_path, monkeypatch, checkpoint_s
 ):
     """Evaluations that are newer than the state belong to steps that are done again."""
-    monkeypatch.setattr(run_stages, "CHECKPOINT_BYTES_PER_S", 1.0)  # as if it were huge
+    monkeypatch.setattr(optimise, "CHECKPOINT_BYTES_PER_S", 1.0)  # as if it were huge
     ppo = curve_stage(finished, 1).upstream["ppo"]
     store, _ = without(finished, tmp_path, ppo)
 
@@ -246,7 +248,7 @@ def test_part_of_the_records_never_replaces_others(finished, tmp_path, capsys):
     (results / "records.jsonl").write_text(text.replace(curve_stage(finished, 1).fingerprint, "x"))
     before = (results / "records.jsonl").read_bytes()
     with pytest.raises(StoreError, match="holds 1 other curve"):
-        pipeline.collect(experiment, store, results, partial=True)
+        collect.collect(experiment, store, results, partial=True)
     assert (results / "records.jsonl").read_bytes() == before
     # Said before anything is computed.
     empty = ["--store", str(tmp_path / "empty"), "--results", str(results)]
@@ -257,15 +259,15 @@ def test_part_of_the_records_never_replaces_others(finished, tmp_path, capsys):
 
 def test_a_pool_in_pieces_gives_the_same_curves(finished, tmp_path, monkeypatch):
     folder, arguments = finished
-    monkeypatch.setattr(pipeline, "PIECE_RESPONSES", 32)  # two prompts, then one
+    monkeypatch.setattr(pool, "PIECE_RESPONSES", 32)  # two prompts, then one
     experiment = load_experiment("smoke", [a for a in arguments[2:] if "=" in a])
-    runs = tuple(pipeline.replace(run, ppo=None) for run in experiment.runs)
-    experiment = pipeline.replace(experiment, runs=runs)
-    stages, store = pipeline.build_graph(experiment), Store(tmp_path / "store")
+    runs = tuple(chain.replace(run, ppo=None) for run in experiment.runs)
+    experiment = chain.replace(experiment, runs=runs)
+    stages, store = chain.build_graph(experiment), Store(tmp_path / "store")
     roles = [role for role in stages[0].upstream if role.startswith("pool")]
     assert roles == ["pool_000", "pool_001"]
     execute(stages, store, RuntimeConfig(quiet=True))
-    made = load_curves(pipeline.collect(experiment, store, tmp_path / "results"))
+    made = load_curves(collect.collect(experiment, store, tmp_path / "results"))
     whole = [c for c in load_curves(folder / "results") if c.meta["method"] == "bon"]
     assert len(made) == len(whole) == 2
     for a, b in zip(made, whole, strict=True):

@@ -16,10 +16,10 @@ import pytest
 import torch
 from small_smoke import prompts_file
 
-from overopt import store as store_module
-from overopt.checkpoints import checkpoint_dir
-from overopt.cli import main
-from overopt.store import load_json, load_tensors, save_json, save_tensors
+from overopt.base.files import load_json, load_tensors, save_json, save_tensors
+from overopt.cli.main import main
+from overopt.engine import store as store_module
+from overopt.nets.sources import checkpoint_dir
 
 SMALLER = [
     "gold.kind=rubric", "proxy.backbone=ladder:0.05m", "labels.n_pairs=60", "bon=none",
@@ -104,7 +104,7 @@ def test_a_file_size_limit_of_the_system_is_one_message(finished, tmp_path):
     for stage in ("proxy", "ppo", "ppo_gold"):
         shutil.rmtree(own / stage)
     command = [
-        sys.executable, "-m", "overopt.cli", "run", "smoke", *settings, "--store", str(own),
+        sys.executable, "-m", "overopt", "run", "smoke", *settings, "--store", str(own),
         "--results", str(tmp_path / "results"), "--workers", "1", "--quiet",
     ]  # fmt: skip
     limit = 200_000  # the weights of the proxy are larger

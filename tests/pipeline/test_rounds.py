@@ -9,21 +9,27 @@ import torch
 from hf_checkpoints import write_checkpoint
 from small_smoke import prompts_file
 
-from overopt.artefacts import backbone_state, load_policy, load_responses, load_scorer, load_world
-from overopt.checkpoints import load_lm
-from overopt.config import RuntimeConfig
-from overopt.errors import ConfigError
-from overopt.executors import execute
-from overopt.graph import topological
+from overopt.base.config import RuntimeConfig
+from overopt.base.errors import ConfigError
+from overopt.base.files import load_arrays, load_json, load_tensors, save_tensors
+from overopt.engine.execute import execute
+from overopt.engine.graph import topological
+from overopt.engine.progress import Silent
+from overopt.engine.store import Store
 from overopt.methods import ppo as ppo_method
-from overopt.pipeline import build_graph, collect
-from overopt.presets import load_experiment
-from overopt.progress import Silent
-from overopt.records import load_curves
-from overopt.rounds import RoundPpoStage
-from overopt.sampling import score_logprobs
-from overopt.settings import BonConfig, Experiment, RewardConfig, RoundsConfig
-from overopt.store import Store, load_arrays, load_json, load_tensors, save_tensors
+from overopt.nets.checkpoints import backbone_state, load_lm, load_policy
+from overopt.nets.sampling import score_logprobs
+from overopt.records.curves import load_curves
+from overopt.rewards.load import load_scorer
+from overopt.rewards.scorer import Place
+from overopt.rewards.settings import RewardConfig
+from overopt.stages.common import load_responses
+from overopt.stages.rounds import RoundPpoStage
+from overopt.stages.settings import BonConfig, Experiment, RoundsConfig
+from overopt.study.chain import build_graph
+from overopt.study.collect import collect
+from overopt.study.presets import load_experiment
+from overopt.worlds.load import load_world
 
 N_PAIRS, K_RESPONSES, STEPS, BATCH = 60, 4, 4, 8
 SMALL = [
@@ -134,14 +140,16 @@ def test_a_policy_that_is_carried_on_has_one_curve(finished, name, steps, rounds
         role = "" if row["round"] == runs[name].rounds.k else f"_{row['round']:02d}"
         folder = path(store, end.upstream[f"ppo{role}"])
         proxy_stage = end.upstream[f"proxy{role}"]
-        proxy = load_scorer(path(store, proxy_stage), calibration, load_world(runs[name].world))
+        proxy = load_scorer(
+            path(store, proxy_stage), Place(calibration, load_world(runs[name].world), "cpu")
+        )
         score, start = (
             float(proxy.score(load_responses(file)).double().mean())
             for file in (folder / f"eval-{row['value']:05d}.npz", first)
         )
         assert row["proxy_score"] == pytest.approx(score, abs=1e-6)
         assert row["proxy_gain"] == pytest.approx(score - start, abs=1e-6)
-        assert row["proxy_raw"] == pytest.approx(score * proxy.std + proxy.mean, abs=1e-5)
+        assert row["proxy_raw"] == pytest.approx(score * proxy.unit.std + proxy.unit.mean, abs=1e-5)
         training = load_json(path(store, proxy_stage) / "training.json")
         assert row["proxy_val_loss"] == training["loss"]
 

@@ -5,10 +5,11 @@ import json
 import pytest
 import torch
 
-from overopt import checkpoints
-from overopt.cli import main
-from overopt.errors import ConfigError, DataError
-from overopt.sft_files import encode_examples, read_examples
+from overopt.base.errors import ConfigError, DataError
+from overopt.cli.main import main
+from overopt.nets import checkpoints
+from overopt.study.fine_tune import encode_examples, read_examples
+from overopt.worlds import codecs
 
 EXAMPLES = [
     {"prompt": f"Once upon a time, there were {i} cats", "response": " who were happy. They sat."}
@@ -33,16 +34,16 @@ def test_a_checkpoint_is_written_and_loads(data, tmp_path, capsys):
     assert len(told["loss"]) == 9
     ours = checkpoints.load_lm(str(out))
     assert not torch.equal(ours.embed.weight, checkpoints.load_lm("ladder:0.05m").embed.weight)
-    assert checkpoints.shares_vocabulary(str(out), checkpoints.load_tokenizer())
+    assert codecs.shares_vocabulary(str(out), codecs.load_tokenizer())
     # The tokenizer begins a prompt as in training.
-    before, after = checkpoints.load_codec("ladder:0.05m"), checkpoints.load_codec(str(out))
+    before, after = codecs.load_codec("ladder:0.05m"), codecs.load_codec(str(out))
     assert after.encode(["The cat"], dressed=False) == before.encode(["The cat"], dressed=False)
     assert main(command) == 2  # the directory exists
     assert "exists: give a new directory" in capsys.readouterr().err
 
 
 def test_examples_continue_their_prompt_and_end(data):
-    codec = checkpoints.load_codec("ladder:0.05m")
+    codec = codecs.load_codec("ladder:0.05m")
     examples = encode_examples(read_examples(data), codec)
     for i, (prompt, response) in enumerate(zip(*examples, strict=True)):
         assert prompt == codec.encode([EXAMPLES[i]["prompt"]], dressed=False)[0]
@@ -69,7 +70,7 @@ def test_lines_that_cannot_be_used_are_named(tmp_path, line, message):
 
 
 def test_settings_are_validated():
-    from overopt.sft import SftConfig
+    from overopt.methods.sft import SftConfig
 
     with pytest.raises(ConfigError, match="validation_share = 0.7"):
         SftConfig(validation_share=0.7)

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from overopt.analysis import draw, fit
-from overopt.cli import main
-from overopt.estimators import best_of_n
-from overopt.pipeline import build_graph
-from overopt.presets import load_experiment
-from overopt.records import load_curves, load_records
-from overopt.settings import BonConfig, Experiment
+from overopt.cli.main import main
+from overopt.pools.best_of_n import best_of_n
+from overopt.records.curves import load_curves, load_records
+from overopt.reports.draw import draw
+from overopt.reports.fit import fit
+from overopt.stages.settings import BonConfig, Experiment
+from overopt.study.chain import build_graph
+from overopt.study.presets import load_experiment
 
 SMALL = ["gold.kind=rubric", "labels.n_pairs=60", "ppo.steps=2"]
 
@@ -142,11 +143,11 @@ def test_perfect_proxy_has_no_gap(tmp_path):
     base = load_experiment("smoke", ["gold.kind=learned", "proxy.kind=gold"])
     bon = BonConfig(n_prompts=3, pool_size=32, ns=(1, 4, 32))
     run = replace(base.runs[0], bon=bon, ppo=replace(base.runs[0].ppo, steps=1))
-    from overopt.config import RuntimeConfig
-    from overopt.executors import execute
-    from overopt.pipeline import collect
-    from overopt.progress import Silent
-    from overopt.store import Store
+    from overopt.base.config import RuntimeConfig
+    from overopt.engine.execute import execute
+    from overopt.engine.progress import Silent
+    from overopt.engine.store import Store
+    from overopt.study.collect import collect
 
     experiment = Experiment(name="perfect", runs=(run,))
     store = Store(tmp_path / "store")
@@ -160,7 +161,7 @@ def test_perfect_proxy_has_no_gap(tmp_path):
 
 def test_two_runs_of_one_store_at_once(tmp_path):
     common = [
-        sys.executable, "-m", "overopt.cli", "run", "smoke", *SMALL, "bon=none", "--quiet",
+        sys.executable, "-m", "overopt", "run", "smoke", *SMALL, "bon=none", "--quiet",
         "--workers", "1", "--store", str(tmp_path / "store"), "--results",
     ]  # fmt: skip
     both = [subprocess.Popen([*common, str(tmp_path / name)]) for name in ("a", "b")]
@@ -172,7 +173,7 @@ def test_two_runs_of_one_store_at_once(tmp_path):
 def test_experiment_file(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(
-        "from overopt.presets import smoke\nfrom dataclasses import replace\n"
+        "from overopt.study.presets import smoke\nfrom dataclasses import replace\n"
         "def build():\n    return replace(smoke(), name='mine')\n"
     )
     assert load_experiment(str(path)).name == "mine"

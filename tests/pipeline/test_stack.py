@@ -7,17 +7,22 @@ import pytest
 import torch
 from fake_graph import build, contents
 
-from overopt.artefacts import load_responses, load_scorer, load_world
-from overopt.config import RuntimeConfig
-from overopt.errors import ConfigError
-from overopt.executors import StageError, execute
-from overopt.graph import topological
-from overopt.pipeline import build_graph
-from overopt.presets import load_experiment
-from overopt.progress import TextReporter
-from overopt.proxy_stages import stacks_with
-from overopt.settings import Experiment, ProxyConfig, RewardConfig
-from overopt.store import Store
+from overopt.base.config import RuntimeConfig
+from overopt.base.errors import ConfigError
+from overopt.engine.execute import execute
+from overopt.engine.graph import topological
+from overopt.engine.progress import TextReporter
+from overopt.engine.store import Store
+from overopt.engine.task import StageError
+from overopt.rewards.load import load_scorer
+from overopt.rewards.scorer import Place
+from overopt.rewards.settings import ProxyConfig, RewardConfig
+from overopt.stages.common import load_responses
+from overopt.stages.proxy import stacks_with
+from overopt.stages.settings import Experiment
+from overopt.study.chain import build_graph
+from overopt.study.presets import load_experiment
+from overopt.worlds.load import load_world
 
 FAST = {"steps": 8, "pause_s": 0.0}
 ALIKE = ("same",) * 3
@@ -146,7 +151,7 @@ def test_members_of_an_ensemble_trained_together_score_as_those_trained_alone(tm
         (calibration,) = (store.root / "calibration").iterdir()
         base = load_responses(calibration / "responses.npz")
         scores[stack] = torch.stack(
-            [load_scorer(a.path, calibration, world, "cpu").score(base) for a in opened]
+            [load_scorer(a.path, Place(calibration, world, "cpu")).score(base) for a in opened]
         )
     torch.testing.assert_close(scores[3], scores[1], rtol=0, atol=2e-3)
     assert (scores[1][0] - scores[1][1]).abs().max() > 0.1

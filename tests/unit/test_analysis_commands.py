@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from overopt.cli import main
-from overopt.errors import DataError
-from overopt.estimators import kl_bon
+from overopt.base.errors import DataError
+from overopt.cli.main import main
 from overopt.fits.scaling import Forecast
-from overopt.forecasts import forecast, score
-from overopt.records import CURVE_ARRAYS, FIELDS, SCHEMA_VERSION
-from overopt.replay_report import replay
+from overopt.pools.best_of_n import kl_bon
+from overopt.records.schema import CURVE_ARRAYS, FIELDS, SCHEMA_VERSION
+from overopt.reports.forecast import forecast, score
+from overopt.reports.replay import replay
 
 NS = 2 ** np.arange(10)
 PROMPTS = 60
@@ -287,7 +287,7 @@ def test_replay_names_a_missing_column(table, capsys):
 
 def test_replay_needs_no_torch(table):
     code = (
-        "import sys; from overopt.cli import main; main(['replay', sys.argv[1]]);"
+        "import sys; from overopt.cli.main import main; main(['replay', sys.argv[1]]);"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(table(8))], check=True, capture_output=True)

@@ -1,126 +1,238 @@
-"""The levels, the gold barrier, and the rule that files are touched in level 3 only."""
+"""Who may import whom, by folder; the gold barrier; and where files, clocks and seeds are touched."""
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "overopt"
-MODULES = {
-    ".".join(("overopt", *p.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(
-        ".__init__"
-    ): p
-    for p in PACKAGE.rglob("*.py")
+
+# Folder -> folders it may import beside itself. A folder that is not here may import nothing: a new
+# one needs a line.
+MAY_IMPORT = {
+    "base": set(),
+    "fits": {"base"},
+    "pools": {"base"},
+    "engine": {"base"},
+    "nets": {"base"},
+    "records": {"base", "fits"},
+    "worlds": {"base", "nets"},
+    "methods": {"base", "nets"},
+    "measure": {"base", "nets"},
+    "rewards": {"base", "nets", "worlds", "measure"},
+    "analysis": {"base", "records", "fits", "pools"},
+    "reports": {"base", "records", "fits", "pools", "analysis"},
+    "stages": {
+        *("base", "records", "pools", "engine", "nets", "worlds", "rewards", "methods", "measure"),
+    },
+    "study": {
+        *("base", "records", "pools", "engine", "nets", "worlds", "rewards", "methods", "measure"),
+        *("fits", "analysis", "reports", "stages"),
+    },
+    "bench": {
+        *(
+            "",
+            "base",
+            "records",
+            "pools",
+            "engine",
+            "nets",
+            "worlds",
+            "rewards",
+            "methods",
+            "measure",
+        ),
+        *("fits", "analysis", "reports", "stages", "study"),
+    },
+    "cli": {
+        *("", "base", "records", "pools", "engine", "nets", "worlds", "rewards", "methods"),
+        *("measure", "fits", "analysis", "reports", "stages", "study", "bench"),
+    },
+    "": {"base", "fits", "pools", "records", "cli"},  # overopt itself: the names outsiders use
 }
-LEVEL_0 = {"overopt.errors", "overopt.seeding", "overopt.config"}
-LEVEL_3 = {  # may touch files, clocks and processes
-    "overopt.store", "overopt.pipeline", "overopt.stages",
-    "overopt.artefacts", "overopt.executors", "overopt.cli", "overopt.graph",
-    "overopt.progress", "overopt.checkpoints", "overopt.presets", "overopt.analysis",
-    "overopt.comparison", "overopt.comparison_report", "overopt.distributed", "overopt.sft_files",
-    "overopt.replay", "overopt.records", "overopt.forecasts",
-}  # fmt: skip
+READING_WING = ("fits", "pools", "records", "analysis", "reports")
+MAY_TOUCH_FILES = {"base", "engine", "records", "cli", "bench", "study", "stages"}
+FILES_TOO = {  # and why
+    "overopt.nets.sources",  # finds, hashes and converts checkpoints
+    "overopt.nets.checkpoints",  # reads them
+    "overopt.worlds.prompts",  # reads prompts
+    "overopt.pools.replay",  # reads tables of the user's
+    "overopt.reports.draw",  # writes pictures
+    "overopt.reports.comparison",  # the same, and the leaderboard
+    "overopt.reports.forecast",  # writes and reads forecasts
+    "overopt.rewards.kinds.ensemble",  # makes the folders of members
+}
 IO_CALLS = {
-    "open",
-    "write_text",
-    "write_bytes",
-    "read_text",
-    "read_bytes",
-    "mkdir",
-    "unlink",
-    "savefig",
+    *("open", "write_text", "write_bytes", "read_text", "read_bytes", "mkdir", "unlink", "savefig"),
 }
 
 
-def imports(path: Path, *, typing_too: bool = False) -> set[str]:
-    """Modules a file imports, those for type checking left out."""
-    found: set[str] = set()
+class Arrow(NamedTuple):
+    """One import: from module to module, and where it stands."""
 
-    def visit(node: ast.AST) -> None:
-        if (
-            isinstance(node, ast.If)
-            and "TYPE_CHECKING" in ast.unparse(node.test)
-            and not typing_too
-        ):
-            return
+    source: str
+    target: str
+    line: int
+    inside: str  # function it stands in, or ""
+
+
+def module_name(path: Path, package: Path = PACKAGE) -> str:
+    parts = ("overopt", *path.relative_to(package).with_suffix("").parts)
+    return ".".join(parts).removesuffix(".__init__")
+
+
+def modules(package: Path = PACKAGE) -> dict[str, Path]:
+    return {module_name(p, package): p for p in sorted(package.rglob("*.py"))}
+
+
+MODULES = modules()
+
+
+def arrows(package: Path = PACKAGE) -> Iterator[Arrow]:
+    """Every import within the package, for type checking or inside functions too."""
+    known = modules(package)
+
+    def visit(name: str, node: ast.AST, inside: str) -> Iterator[Arrow]:
+        if isinstance(node, ast.FunctionDef):
+            inside = node.name
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("overopt"):
+            for alias in node.names:
+                deeper = f"{node.module}.{alias.name}"
+                yield Arrow(name, deeper if deeper in known else node.module, node.lineno, inside)
         if isinstance(node, ast.Import):
-            found.update(a.name for a in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-            found.update(f"{node.module}.{a.name}" for a in node.names)
+            for alias in node.names:
+                if alias.name.split(".")[0] == "overopt":
+                    yield Arrow(name, alias.name, node.lineno, inside)
         for child in ast.iter_child_nodes(node):
-            visit(child)
+            yield from visit(name, child, inside)
 
-    visit(ast.parse(path.read_text(encoding="utf-8")))
-    return found
-
-
-@pytest.mark.parametrize("name", sorted(MODULES))
-def test_methods_cannot_see_gold(name):
-    if name.startswith("overopt.methods"):
-        seen = [m for m in imports(MODULES[name], typing_too=True) if m.startswith("overopt.gold")]
-        allowed = {"overopt.scorers", "overopt.pipeline", "overopt.measure", "overopt.store"}
-        assert not seen and not imports(MODULES[name]) & allowed
+    for name, path in known.items():
+        yield from visit(name, ast.parse(path.read_text(encoding="utf-8")), "")
 
 
-def test_ppo_stage_has_no_gold_upstream():
-    from overopt.pipeline import build_graph
-    from overopt.presets import load_experiment
+def folder(module: str) -> str:
+    """``nets`` of overopt.nets.llama; "" of overopt and overopt.__main__."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 2 or (PACKAGE / parts[-1]).is_dir() else ""
 
+
+def broken_rules(package: Path = PACKAGE) -> list[str]:
+    return [
+        f"{a.source}:{a.line} imports {a.target}"
+        for a in arrows(package)
+        if folder(a.target) not in MAY_IMPORT.get(folder(a.source), set()) | {folder(a.source)}
+    ]
+
+
+def circles(package: Path = PACKAGE) -> list[list[str]]:
+    """Groups of modules that import each other, wherever the imports stand."""
+    targets: dict[str, set[str]] = {}
+    for arrow in arrows(package):
+        targets.setdefault(arrow.source, set()).add(arrow.target)
+    names = modules(package)
+
+    def reached(start: str) -> set[str]:
+        seen: set[str] = set()
+        todo = [start]
+        while todo:
+            for target in targets.get(todo.pop(), set()) & names.keys():
+                if target not in seen:
+                    seen.add(target)
+                    todo.append(target)
+        return seen
+
+    from_here = {name: reached(name) for name in names}
+    groups = {
+        tuple(sorted({name, *(o for o in from_here[name] if name in from_here[o])}))
+        for name in names
+        if name in from_here[name]
+    }
+    return [list(group) for group in sorted(groups)]
+
+
+def test_imports_keep_to_the_rules():
+    assert broken_rules() == []
+
+
+def test_there_is_no_circle():
+    assert circles() == []
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "message"),
+    [
+        ("methods/planted.py", "from overopt.rewards.load import load_scorer", "overopt.rewards"),
+        ("engine/planted.py", "def f():\n    from overopt.worlds import stories", "overopt.worlds"),
+        ("reports/planted.py", "from overopt.nets import sampling", "overopt.nets"),
+        ("shed/planted.py", "from overopt.base import errors", "overopt.base"),
+    ],
+)
+def test_a_planted_import_is_found(tmp_path, file, line, message):
+    """The test of the test: a package with one wrong line."""
+    for name in ("methods", "engine", "reports", "shed"):
+        (tmp_path / name).mkdir()
+    (tmp_path / file).write_text(f"{line}\n")
+    found = broken_rules(tmp_path)
+    assert len(found) == 1 and message in found[0]
+
+
+def test_a_planted_circle_is_found(tmp_path):
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "a.py").write_text("from overopt.base import b\n")
+    (tmp_path / "base" / "b.py").write_text("def f():\n    from overopt.base import a\n")
+    assert circles(tmp_path) == [["overopt.base.a", "overopt.base.b"]]
+
+
+def test_gold_is_out_of_reach_of_a_method():
+    """By folder, and in the graph: no stage of a method has gold upstream but through labels."""
+    from overopt.study.chain import build_graph
+    from overopt.study.presets import load_experiment
+
+    assert not {"rewards", "stages", "engine", "worlds"} & MAY_IMPORT["methods"]
     for end in build_graph(load_experiment("smoke")):
         if end.name == "ppo_gold":
-            stack = [end.upstream["ppo"]]
-            assert "gold" not in stack[0].upstream
-            assert "gold" not in end.upstream["proxy"].upstream  # gold reaches it as labels only
+            assert "gold" not in end.upstream["ppo"].upstream
+            assert "gold" not in end.upstream["proxy"].upstream
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))
-def test_level_0_imports_only_itself(name):
-    if name in LEVEL_0:
-        ours = {m for m in imports(MODULES[name]) if m.startswith("overopt")}
-        assert all(any(m.startswith(ok) for ok in LEVEL_0) for m in ours)
-
-
-@pytest.mark.parametrize("name", sorted(MODULES))
-def test_files_are_touched_in_level_3_only(name):
-    if name in LEVEL_3 or name.startswith("overopt.benchmarks"):
+def test_files_are_touched_where_it_is_said(name):
+    if folder(name) in MAY_TOUCH_FILES or name in FILES_TOO:
         return
+    tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
     calls = {
         node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-        for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8")))
+        for node in ast.walk(tree)
         if isinstance(node, ast.Call)
     }
     assert not calls & IO_CALLS
-    assert not imports(MODULES[name]) & {"time", "subprocess", "multiprocessing", "shutil", "os"}
+    imported = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }
+    assert not imported & {"time", "subprocess", "multiprocessing", "shutil", "os"}
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_no_global_random_state(name):
-    if name == "overopt.seeding" or name.startswith("overopt.benchmarks"):
+    if name == "overopt.base.seeding" or folder(name) == "bench":
         return
     text = MODULES[name].read_text(encoding="utf-8")
     for banned in ("torch.manual_seed", "np.random.seed", "random.seed(", "np.random.rand"):
         assert banned not in text
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        "overopt",
-        "overopt.fits",
-        "overopt.records",
-        "overopt.analysis",
-        "overopt.estimators",
-        "overopt.replay",
-        "overopt.replay_report",
-        "overopt.forecasts",
-    ],
-)
-def test_analysis_needs_no_torch(module):
+def test_the_reading_wing_needs_no_torch():
+    names = [name for name in MODULES if folder(name) in READING_WING]
     code = (
-        f"import sys, {module}; from overopt import best_of_n, fit_curve, kl_bon, load_records;"
+        f"import sys, {', '.join(names)};"
+        "from overopt import best_of_n, fit_curve, kl_bon, load_records;"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

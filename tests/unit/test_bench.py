@@ -13,26 +13,22 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from overopt import cli, figures
-from overopt.benchmarks import (
-    gpu_bench,
-    harness,
-    peers,
-    scoring_bench,
-    suite,
-    training_bench,
-)
-from overopt.benchmarks.harness import BenchError, make_row
-from overopt.benchmarks.peers import Peer, environment_python
-from overopt.benchmarks.report import bench
-from overopt.benchmarks.training_bench import PeerSource, PpoTask
-from overopt.checkpoints import load_lm
-from overopt.datatypes import Prompts
-from overopt.errors import ConfigError
-from overopt.nets import Llama, ScalarHeadModel
-from overopt.scorers import RewardModelScorer
-from overopt.seeding import torch_generator
-from overopt.settings import PpoConfig
+from overopt.base.datatypes import Prompts
+from overopt.base.errors import ConfigError
+from overopt.base.seeding import torch_generator
+from overopt.bench import gpu, harness, peers, scoring, suite, training
+from overopt.bench.harness import BenchError, make_row
+from overopt.bench.peers import Peer, environment_python
+from overopt.bench.report import bench
+from overopt.bench.training import PeerSource, PpoTask
+from overopt.cli.bench import BENCH_GROUPS
+from overopt.methods.ppo import PpoConfig
+from overopt.nets.checkpoints import load_lm
+from overopt.nets.heads import ScalarHeadModel
+from overopt.nets.llama import Llama
+from overopt.reports.figures import speed
+from overopt.rewards import scorer
+from overopt.rewards.kinds.reward_model import RewardModelScorer
 
 HERE = Path(sys.executable)
 NO_PEER = PeerSource(None, "nobody asked for it")
@@ -151,7 +147,7 @@ def test_ppo_products_count_what_a_step_does(tiny_llama):
     cfg = tiny_llama(0).cfg
     ppo = PpoConfig(batch=8, ppo_epochs=3, minibatches=2, kl_coef=0.1)
     n_prompt, n_tokens = 5, 4
-    made = training_bench.ppo_products(cfg, cfg, cfg, ppo, n_prompt=n_prompt, n_tokens=n_tokens)
+    made = training.ppo_products(cfg, cfg, cfg, ppo, n_prompt=n_prompt, n_tokens=n_tokens)
     d, h, prompt, response, every = 16, 24, 8 * n_prompt, 8 * n_tokens, 8 * (n_prompt + n_tokens)
     keys, rest, head = 2 * (2 * d * d), 2 * (2 * d * d + 3 * d * h), 2 * d * 48
 
@@ -179,16 +175,16 @@ SMALL = dict(n_responses=20, n_prompt_tokens=4, max_tokens=9, batch=6, repeats=2
 
 
 def test_scoring_compares_equal_scores(tiny_reward_model):
-    vs_transformers, vs_products = scoring_bench.scoring_rows(tiny_reward_model, **SMALL)
+    vs_transformers, vs_products = scoring.scoring_rows(tiny_reward_model, **SMALL)
     assert vs_transformers["ratio"] > 0 and len(vs_transformers["samples"]) == 2
     assert vs_products["against"] == "limit"
 
 
 def test_scoring_refuses_sides_that_disagree(tiny_reward_model, monkeypatch):
-    right = scoring_bench.raw_scores
-    monkeypatch.setattr(scoring_bench, "raw_scores", lambda m, r: right(m, r) + 1e-3)
+    right = scorer.raw_scores
+    monkeypatch.setattr(scoring, "raw_scores", lambda m, r: right(m, r) + 1e-3)
     with pytest.raises(BenchError, match="differ by 0.001"):
-        scoring_bench.scoring_rows(tiny_reward_model, **SMALL)
+        scoring.scoring_rows(tiny_reward_model, **SMALL)
 
 
 # --- peers ----------------------------------------------------------------------------------------
@@ -255,7 +251,7 @@ def test_finished_environment_is_used_again_and_a_broken_one_is_not(monkeypatch,
 
 def tiny_reward_rows(tiny_llama, peer):
     model = tiny_llama(2, scale=2.0, vocab_size=64)
-    return training_bench.reward_rows(model, peer, n_pairs=4, n_tokens=12, repeats=2)
+    return training.reward_rows(model, peer, n_pairs=4, n_tokens=12, repeats=2)
 
 
 def test_reward_step_without_peer_says_why(tiny_llama):
@@ -293,7 +289,7 @@ def tiny_task():
     ids = torch.randint(2, 4096, (30, 4), generator=torch_generator(0, "ids"))
     prompts = Prompts(ids, torch.ones_like(ids, dtype=torch.bool), torch.arange(30))
     return PpoTask(
-        lambda: training_bench.endless(load_lm("ladder:0.05m")),
+        lambda: training.endless(load_lm("ladder:0.05m")),
         RewardModelScorer(reward.eval(), 0.5, 2.0),
         prompts,
         prompts.select(slice(0, 8)),
@@ -302,14 +298,14 @@ def tiny_task():
 
 
 def test_ppo_step_without_peer(tiny_task):
-    vs_trl, vs_products = training_bench.ppo_rows(tiny_task, NO_PEER, batch=4, repeats=2)
+    vs_trl, vs_products = training.ppo_rows(tiny_task, NO_PEER, batch=4, repeats=2)
     assert vs_trl["ratio"] is None and vs_trl["reason"] == "nobody asked for it"
     assert len(vs_trl["samples"]) == 2 and vs_products["ratio"] > 0
 
 
 def test_ppo_defaults_report_the_score_they_reach(tiny_task):
-    rows = training_bench.ppo_defaults_rows(tiny_task, NO_PEER, batch=4, n_steps=3, n_seeds=2)
-    assert [row["name"] for row in rows] == list(training_bench.DEFAULT_PPO_NAMES)
+    rows = training.ppo_defaults_rows(tiny_task, NO_PEER, batch=4, n_steps=3, n_seeds=2)
+    assert [row["name"] for row in rows] == list(training.DEFAULT_PPO_NAMES)
     for row in rows:
         details = row["details"]
         assert details["n_samples"] == 12
@@ -320,7 +316,7 @@ def test_ppo_defaults_report_the_score_they_reach(tiny_task):
 
 
 def test_endless_policy_fills_every_response(tiny_task):
-    from overopt.sampling import sample
+    from overopt.nets.sampling import sample
 
     made = sample(tiny_task.policy(), tiny_task.prompts, n_tokens=40, seed=0, copies=8)
     assert bool(made.mask.all()) and not bool(made.ended.any())
@@ -329,7 +325,7 @@ def test_endless_policy_fills_every_response(tiny_task):
 
 def test_cut_prompts_keep_the_first_real_tokens():
     ids = torch.tensor([[0, 0, 5], [0, 6, 7], [8, 9, 10]])
-    cut = training_bench.cut_prompts(Prompts(ids, ids > 0, torch.arange(3)), 2)
+    cut = training.cut_prompts(Prompts(ids, ids > 0, torch.arange(3)), 2)
     assert cut.ids.tolist() == [[6, 7], [8, 9]] and cut.prompt_id.tolist() == [1, 2]
 
 
@@ -339,14 +335,12 @@ def test_cut_prompts_keep_the_first_real_tokens():
 @pytest.fixture
 def fast_groups(monkeypatch):
     """Stand-ins for two groups: one with a row, one that fails."""
-    monkeypatch.setattr(
-        suite.estimator_bench, "run_all", lambda root_seed: [make_row("best", [1.0], [4.0])]
-    )
+    monkeypatch.setattr(suite.pools, "run_all", lambda root_seed: [make_row("best", [1.0], [4.0])])
 
     def fail(*args, **kwargs):
         raise BenchError("the two sides disagree")
 
-    monkeypatch.setattr(suite.scoring_bench, "scoring_rows", fail)
+    monkeypatch.setattr(suite.scoring, "scoring_rows", fail)
     return ("scoring", "estimators")
 
 
@@ -362,7 +356,7 @@ def test_report_keeps_the_rows_that_could_be_measured(fast_groups, tmp_path):
     )
     report = json.loads((tmp_path / "bench" / "bench.json").read_text(encoding="utf-8"))
     suite.check_report(report)
-    assert [r["name"] for r in report["rows"]] == ["best", *scoring_bench.NAMES]
+    assert [r["name"] for r in report["rows"]] == ["best", *scoring.NAMES]
     assert report["rows"][0]["ratio"] == 4.0
     assert "the two sides disagree" in report["rows"][1]["reason"]
     assert "not measured: BenchError: the two sides disagree" in text
@@ -375,9 +369,9 @@ def test_peer_environment_failure_is_in_the_row(monkeypatch, tmp_path, tiny_llam
 
     monkeypatch.setattr(suite, "environment_python", broken)
     monkeypatch.setattr(suite, "load_lm", lambda source: tiny_llama(3, vocab_size=64))
-    measure = training_bench.reward_rows
+    measure = training.reward_rows
     monkeypatch.setattr(
-        suite.training_bench,
+        suite.training,
         "reward_rows",
         lambda model, peer, **options: measure(model, peer, n_pairs=2, n_tokens=8, repeats=1),
     )
@@ -399,7 +393,7 @@ def test_report_without_a_field_or_reason_is_an_error(fast_groups):
 
 
 def test_groups_of_the_command_are_those_of_the_suite():
-    assert (*cli.BENCH_GROUPS, "quick") == suite.GROUPS
+    assert (*BENCH_GROUPS, "quick") == suite.GROUPS
     with pytest.raises(ConfigError, match="'speed' is not known"):
         suite.run_suite(threads=1, groups=("speed",))
 
@@ -412,9 +406,9 @@ def test_picture_has_a_bar_for_each_measured_row():
         make_row("absent", [1.0], None, reason="no network"),
         make_row("slow", [1.0], [1.25], target=1.5),
     ]
-    axes = figures.speed_ratios(rows).axes[0]
+    axes = speed.speed_ratios(rows).axes[0]
     ends = [bar.get_x() + bar.get_width() for bar in axes.patches]
-    assert ends == [2.0, 0.5, figures.LONGEST_BAR, 1.25]
+    assert ends == [2.0, 0.5, speed.LONGEST_BAR, 1.25]
     texts = [t.get_text() for t in axes.texts]
     assert texts == ["2.00", "0.50", "→ 5,000", "not measured", "1.25 missed"]
     assert [t.get_text() for t in axes.get_yticklabels()] == [r["name"] for r in rows]
@@ -428,16 +422,16 @@ def test_worker_of_trl_needs_nothing_of_this_package():
 # --- at the shape of a checkpoint -----------------------------------------------------------------
 
 
-def tiny_sizes(precision="bf16") -> gpu_bench.Sizes:
+def tiny_sizes(precision="bf16") -> gpu.Sizes:
     shape = replace(
-        gpu_bench.SMOLLM2_135M,
+        gpu.SMOLLM2_135M,
         vocab_size=64,
         hidden_size=36,
         intermediate_size=48,
         num_hidden_layers=2,
         max_position_embeddings=128,
     )
-    return gpu_bench.Sizes(
+    return gpu.Sizes(
         model=shape,
         n_pairs=2,
         n_tokens=8,
@@ -461,7 +455,7 @@ def test_rows_of_a_gpu_at_a_tiny_size():
         assert found[name]["ratio"] > 0, found[name]["reason"]
     mfu = found["reward_mfu"]
     assert 0 < mfu["ratio"] < 1 and "bf16" in mfu["note"]
-    assert found["score_pool"]["reference_seconds"] == gpu_bench.POOL_BUDGET_S
+    assert found["score_pool"]["reference_seconds"] == gpu.POOL_BUDGET_S
     assert set(report["seconds"]) == set(groups)
 
 
@@ -473,7 +467,7 @@ def test_a_group_of_the_gpu_alone_is_an_error_on_the_cpu():
 def test_shape_of_the_checkpoint_has_its_number_of_weights():
     """134,515,008 by the model card's weights: embedding tied, norms included."""
     with torch.device("meta"):
-        model = Llama(gpu_bench.SMOLLM2_135M)
+        model = Llama(gpu.SMOLLM2_135M)
     assert sum(p.numel() for p in model.parameters()) == 134_515_008
 
 
@@ -484,12 +478,12 @@ def test_attention_operations_are_those_that_torch_counts():
     with FlopCounterMode(display=False) as counter:
         q @ q.transpose(2, 3) @ q
     forward = counter.get_total_flops() / 2 * cfg.num_hidden_layers
-    assert gpu_bench.attention_flops(cfg, 3, 10) == 3 * forward
+    assert gpu.attention_flops(cfg, 3, 10) == 3 * forward
 
 
 def test_stacked_members_are_measured_against_the_same_apart(tiny_llama):
     backbones = [("tiny", lambda: tiny_llama(3, vocab_size=64))]
-    (row,) = gpu_bench.stacked_rows(
+    (row,) = gpu.stacked_rows(
         backbones=backbones, n_members=2, n_steps=2, batch=2, n_tokens=8, repeats=2
     )
     assert row["name"] == "tiny" and row["ratio"] > 0 and row["target"] == 2.0
@@ -498,7 +492,7 @@ def test_stacked_members_are_measured_against_the_same_apart(tiny_llama):
 def test_no_group_starts_behind_the_budget(fast_groups):
     report = suite.run_suite(threads=1, groups=fast_groups, budget_s=-1.0)
     assert all("of a budget of -1 s were spent" in row["reason"] for row in report["rows"])
-    assert len(report["rows"]) == 1 + len(scoring_bench.NAMES)
+    assert len(report["rows"]) == 1 + len(scoring.NAMES)
 
 
 def test_peer_from_local_wheels(tmp_path):

@@ -4,16 +4,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from overopt.errors import ConfigError
-from overopt.fits import (
-    FORMS,
-    ReplicateCurve,
-    bootstrap_curve,
-    bootstrap_fit,
-    fit_curve,
-    fit_replicates,
-)
-from overopt.fits.bootstrap import canonical_order, draw_weights
+from overopt.base.errors import ConfigError
+from overopt.fits.bootstrap import bootstrap_curve, bootstrap_fit, canonical_order, draw_weights
+from overopt.fits.fit import fit_curve
+from overopt.fits.forms import FORMS
+from overopt.fits.replicates import ReplicateCurve, fit_replicates
 
 D = np.sqrt(np.linspace(0.1, 6.0, 10))
 METHODS = ["percentile", "bca", "studentized"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 import types
@@ -9,12 +10,12 @@ from dataclasses import dataclass, field
 
 import pytest
 
-import overopt
-from overopt import cli
-from overopt.config import apply_overrides, check_types, require
-from overopt.errors import ConfigError
-from overopt.graph import Stage
-from overopt.store import Store, save_json
+from overopt.base.config import apply_overrides, check_types, require
+from overopt.base.errors import ConfigError
+from overopt.base.files import save_json
+from overopt.cli import main
+from overopt.engine.graph import Stage
+from overopt.engine.store import Store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class FakeExperiment:
 def run_count(context):
     match context.config.fate:
         case "diverge":
-            from overopt.errors import DivergenceError
+            from overopt.base.errors import DivergenceError
 
             raise DivergenceError("loss = nan at step 3; lower lr")
         case "bug":
@@ -60,7 +61,7 @@ def build_graph(experiment):
 
 def collect(experiment, store, results_dir, *, partial=False):
     results_dir.mkdir(parents=True, exist_ok=True)
-    stage = sys.modules["overopt.pipeline"].build_graph(experiment)[0]
+    stage = sys.modules["overopt.study.chain"].build_graph(experiment)[0]
     artefact = store.open(stage.name, stage.fingerprint)
     (results_dir / "records.jsonl").write_bytes((artefact.path / "n.json").read_bytes())
     return results_dir
@@ -69,16 +70,20 @@ def collect(experiment, store, results_dir, *, partial=False):
 @pytest.fixture(autouse=True)
 def fake_pipe(monkeypatch, tmp_path):
     """Stand-ins for the presets and the pipeline, and an empty working directory."""
-    presets, pipeline, analysis = map(types.ModuleType, ("presets", "pipeline", "analysis"))
-    presets.load_experiment = load_experiment
-    pipeline.build_graph, pipeline.collect = build_graph, collect
-    pipeline.held_results = lambda folder: None
-    analysis.fit = lambda records: f"fitted {records}"
-    analysis.draw = lambda records, out: [f"{out}/{records}.pdf"]
-    modules = {"presets": presets, "pipeline": pipeline, "analysis": analysis}
-    for name, module in modules.items():
+    stand_ins = {
+        "study.presets": {"load_experiment": load_experiment},
+        "study.chain": {"build_graph": build_graph},
+        "study.collect": {"collect": collect},
+        "reports.fit": {"fit": lambda records: f"fitted {records}"},
+        "reports.draw": {"draw": lambda records, out: [f"{out}/{records}.pdf"]},
+    }
+    for name, functions in stand_ins.items():
+        module = types.ModuleType(name)
+        vars(module).update(functions)
         monkeypatch.setitem(sys.modules, f"overopt.{name}", module)
-        monkeypatch.setattr(overopt, name, module, raising=False)
+        parent, _, own = name.partition(".")
+        package = importlib.import_module(f"overopt.{parent}")
+        monkeypatch.setattr(package, own, module, raising=False)
     monkeypatch.chdir(tmp_path)
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         monkeypatch.setenv(variable, "1")
@@ -87,13 +92,13 @@ def fake_pipe(monkeypatch, tmp_path):
 
 
 def run(*args):
-    return cli.main(list(args))
+    return main.main(list(args))
 
 
 def test_help_starts_fast_and_loads_nothing_heavy():
     code = (
         "import sys, time\n"
-        "from overopt.cli import main\n"
+        "from overopt.cli.main import main\n"
         "try:\n    main(['--help'])\nexcept SystemExit as end:\n    assert end.code == 0\n"
         "assert not {'torch', 'numpy', 'transformers', 'scipy', 'pandas'} & set(sys.modules)\n"
         "print('cpu', time.process_time())\n"
@@ -186,7 +191,7 @@ def test_a_bug_keeps_its_traceback(capsys, monkeypatch):
     assert run("run", "tiny", "count.fate=bug", "--workers", "1", "--quiet") == 1
     err = capsys.readouterr().err
     assert "Traceback" in err and "in run_count" in err and "ZeroDivisionError: a bug" in err
-    monkeypatch.setattr(sys.modules["overopt.pipeline"], "build_graph", lambda experiment: 1 / 0)
+    monkeypatch.setattr(sys.modules["overopt.study.chain"], "build_graph", lambda experiment: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run("run", "tiny")
 
@@ -203,7 +208,7 @@ def test_changed_code_under_one_name_is_an_error_until_accepted(capsys, monkeypa
         stage = build_graph(experiment)[0]
         return [Stage(name="count", version=2, config=stage.config, run=run_count, label="count")]
 
-    monkeypatch.setattr(sys.modules["overopt.pipeline"], "build_graph", changed)
+    monkeypatch.setattr(sys.modules["overopt.study.chain"], "build_graph", changed)
     for command in ("run", "plan"):
         assert run(command, "tiny") == 2
         out, err = capsys.readouterr()
@@ -242,7 +247,7 @@ def test_fit_and_figures_print_what_the_analysis_returns(capsys):
 
 
 def test_runs_with_other_overrides_do_not_share_a_results_folder():
-    from overopt.cli import default_results
+    from overopt.cli.run import default_results
 
     plain, flipped = default_results("smoke"), default_results("smoke labels.label_flip_rate=0.2")
     assert str(plain) == "results/smoke"

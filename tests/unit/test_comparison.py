@@ -9,8 +9,15 @@ import numpy as np
 import pytest
 from simulated_curves import simulate
 
-from overopt import store
-from overopt.comparison import (
+from overopt.analysis.leaderboard import Reference
+from overopt.base.config import to_dict
+from overopt.base.errors import ConfigError, DataError
+from overopt.base.files import save_arrays, save_json, save_records
+from overopt.base.seeding import numpy_rng
+from overopt.records.schema import validate_records
+from overopt.reports.comparison import load_results, report, too_few_seeds
+from overopt.reports.figures.frontier import frontier
+from overopt.study.comparison import (
     COMPARISONS,
     Comparison,
     Mitigation,
@@ -19,14 +26,7 @@ from overopt.comparison import (
     test_runs,
     tuning_runs,
 )
-from overopt.comparison_report import load_results, report, too_few_seeds
-from overopt.config import to_dict
-from overopt.errors import ConfigError, DataError
-from overopt.figures_compare import frontier
-from overopt.leaderboard import Reference
-from overopt.presets import smoke
-from overopt.records import validate_records
-from overopt.seeding import numpy_rng
+from overopt.study.presets import smoke
 
 test_runs.__test__ = False
 
@@ -154,7 +154,7 @@ def test_presets_and_files(tmp_path):
     assert changed.base.bon.pool_size == 128
     file = tmp_path / "mine.py"
     file.write_text(
-        "from overopt.comparison import smoke_comparison\n"
+        "from overopt.study.comparison import smoke_comparison\n"
         "def compare():\n    return smoke_comparison()\n"
     )
     assert load_comparison(str(file)) == load_comparison("smoke")
@@ -206,13 +206,13 @@ def results(tmp_path_factory):
     validate_records(rows)
     test = folder / "test"
     test.mkdir()
-    store.save_records(test / "records.jsonl", rows)
-    store.save_arrays(test / "curves.npz", arrays)
+    save_records(test / "records.jsonl", rows)
+    save_arrays(test / "curves.npz", arrays)
     parts = (("proxy", 5.0), ("ppo", 7.0), ("ppo_gold", 100.0))
     costs = [
         {"run_id": r["run_id"], "stage": stage, "cpu_s": s} for r in runs for stage, s in parts
     ]
-    store.save_records(test / "costs.jsonl", costs)
+    save_records(test / "costs.jsonl", costs)
     methods = ("bon", "ppo")
     mitigations = [
         {"name": n, "family": f, "kind": "training", "rule": "", "methods": methods}
@@ -228,14 +228,14 @@ def results(tmp_path_factory):
         }
     )
     reference = Reference(max_sqrt_kl=6.0, peak_sqrt_kl=3.0, is_turning=True)
-    store.save_json(
+    save_json(
         folder / "choices.json",
         {
             m: {"reference": vars(reference), "mitigations": {"stop": {"threshold": 9.0}}}
             for m in methods
         },
     )
-    store.save_json(
+    save_json(
         folder / "comparison.json",
         {
             "name": "simulated",
@@ -310,7 +310,7 @@ def test_report_needs_no_torch_and_repeats_itself(results):
     files = ("leaderboard.json", "leaderboard.md", "effects.json")
     before = [(results / name).read_bytes() for name in files]
     code = (
-        "import sys; from overopt.comparison_report import report; report(sys.argv[1]);"
+        "import sys; from overopt.reports.comparison import report; report(sys.argv[1]);"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(results)], check=True)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from overopt.config import (
+from overopt.base.config import (
     RuntimeConfig,
     apply_overrides,
     canonical,
@@ -23,7 +23,7 @@ from overopt.config import (
     setting_names,
     to_dict,
 )
-from overopt.errors import ConfigError
+from overopt.base.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,31 +9,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from overopt import early_stopping
-from overopt.analysis import _threshold, stops
-from overopt.cli import main
-from overopt.early_stopping import (
+from overopt.analysis import stopping
+from overopt.analysis.hedging import hedge_n, score_hedge
+from overopt.analysis.stopping import (
     GOLD_COLUMNS,
     RULES,
     Rule,
     can_watch,
     compare_rules,
     halves,
-    hedge_n,
     oracle,
     proxy_of,
     rank_detectors,
     regret,
-    score_hedge,
     signals,
     stop,
     tune,
 )
-from overopt.errors import ConfigError, DataError
-from overopt.estimators import best_of_n
-from overopt.records import FIELDS, Curve, load_curves
-from overopt.seeding import numpy_rng
-from overopt.world.quantile import AdditiveErrorWorld, HumpWorld
+from overopt.base.errors import ConfigError, DataError
+from overopt.base.seeding import numpy_rng
+from overopt.cli.main import main
+from overopt.pools.best_of_n import best_of_n
+from overopt.pools.quantile import AdditiveErrorWorld, HumpWorld
+from overopt.records.curves import Curve, load_curves
+from overopt.records.schema import FIELDS
+from overopt.reports.stops import _threshold, stops
 
 RESULTS = Path(__file__).parents[2] / "experiments" / "results" / "exp001_figure1"
 RULE = {rule.name: rule for rule in RULES}
@@ -415,4 +415,4 @@ def test_stops_at_all_thresholds_are_those_of_reading_point_by_point(side):
             for threshold in thresholds:
                 past = [s > threshold if side == "above" else s < threshold for s in signal]
                 expected.append(max(past.index(True) - 1, 0) if any(past) else length - 1)
-            assert early_stopping._stops_of(signal, side, thresholds).tolist() == expected
+            assert stopping._stops_of(signal, side, thresholds).tolist() == expected

@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from overopt.errors import ConfigError, DataError, FitError
-from overopt.fits import FORMS, compare_forms, extrapolate, fit_curve, profile_ci
+from overopt.base.errors import ConfigError, DataError, FitError
+from overopt.fits.compare import compare_forms, extrapolate
+from overopt.fits.fit import fit_curve, profile_ci
+from overopt.fits.forms import FORMS
 
 D = np.linspace(0.2, 2.6, 13)
 SIGMA = np.full(13, 0.02)

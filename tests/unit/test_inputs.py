@@ -4,13 +4,15 @@ import json
 
 import pytest
 
-from overopt.artefacts import load_world
-from overopt.checkpoints import checkpoint_dir, load_lm, load_reward_model, read_prompts_file
-from overopt.cli import main
-from overopt.errors import CheckpointError, ConfigError, DataError
-from overopt.presets import load_experiment
-from overopt.settings import WorldConfig
-from overopt.world.stories import split_bounds
+from overopt.base.errors import CheckpointError, ConfigError, DataError
+from overopt.cli.main import main
+from overopt.nets.checkpoints import load_lm, load_reward_model
+from overopt.nets.sources import checkpoint_dir
+from overopt.study.presets import load_experiment
+from overopt.worlds.load import load_world
+from overopt.worlds.prompts import read_prompts_file
+from overopt.worlds.splits import split_bounds
+from overopt.worlds.world import WorldConfig
 
 
 @pytest.mark.parametrize(

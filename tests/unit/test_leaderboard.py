@@ -8,12 +8,10 @@ from scipy import stats
 from simulated_curves import rows, simulate
 from tolerances import FP64, SIGMAS
 
-from overopt.errors import DataError
-from overopt.leaderboard import (
+from overopt.analysis.leaderboard import (
     METRICS,
     Reference,
     area,
-    as_table,
     at_peak,
     bootstrap_interval,
     choose,
@@ -29,8 +27,10 @@ from overopt.leaderboard import (
     truncate,
     tuning_score,
 )
-from overopt.records import Curve
-from overopt.seeding import numpy_rng
+from overopt.base.errors import DataError
+from overopt.base.seeding import numpy_rng
+from overopt.records.curves import Curve
+from overopt.reports.comparison import as_table
 
 
 def known_curve(d, gold, n_prompts=4, *, proxy=None, rubric=None, seed=0):

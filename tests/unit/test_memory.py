@@ -9,7 +9,7 @@ import pytest
 SCRIPT = """
 import resource, sys
 import numpy as np
-from overopt.memory import keep_freed_memory
+from overopt.base.memory import keep_freed_memory
 
 if sys.argv[1] == "keep":
     keep_freed_memory()
@@ -39,7 +39,7 @@ def test_pages_are_not_made_anew():
 
 
 def test_another_c_library_is_left_alone(monkeypatch):
-    from overopt import memory
+    from overopt.base import memory
 
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())
     memory.keep_freed_memory.__wrapped__()

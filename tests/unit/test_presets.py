@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from overopt.analysis import data_sweeps, draw, mean_peak, peak_of
-from overopt.checkpoints import load_trunk
-from overopt.errors import ConfigError
-from overopt.figures import proxies_a_size
-from overopt.presets import PRESETS, load_experiment
-from overopt.records import Curve, load_curves
+from overopt.analysis.peaks import mean_peak, peak_of
+from overopt.base.errors import ConfigError
+from overopt.nets.checkpoints import load_trunk
+from overopt.records.curves import Curve, load_curves
+from overopt.records.series import data_sweeps
+from overopt.reports.draw import draw
+from overopt.reports.figures.overoptimization import proxies_a_size
+from overopt.study.presets import PRESETS, load_experiment
 
 
 def test_gpu_sweeps_six_sizes_and_six_data_sizes_with_five_seeds():

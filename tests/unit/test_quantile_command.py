@@ -1,6 +1,6 @@
 """The closed-form demonstration from the command line."""
 
-from overopt.cli import main
+from overopt.cli.main import main
 
 
 def test_quantile_demonstration(capsys):

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from overopt.errors import DataError
-from overopt.records import FIELDS, SCHEMA_VERSION, read_records, validate_records
+from overopt.base.errors import DataError
+from overopt.records.curves import read_records
+from overopt.records.schema import FIELDS, SCHEMA_VERSION, validate_records
 
 ROOT = Path(__file__).parents[2]
 

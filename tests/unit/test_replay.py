@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from overopt import replay
-from overopt.errors import DataError, StoreError
-from overopt.estimators import best_of_n
-from overopt.replay import ROW_NUMBER, ReplayColumns, open_replay, read_replay
+from overopt.base.errors import DataError, StoreError
+from overopt.pools import replay
+from overopt.pools.best_of_n import best_of_n
+from overopt.pools.replay import ROW_NUMBER, ReplayColumns, open_replay, read_replay
 
 P, N = 5, 7
 RNG = np.random.default_rng(0)

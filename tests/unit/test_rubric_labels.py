@@ -4,21 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from overopt.datatypes import Prompts, Responses
-from overopt.errors import ConfigError
-from overopt.gold.rubric import (
-    FEATURES,
-    RubricConfig,
-    calibrate,
-    features,
-    find_hero,
-    response_curve,
-)
-from overopt.labels import label_pairs
-from overopt.pipeline import build_graph
-from overopt.presets import load_experiment
-from overopt.proxy.normalize import pair_metrics, recalibration
-from overopt.settings import BonConfig, LabelsConfig
+from overopt.base.datatypes import Prompts, Responses
+from overopt.base.errors import ConfigError
+from overopt.rewards.kinds.rubric import calibrate, features, find_hero, response_curve
+from overopt.rewards.labels.pairs import LabelsConfig, label_pairs
+from overopt.rewards.settings import FEATURES, RubricConfig
+from overopt.rewards.training.calibration import pair_metrics, recalibration
+from overopt.stages.settings import BonConfig
+from overopt.study.chain import build_graph
+from overopt.study.presets import load_experiment
 
 
 def test_hero():

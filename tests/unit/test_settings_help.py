@@ -2,10 +2,10 @@
 
 import pytest
 
-from overopt.cli import main
-from overopt.config import apply_overrides, setting_names
-from overopt.settings import RunConfig
-from overopt.settings_help import describe_settings
+from overopt.base.config import apply_overrides, setting_names
+from overopt.cli.main import main
+from overopt.cli.settings import describe_settings
+from overopt.stages.settings import RunConfig
 
 SETTINGS = list(describe_settings(RunConfig()))
 

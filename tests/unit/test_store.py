@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -12,12 +13,9 @@ import sys
 import numpy as np
 import pytest
 
-import overopt.store as store_module
-from overopt.config import RuntimeConfig
-from overopt.errors import DataError, StoreError
-from overopt.store import (
-    Identity,
-    Store,
+from overopt.base.config import RuntimeConfig
+from overopt.base.errors import DataError, StoreError
+from overopt.base.files import (
     atomic_path,
     load_arrays,
     load_json,
@@ -26,6 +24,8 @@ from overopt.store import (
     save_json,
     save_records,
 )
+from overopt.engine.manifest import FORMAT_VERSION, Identity
+from overopt.engine.store import Store
 
 IDENTITY = Identity(
     stage="pool",
@@ -156,9 +156,7 @@ def test_a_file_is_hashed_once_while_it_does_not_change(store, monkeypatch):
     put(store)
     Store(store.root).open(*KEY)
     opened = []
-    monkeypatch.setattr(
-        store_module.hashlib, "file_digest", lambda *args: opened.append(args) or pytest.fail()
-    )
+    monkeypatch.setattr(hashlib, "file_digest", lambda *args: opened.append(args) or pytest.fail())
     store.open(*KEY)
     assert opened == []
 
@@ -241,7 +239,9 @@ def test_a_lock_is_exclusive_and_leaves_no_file(store):
 def test_the_lock_and_scratch_of_a_killed_process_are_free_again(store):
     script = (
         "import sys, time, pathlib\n"
-        "from overopt.store import *\n"
+        "from overopt.base.files import save_json\n"
+        "from overopt.engine.manifest import Identity\n"
+        "from overopt.engine.store import Store\n"
         "identity = Identity(stage='pool', version=2, canonical={'n': 3},"
         " config={'n': 3, 'root_seed': 7}, upstream={'gold': 'ab'})\n"
         "store = Store(pathlib.Path(sys.argv[1]))\n"
@@ -351,7 +351,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path):
 
 def test_tensors_survive(tmp_path):
     torch = pytest.importorskip("torch")
-    from overopt.store import load_tensors, save_tensors
+    from overopt.base.files import load_tensors, save_tensors
 
     base = torch.arange(6.0).reshape(2, 3)
     save_tensors(tmp_path / "w.safetensors", {"a": base, "tied": base, "t": base.T})
@@ -363,11 +363,11 @@ def test_tensors_survive(tmp_path):
 
 
 def test_the_store_needs_no_torch():
-    code = "import sys, overopt.store, overopt.graph, overopt.executors, overopt.cli;"
+    code = "import sys, overopt.engine.execute, overopt.engine.graph, overopt.cli.main;"
     code += "assert not {'torch', 'transformers', 'pandas', 'scipy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_the_manifest_is_plain_json(store):
     path = put(store).path / "manifest.json"
-    assert json.loads(path.read_text())["format"] == store_module.FORMAT_VERSION
+    assert json.loads(path.read_text())["format"] == FORMAT_VERSION

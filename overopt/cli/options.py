@@ -1,0 +1,137 @@
+"""Options that several commands share, and what they mean."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from overopt.base.config import RuntimeConfig
+from overopt.base.errors import ConfigError
+
+PRESETS = ("smoke", "quick", "desk", "gpu", "smollm", "quantile")
+
+
+def count(text: str) -> int:
+    """A whole number of at least 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    return int(text)
+
+
+def share(text: str) -> tuple[int, int]:
+    """``I/N``: the I-th of N parts."""
+    part, slash, parts = text.partition("/")
+    if not (slash and part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form I/N with I from 1 to N")
+    return int(part), int(parts)
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def runtime_of(args: argparse.Namespace) -> RuntimeConfig:
+    """How stages are run; call it before numpy and torch are loaded, whose threads it sets."""
+    runtime = RuntimeConfig(
+        device=args.device,
+        threads=args.threads,
+        micro_batch=args.micro_batch,
+        gpu_jobs=args.gpu_jobs,
+        stack=args.stack,
+        on_cpu=tuple(filter(None, args.on_cpu.split(","))),
+        quiet=args.quiet,
+    )
+    os.environ.update(runtime.environment)
+    return runtime
+
+
+def check_device(device: str) -> None:
+    """Raise ConfigError if torch cannot use ``device``, before any stage is started."""
+    if device == "cpu":
+        return
+    import torch
+
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"device = {device!r}: torch cannot use it ({reason}); use --device cpu"
+        ) from error
+
+
+def experiment_options() -> argparse.ArgumentParser:
+    """Which experiment, with which settings, in which store."""
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument(
+        "experiment",
+        help=f"a preset ({', '.join(PRESETS)}) or an experiment file with a function build()",
+    )
+    options.add_argument(
+        "overrides", nargs="*", metavar="name=value", help="settings, such as labels.n_pairs=2000"
+    )
+    options.add_argument(
+        "--store", type=Path, default=Path("runs"), help="directory of results (default: runs)"
+    )
+    options.add_argument(
+        "--accept-changes",
+        action="store_true",
+        help="let changed settings or code replace what the experiment's name stood for",
+    )
+    return options
+
+
+def part_option() -> argparse.ArgumentParser:
+    """A part of an experiment's runs."""
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument(
+        "--part",
+        type=share,
+        default=None,
+        metavar="I/N",
+        help="the I-th of N equal parts of the runs only; `run` joins its records to those of other"
+        " parts that the results directory holds",
+    )
+    return options
+
+
+def computing_options() -> argparse.ArgumentParser:
+    """How stages are computed."""
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument(
+        "--workers", type=count, default=None, help="stages side by side (default: all cores)"
+    )
+    options.add_argument("--threads", type=count, default=1, help="threads per stage (default: 1)")
+    options.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps (default: cpu)")
+    options.add_argument(
+        "--gpu-jobs", type=count, default=1, help="stages that share the device (default: 1)"
+    )
+    options.add_argument(
+        "--stack",
+        type=count,
+        default=1,
+        metavar="N",
+        help="train up to N proxies of one size at once in one process: worth it on a GPU; changes"
+        " results by rounding (default: 1)",
+    )
+    options.add_argument(
+        "--on-cpu",
+        default="",
+        metavar="STAGES",
+        help="stages that stay on the CPU although --device is another, such as ppo,ppo_gold",
+    )
+    options.add_argument(
+        "--micro-batch", type=count, default=None, help="largest batch through a network at once"
+    )
+    options.add_argument("--quiet", action="store_true", help="show no progress")
+    options.add_argument(
+        "--results",
+        type=Path,
+        default=None,
+        help="where records go (default: results/<name+overrides>)",
+    )
+    return options

@@ -1,0 +1,129 @@
+"""Commands that read records: ``fit``, ``stops``, ``figures``, ``forecast``, ``replay``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from overopt.base.errors import ConfigError
+from overopt.cli.options import count
+
+
+def add(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], common: argparse.ArgumentParser
+) -> None:
+    """Declare the arguments of this family's commands."""
+    fit = commands.add_parser("fit", parents=[common], help="fit the functional forms to records")
+    fit.add_argument("records", type=Path, help="directory with records.jsonl")
+    fit.set_defaults(command=show_fit)
+
+    stops = commands.add_parser(
+        "stops", parents=[common], help="compare rules for stopping PPO without gold"
+    )
+    stops.add_argument("records", help="a preset's name or a directory with records.jsonl")
+    stops.set_defaults(command=show_stops)
+
+    figures = commands.add_parser("figures", parents=[common], help="draw figures from records")
+    figures.add_argument("records", help="a preset's name or a directory with records.jsonl")
+    figures.add_argument(
+        "--out", type=Path, default=Path("figures"), help="where figures go (default: figures)"
+    )
+    figures.set_defaults(command=draw_figures)
+
+    forecast = commands.add_parser(
+        "forecast",
+        parents=[common],
+        help="predict the peak of a proxy size not yet trained, or score such a prediction",
+    )
+    forecast.add_argument("records", help="a preset's name or a directory with records.jsonl")
+    what = forecast.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--n-params", type=float, default=None, help="non-embedding parameters of the proxy to come"
+    )
+    what.add_argument(
+        "--score", type=Path, default=None, metavar="FILE", help="a forecast written earlier"
+    )
+    forecast.add_argument(
+        "--method", choices=("bon", "ppo"), default=None, help="with --n-params (default: bon)"
+    )
+    forecast.add_argument(
+        "--out",
+        type=Path,
+        default=None,
+        help="file of the forecast (default: results/forecast_<records>_<method>_<size>M.json)",
+    )
+    forecast.set_defaults(command=make_forecast)
+
+    replay = commands.add_parser(
+        "replay", parents=[common], help="best-of-n, tilt and fit of scored samples of your own"
+    )
+    replay.add_argument("table", type=Path, help="scored responses, .jsonl or .parquet")
+    replay.add_argument(
+        "--proxy",
+        action="append",
+        default=None,
+        metavar="COLUMN",
+        help="proxy scores; may be repeated (default: every column that begins with proxy)",
+    )
+    replay.add_argument(
+        "--gold", default=None, metavar="COLUMN", help="gold scores (default: gold or gold_scores)"
+    )
+    replay.add_argument("--prompt-id", default=None, metavar="COLUMN", help="ids of the prompts")
+    replay.add_argument(
+        "--pool-size", type=count, default=None, help="keep the first N responses of each prompt"
+    )
+    replay.set_defaults(command=show_replay)
+
+
+def show_fit(args: argparse.Namespace) -> int:
+    from overopt.reports.fit import fit
+
+    print(fit(args.records))
+    return 0
+
+
+def show_stops(args: argparse.Namespace) -> int:
+    from overopt.reports.stops import stops
+
+    print(stops(args.records))
+    return 0
+
+
+def draw_figures(args: argparse.Namespace) -> int:
+    from overopt.reports.draw import draw
+
+    for path in draw(args.records, args.out):
+        print(path)
+    return 0
+
+
+def make_forecast(args: argparse.Namespace) -> int:
+    from overopt.reports import forecast
+
+    if args.score is None:
+        print(
+            forecast.forecast(
+                args.records, n_params=args.n_params, method=args.method or "bon", out=args.out
+            )
+        )
+        return 0
+    for option, value in (("--method", args.method), ("--out", args.out)):
+        if value is not None:
+            raise ConfigError(f"{option} goes with --n-params; --score takes it from the forecast")
+    print(forecast.score(args.records, args.score))
+    return 0
+
+
+def show_replay(args: argparse.Namespace) -> int:
+    from overopt.reports.replay import replay
+
+    print(
+        replay(
+            args.table,
+            proxies=args.proxy,
+            gold=args.gold,
+            prompt_id=args.prompt_id,
+            pool_size=args.pool_size,
+        )
+    )
+    return 0

@@ -1,0 +1,66 @@
+"""``overopt sft``: fine-tune a policy on responses."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from overopt.base.config import RuntimeConfig
+from overopt.cli.options import check_device, count
+
+
+def add(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], common: argparse.ArgumentParser
+) -> None:
+    """Declare the arguments of this family's commands."""
+    sft = commands.add_parser(
+        "sft", parents=[common], help="fine-tune a policy on responses; world.policy=DIR takes it"
+    )
+    sft.add_argument(
+        "overrides", nargs="*", metavar="name=value", help="settings, such as epochs=2 lr=1e-4"
+    )
+    sft.add_argument("--model", required=True, help="what to start from, such as ladder:0.8m")
+    sft.add_argument(
+        "--data", type=Path, required=True, help="JSONL with the fields prompt and response"
+    )
+    sft.add_argument("--out", type=Path, required=True, help="checkpoint directory to write")
+    sft.add_argument("--threads", type=count, default=1, help="threads (default: 1)")
+    sft.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps (default: cpu)")
+    sft.add_argument(
+        "--micro-batch", type=count, default=None, help="largest batch through a network at once"
+    )
+    sft.add_argument("--quiet", action="store_true", help="show no progress")
+    sft.set_defaults(command=run_sft)
+
+
+def run_sft(args: argparse.Namespace) -> int:
+    runtime = RuntimeConfig(
+        device=args.device, threads=args.threads, micro_batch=args.micro_batch, quiet=args.quiet
+    )
+    os.environ.update(runtime.environment)
+    from overopt.base.config import apply_overrides
+    from overopt.engine import launched
+    from overopt.methods.sft import SftConfig
+    from overopt.study import fine_tune
+
+    check_device(args.device)
+    tenth = 0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal tenth
+        if not args.quiet and launched.rank() == 0 and 10 * done // total > tenth:
+            tenth = 10 * done // total
+            print(f"step {done} of {total}", file=sys.stderr)
+
+    cfg = apply_overrides(SftConfig(), args.overrides)
+    log = fine_tune.run(
+        args.model, args.data, args.out, cfg=cfg, runtime=runtime, progress=progress
+    )
+    if launched.rank() == 0:
+        print(
+            f"{log.n_train} examples, {log.n_validation} held out: {log.validation_before:.3f} ->"
+            f" {log.validation_after:.3f} nats a response token; written to {args.out}"
+        )
+    return 0

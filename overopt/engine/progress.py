@@ -1,0 +1,242 @@
+"""What a run shows while it works: one line a stage, and the time left for all of them.
+
+Level 3, used by ``executors``. On a terminal the lines of the running stages are redrawn in place;
+elsewhere (a log file, a notebook, a batch job) a line is written when a stage starts or ends, and
+now and then in between. The time left comes from the stages' estimated costs, scaled by how fast
+this machine proved to be so far.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from typing import Protocol, TextIO
+
+from overopt.engine.graph import Plan, Stage, critical_path
+
+REDRAW_S = 0.1
+LOG_EVERY_S = 10.0
+
+
+class Reporter(Protocol):
+    """Told by an executor what happens; must return quickly."""
+
+    def begin(self, plan: Plan, workers: int) -> None:
+        """Work on ``plan`` starts."""
+
+    def started(self, stage: Stage) -> None:
+        """A stage was given to a worker."""
+
+    def progress(self, stage: Stage, done: int, total: int) -> None:
+        """A running stage has done ``done`` of ``total`` steps."""
+
+    def waiting(self, stage: Stage) -> None:
+        """Another process is computing the stage; it will be tried again."""
+
+    def apart(self, stage: Stage, error: BaseException) -> None:
+        """A computation of several stages failed; this one of them will be tried alone."""
+
+    def finished(self, stage: Stage, computed: bool) -> None:
+        """A stage's artefact is in the store; ``computed`` says whether by this run."""
+
+    def failed(self, stage: Stage, error: BaseException) -> None:
+        """A stage raised, or its process died."""
+
+    def end(self) -> None:
+        """Nothing more will be reported."""
+
+
+class Silent:
+    """A reporter that shows nothing."""
+
+    def begin(self, plan: Plan, workers: int) -> None: ...
+    def started(self, stage: Stage) -> None: ...
+    def progress(self, stage: Stage, done: int, total: int) -> None: ...
+    def waiting(self, stage: Stage) -> None: ...
+    def apart(self, stage: Stage, error: BaseException) -> None: ...
+    def finished(self, stage: Stage, computed: bool) -> None: ...
+    def failed(self, stage: Stage, error: BaseException) -> None: ...
+    def end(self) -> None: ...
+
+
+class Clock:
+    """Seconds left of a plan, from estimated costs and the speed measured so far."""
+
+    def __init__(self, plan: Plan, workers: int, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._workers = max(1, workers)
+        self._path = critical_path(plan.todo)
+        self._left = {stage.fingerprint: stage for stage in plan.todo}
+        self._fraction: dict[str, float] = {}
+        self._started: dict[str, float] = {}
+        self._first: dict[str, float] = {}
+        self._cost = self._wall = 0.0
+
+    def started(self, stage: Stage) -> None:
+        """The stage begins now."""
+        self._started[stage.fingerprint] = self._now()
+
+    def stopped(self, stage: Stage) -> None:
+        """The stage was put back."""
+        self._started.pop(stage.fingerprint, None)
+        self._fraction.pop(stage.fingerprint, None)
+        self._first.pop(stage.fingerprint, None)
+
+    def progress(self, stage: Stage, fraction: float) -> None:
+        """The stage has done ``fraction`` of its steps."""
+        # A resumed stage begins somewhere in the middle: only what it did since counts as speed.
+        self._first.setdefault(stage.fingerprint, fraction)
+        self._fraction[stage.fingerprint] = fraction
+
+    def finished(self, stage: Stage, computed: bool) -> None:
+        """The stage is done."""
+        fp = stage.fingerprint
+        if computed and fp in self._started:
+            self._wall += self._now() - self._started[fp]
+            self._cost += stage.cost_s * (1 - self._first.get(fp, 0.0))
+        self._left.pop(fp, None)
+        self.stopped(stage)
+
+    def seconds_left(self) -> float:
+        """Estimated wall seconds until everything is done."""
+        wall, cost, work, path = self._wall, self._cost, 0.0, 0.0
+        for fp, stage in self._left.items():
+            fraction = self._fraction.get(fp, 0.0)
+            advance = fraction - self._first.get(fp, 0.0)
+            if fp in self._started and advance > 0:
+                wall += self._now() - self._started[fp]
+                cost += stage.cost_s * advance
+            work += stage.cost_s * (1 - fraction)
+            path = max(path, self._path[fp] - stage.cost_s * fraction)
+        scale = wall / cost if cost > 0 else 1.0
+        return scale * max(work / self._workers, path)
+
+
+class TextReporter:
+    """Progress as lines of text on ``stream`` (default: standard error)."""
+
+    def __init__(
+        self, stream: TextIO | None = None, now: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._stream = stream or sys.stderr
+        self._live = self._stream.isatty()
+        self._now = now
+        self._running: dict[str, tuple[Stage, int, int, float]] = {}
+        self._waiting: set[str] = set()
+        self._drawn = 0
+        self._last = float("-inf")
+        self._count = self._total = 0
+
+    def begin(self, plan: Plan, workers: int) -> None:
+        """Say how much there is to do."""
+        self._clock = Clock(plan, workers, self._now)
+        self._count, self._total = len(plan.stages) - len(plan.todo), len(plan.stages)
+        self._line(
+            f"{len(plan.todo)} of {len(plan.stages)} stages to compute on {workers}"
+            f" worker{'s' * (workers > 1)}, about {duration(self._clock.seconds_left())}"
+        )
+
+    def started(self, stage: Stage) -> None:
+        """Show the stage as running."""
+        self._running[stage.fingerprint] = (stage, 0, 0, self._now())
+        self._clock.started(stage)
+        if self._live:
+            self._redraw()
+        elif stage.fingerprint not in self._waiting:
+            self._line(f"start  {stage.title}")
+
+    def progress(self, stage: Stage, done: int, total: int) -> None:
+        """Update the stage's percentage."""
+        _, _, _, since = self._running[stage.fingerprint]
+        self._running[stage.fingerprint] = (stage, done, total, since)
+        if total > 0:
+            self._clock.progress(stage, min(1.0, done / total))
+        if self._live:
+            self._redraw()
+        elif self._now() - self._last >= LOG_EVERY_S:
+            for line in self._status():
+                self._line(line)
+
+    def waiting(self, stage: Stage) -> None:
+        """Say once that another process has the stage."""
+        self._running.pop(stage.fingerprint, None)
+        self._clock.stopped(stage)
+        if stage.fingerprint not in self._waiting:
+            self._waiting.add(stage.fingerprint)
+            self._line(f"wait   {stage.title} (another process is computing it)")
+
+    def apart(self, stage: Stage, error: BaseException) -> None:
+        """Say that the stage will be tried alone."""
+        self._running.pop(stage.fingerprint, None)
+        self._clock.stopped(stage)
+        self._line(f"again  {stage.title}, alone: together with others it failed ({error})")
+
+    def finished(self, stage: Stage, computed: bool) -> None:
+        """Say that the stage is done, how long it took and what is left."""
+        _, _, _, since = self._running.pop(stage.fingerprint, (stage, 0, 0, self._now()))
+        took = self._now() - since
+        self._clock.finished(stage, computed)
+        self._count += 1
+        what = f"done   {stage.title} in {duration(took)}" if computed else f"reuse  {stage.title}"
+        self._line(f"{what} [{self._count}/{self._total}{self._left()}]")
+
+    def failed(self, stage: Stage, error: BaseException) -> None:
+        """Say that the stage failed, in one line; the executor raises the full story."""
+        self._running.pop(stage.fingerprint, None)
+        self._clock.finished(stage, False)
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        self._line(f"FAILED {stage.title}: {first}")
+
+    def end(self) -> None:
+        """Clear the lines of running stages."""
+        self._running.clear()
+        self._erase()
+        self._stream.flush()
+
+    def _left(self) -> str:
+        seconds = self._clock.seconds_left()
+        return f", about {duration(seconds)} left" if seconds > 0 else ""
+
+    def _status(self) -> list[str]:
+        lines = []
+        for stage, done, total, since in self._running.values():
+            share = f"{min(done, total) / total:4.0%}" if total > 0 else "    "
+            lines.append(f"  {share} {stage.title} ({duration(self._now() - since)})")
+        return [*lines, f"  {self._count}/{self._total} stages{self._left()}"]
+
+    def _line(self, text: str) -> None:
+        self._erase()
+        self._stream.write(text + "\n")
+        self._stream.flush()
+        self._last = self._now()
+        if self._live and self._running:
+            self._redraw(force=True)
+
+    def _redraw(self, force: bool = False) -> None:
+        if not force and self._now() - self._last < REDRAW_S:
+            return
+        self._erase()
+        size = shutil.get_terminal_size()
+        lines = [line[: size.columns - 1] for line in self._status()][-(size.lines - 1) :]
+        self._stream.write("".join(line + "\n" for line in lines))
+        self._stream.flush()
+        self._drawn, self._last = len(lines), self._now()
+
+    def _erase(self) -> None:
+        if self._drawn:
+            self._stream.write(f"\x1b[{self._drawn}F\x1b[J")
+            self._drawn = 0
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a reader says them: 0.4 s, 12 s, 3 min 20 s, 2 h 05 min."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,0 +1,293 @@
+"""Fingerprint-addressed artefacts on disk: whole or absent, checked on opening, never overwritten.
+
+Level 3: with ``pipeline`` and ``cli`` the only code that touches files. An artefact is a directory
+``root/<stage>/<fingerprint>/`` with a ``manifest.json`` that says how it came about and holds a
+checksum of every file::
+
+    root/store.json                      format version of the store
+    root/<stage>/<fingerprint>/          finished artefacts
+    root/.scratch/<stage>-<fingerprint>  files of a stage that is running; renamed when it is done
+    root/.inflight/<stage>-<fingerprint> its checkpoints, which survive the process
+    root/.locks/<stage>-<fingerprint>    held by the process that computes it
+    root/experiments/<name>.json         fingerprints that an experiment was last finished with
+
+Safety rests on two operations of the file system: ``rename`` of a directory, which happens or does
+not, and ``flock``, which the kernel releases when its holder dies in whatever way. Scratch files
+belong to whoever holds the lock of their artefact, so left-overs of a killed process are
+recognised without guessing from process numbers or clocks.
+
+What it does differently from a cache: nothing here is ever deleted or recomputed behind the user's
+back. A damaged artefact is an error that names the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from overopt.base.config import RuntimeConfig
+from overopt.base.errors import DataError, StoreError
+from overopt.base.files import atomic_write, fsync, load_json, os_errors, save_json
+from overopt.engine.manifest import (
+    FORMAT_VERSION,
+    MANIFEST,
+    Artefact,
+    Identity,
+    Workspace,
+    checksum,
+    describe_file,
+    files_in,
+    make_manifest,
+    sha256,
+)
+
+
+@dataclass(frozen=True)
+class Store:
+    """Artefacts under ``root``.
+
+    Making the object checks the format of an existing store and writes nothing; ``create`` makes
+    the directory.
+
+    Raises
+    ------
+    StoreError
+        ``root`` is not a directory, or holds a store of another format version.
+    """
+
+    root: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "root", Path(self.root))
+        if self.root.exists() and not self.root.is_dir():
+            raise StoreError(f"{self.root}: is a file; give a directory with --store")
+        marker = self.root / "store.json"
+        if marker.exists():
+            found = load_json(marker)
+            version = found.get("format") if isinstance(found, dict) else None
+            if version != FORMAT_VERSION:
+                raise StoreError(
+                    f"{marker}: format = {version!r}, this overopt reads format {FORMAT_VERSION};"
+                    " give a new directory with --store, or use the overopt that made it"
+                )
+
+    def create(self) -> Store:
+        """Make the store's directories, prove that they can be written, drop dead scratch files."""
+        with os_errors(self.root):
+            for name in (".scratch", ".inflight", ".locks", "experiments"):
+                (self.root / name).mkdir(parents=True, exist_ok=True)
+            if not (self.root / "store.json").exists():
+                save_json(self.root / "store.json", {"format": FORMAT_VERSION})
+            probe = self.root / ".scratch" / f".probe-{socket.gethostname()}-{os.getpid()}"
+            atomic_write(probe, b"writable")
+            probe.unlink()
+            self.sweep()
+        return self
+
+    def path(self, stage: str, fp: str) -> Path:
+        """Where the artefact is, or would be."""
+        return self.root / stage / fp
+
+    def has(self, stage: str, fp: str) -> bool:
+        """Whether something is there under that identity (``open`` says whether it is sound)."""
+        return self.path(stage, fp).exists()
+
+    def has_checkpoint(self, stage: str, fp: str) -> bool:
+        """Whether an unfinished attempt left checkpoints to resume from."""
+        directory = self.root / ".inflight" / f"{stage}-{fp}"
+        return directory.is_dir() and any(directory.iterdir())
+
+    def is_running(self, stage: str, fp: str) -> bool:
+        """Whether some process is computing the artefact at this moment."""
+        path = self._lock_path(stage, fp)
+        try:
+            fd = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+        return False
+
+    def open(self, stage: str, fp: str) -> Artefact:
+        """The artefact, after comparing every file with its checksum.
+
+        A file is hashed once per process, and again if its size, inode or time changed.
+
+        Raises
+        ------
+        StoreError
+            It is absent, damaged, incomplete, or holds files that are not its own; the message
+            names the file.
+        """
+        directory = self.path(stage, fp)
+        if not directory.exists():
+            raise StoreError(f"{directory}: no such artefact; compute it with `overopt run`")
+        remedy = f"; delete the directory {directory} to have it computed again"
+        manifest_path = directory / MANIFEST
+        try:
+            manifest = load_json(manifest_path)
+        except (FileNotFoundError, NotADirectoryError):
+            raise StoreError(f"{manifest_path}: is missing{remedy}") from None
+        except DataError as error:
+            raise StoreError(f"{error}{remedy}") from error
+        if not isinstance(manifest, dict) or manifest.get("checksum") != checksum(manifest):
+            raise StoreError(f"{manifest_path}: is damaged (its checksum does not fit){remedy}")
+        if (manifest["stage"], manifest["fingerprint"]) != (stage, fp):
+            raise StoreError(
+                f"{manifest_path}: belongs to {manifest['stage']}/{manifest['fingerprint']}{remedy}"
+            )
+        if manifest["status"] != "complete":
+            raise StoreError(f"{manifest_path}: status = {manifest['status']!r}{remedy}")
+        present = set(files_in(directory)) - {MANIFEST}
+        for name in sorted(present - set(manifest["files"])):
+            raise StoreError(f"{directory / name}: does not belong to the artefact{remedy}")
+        for name, expected in manifest["files"].items():
+            if name not in present:
+                raise StoreError(f"{directory / name}: is missing{remedy}")
+            stat = os.stat(directory / name)
+            if stat.st_size != expected["size"]:
+                raise StoreError(
+                    f"{directory / name}: is damaged ({stat.st_size} bytes, manifest says"
+                    f" {expected['size']}){remedy}"
+                )
+            digest = sha256(str(directory / name), stat.st_mtime_ns, stat.st_size, stat.st_ino)
+            if digest != expected["sha256"]:
+                raise StoreError(
+                    f"{directory / name}: is damaged (SHA-256 {digest[:12]}…, manifest says"
+                    f" {expected['sha256'][:12]}…){remedy}"
+                )
+        return Artefact(path=directory, manifest=manifest)
+
+    @contextlib.contextmanager
+    def lock(self, stage: str, fp: str) -> Iterator[bool]:
+        """Try to become the only process that computes the artefact; yields whether it did.
+
+        The kernel releases the lock of a process that dies. The file is removed on release, while
+        still locked, which is why a taken lock is only good if its file is still the one on disk.
+        """
+        path = self._lock_path(stage, fp)
+        with os_errors(path):
+            fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    mine = os.fstat(fd).st_ino == os.stat(path).st_ino
+                except (BlockingIOError, FileNotFoundError):
+                    mine = False
+            except BaseException:
+                os.close(fd)
+                raise
+        try:
+            yield mine
+        finally:
+            if mine:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+            os.close(fd)
+
+    @contextlib.contextmanager
+    def workspace(self, identity: Identity) -> Iterator[Workspace]:
+        """Directories for a stage to write into; call while holding its lock.
+
+        Left-over scratch files of a dead attempt are removed, its checkpoints are kept. Whatever
+        is still in scratch at the end, because nothing was committed, is removed too.
+        """
+        name = f"{identity.stage}-{identity.fingerprint}"
+        out, checkpoint = self.root / ".scratch" / name, self.root / ".inflight" / name
+        with os_errors(out):
+            _remove(out)
+            out.mkdir(parents=True)
+            checkpoint.mkdir(parents=True, exist_ok=True)
+        resumed = any(checkpoint.iterdir())
+        try:
+            yield Workspace(identity=identity, out=out, checkpoint=checkpoint, resumed=resumed)
+        finally:
+            _remove(out)
+            with contextlib.suppress(OSError):
+                checkpoint.rmdir()  # succeeds only where there is nothing to resume from
+
+    def commit(self, work: Workspace, runtime: RuntimeConfig, *, together: int = 1) -> Artefact:
+        """Turn ``work.out`` into the artefact by one rename; returns what is now in the store.
+
+        If another process got there first, its artefact is checked and used, and this one dropped.
+        ``together``: artefacts that were computed at once; each is charged its share of the seconds.
+
+        Raises
+        ------
+        StoreError
+            The file system refused, or the artefact found in the way is damaged or another's.
+        """
+        identity = work.identity
+        target = self.path(identity.stage, identity.fingerprint)
+        with os_errors(target):
+            files = {name: describe_file(work.out / name) for name in files_in(work.out)}
+            manifest = make_manifest(work, runtime, files, together)
+            save_json(work.out / MANIFEST, {**manifest, "checksum": checksum(manifest)})
+            for directory in (work.out, *(p for p in work.out.rglob("*") if p.is_dir())):
+                fsync(directory)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.rename(work.out, target)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                    raise
+            fsync(target.parent)
+        artefact = self.open(identity.stage, identity.fingerprint)
+        _remove(work.checkpoint)
+        return artefact
+
+    def recorded(self, experiment: str) -> dict[str, Any] | None:
+        """What ``record`` last wrote for the experiment, or None."""
+        path = self._experiment_path(experiment)
+        return load_json(path) if path.exists() else None
+
+    def record(self, experiment: str, fingerprints: Mapping[str, Mapping[str, str]]) -> None:
+        """Note ``{label: {"stage": ..., "fingerprint": ...}}`` as the experiment's final state."""
+        path = self._experiment_path(experiment)
+        with os_errors(path):
+            save_json(path, {"experiment": experiment, "stages": dict(fingerprints)})
+
+    def free_bytes(self) -> int:
+        """Free bytes on the file system of the store."""
+        return shutil.disk_usage(self.root).free
+
+    def _lock_path(self, stage: str, fp: str) -> Path:
+        return self.root / ".locks" / f"{stage}-{fp}"
+
+    def _experiment_path(self, experiment: str) -> Path:
+        # Names may hold any character (overrides are part of them), so the file name is hashed.
+        plain = "".join(c if c.isalnum() or c in "-_." else "_" for c in experiment)[:60]
+        if plain != experiment:
+            plain += "-" + hashlib.sha256(experiment.encode()).hexdigest()[:8]
+        return self.root / "experiments" / f"{plain}.json"
+
+    def sweep(self) -> None:
+        """Remove what dead processes left: scratch files, and checkpoints of finished artefacts."""
+        for kind in (".scratch", ".inflight"):
+            for left in (self.root / kind).iterdir():
+                stage, dash, fp = left.name.rpartition("-")
+                if not dash or left.name.startswith("."):
+                    continue
+                if kind == ".inflight" and not self.has(stage, fp):
+                    continue
+                with self.lock(stage, fp) as mine:
+                    if mine:
+                        _remove(left)
+
+
+def _remove(directory: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(directory)

@@ -1,0 +1,112 @@
+"""Pure tensor functions of reward-model and policy training: no state, no files, no randomness.
+
+Every reduction takes a ``response_mask`` with True = real token. Losses are sums over tokens
+divided by a token count that the caller gives for the whole batch, so that splitting a batch into
+micro-batches and adding the parts changes nothing.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean of ``x`` over True entries of ``mask``; 0 where there is none."""
+    return (x * mask).sum() / mask.sum().clamp_min(1)
+
+
+def whiten(x: Tensor, mask: Tensor, *, shift_mean: bool = True) -> Tensor:
+    """``x`` scaled to unit standard deviation over the mask; also to mean 0 if ``shift_mean``.
+
+    Biased variance, as in Ziegler et al. 2019. Masked entries return 0.
+    """
+    mean = masked_mean(x, mask)
+    std = (masked_mean((x - mean) ** 2, mask) + 1e-8).sqrt()
+    white = (x - mean) / std
+    if not shift_mean:
+        white = white + mean
+    return white * mask
+
+
+def rewards_from_scores(
+    score: Tensor, log_ratio: Tensor, mask: Tensor, *, kl_coef: float
+) -> Tensor:
+    """Per-token rewards (R, T): −kl_coef·log(π/π_ref) at each token, plus the score at the last.
+
+    score (R,); log_ratio (R, T) = log π − log π_ref of the sampled tokens; mask (R, T). Summed over
+    a response the rewards are score − kl_coef·Σ log_ratio (Ziegler et al. 2019, eq. 2).
+    """
+    rewards = -kl_coef * log_ratio * mask
+    last = (mask.sum(1) - 1)[:, None]
+    return rewards.scatter_add(1, last, score[:, None].to(rewards.dtype))
+
+
+class Advantages(NamedTuple):
+    """Advantages and returns, each (R, T), 0 where masked."""
+
+    advantages: Tensor
+    returns: Tensor
+
+
+def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: float) -> Advantages:
+    """Generalised advantage estimates (Schulman et al. 2016) over right-padded responses.
+
+    rewards, values, mask (R, T). A_t = Σ_k (γλ)^k δ_{t+k}, δ_t = r_t + γ V_{t+1} − V_t, and V = 0
+    behind the last real token.
+    """
+    values = values * mask
+    rewards = rewards * mask
+    following = F.pad(values[:, 1:], (0, 1))
+    delta = rewards + gamma * following - values
+    advantages = torch.zeros_like(delta)
+    running = torch.zeros_like(delta[:, 0])
+    for t in range(delta.shape[1] - 1, -1, -1):
+        running = (delta[:, t] + gamma * lam * running) * mask[:, t]
+        advantages[:, t] = running
+    return Advantages(advantages, (advantages + values) * mask)
+
+
+class PolicyLoss(NamedTuple):
+    """Clipped policy loss with its diagnostics (all scalars; the last two carry no gradient)."""
+
+    loss: Tensor
+    clip_fraction: Tensor
+    update_kl_token_nats: Tensor
+
+
+def ppo_policy_loss(
+    logp_new: Tensor,
+    logp_old: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    clip: float,
+    n_tokens: int,
+) -> PolicyLoss:
+    """Clipped surrogate of PPO (Schulman et al. 2017, eq. 7), Σ over tokens / ``n_tokens``.
+
+    All tensors (R, T). ``update_kl_token_nats`` is KL(π_old‖π_new) per token by the k3 estimator on
+    tokens sampled from π_old; like ``clip_fraction`` it is a share of ``n_tokens``.
+    """
+    log_ratio = (logp_new - logp_old) * mask
+    ratio = log_ratio.exp()
+    surrogate = torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
+    with torch.no_grad():
+        clipped = (((ratio - 1).abs() > clip) & mask).sum() / n_tokens
+        update_kl = ((log_ratio.expm1() - log_ratio) * mask).sum() / n_tokens
+    return PolicyLoss(-(surrogate * mask).sum() / n_tokens, clipped, update_kl)
+
+
+def ppo_value_loss(
+    values: Tensor, values_old: Tensor, returns: Tensor, mask: Tensor, *, clip: float, n_tokens: int
+) -> Tensor:
+    """Half the clipped squared value error, Σ over tokens / ``n_tokens``; tensors (R, T).
+
+    The larger of the plain error and that of a prediction kept within ``clip`` of the old one, in
+    units of the normalised score (Ziegler et al. 2019).
+    """
+    near = values_old + (values - values_old).clamp(-clip, clip)
+    worst = torch.maximum((values - returns) ** 2, (near - returns) ** 2)
+    return 0.5 * (worst * mask).sum() / n_tokens

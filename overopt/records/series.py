@@ -1,0 +1,192 @@
+"""From records to tables and figures: `overopt fit`, `overopt stops`, `overopt figures`.
+
+Reads records, calls the pure functions of `fits` and `figures`, and writes pictures with a sidecar
+JSON each. Never imports torch.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from overopt.base.errors import OveroptError
+from overopt.fits.fit import FitResult
+from overopt.fits.replicates import ReplicateCurve, fit_replicates, mean_curve
+from overopt.fits.scaling import ScalingPoint
+from overopt.records.curves import Curve, load_curves, results_dir
+
+FORMS = {"bon": "bon", "ppo": "rl"}
+
+
+_TREATMENTS = {
+    "label_rule": "",
+    "label_flip_rate": "flips ",
+    "mitigation": "",
+    "kl_coef": "kl_coef ",
+}
+
+
+def group_curves(curves: Sequence[Curve]) -> dict[str, dict[str, list[Curve]]]:
+    """Curves by method and series, sizes increasing, the largest data size only.
+
+    A series is one proxy under one treatment: labels, mitigations or KL penalties that differ between
+    the curves, or are not the plain ones, are named in the legend and never averaged.
+    """
+    most = max(c.meta["n_pairs"] for c in curves)
+    values = {t: {c.meta.get(t) for c in curves} - {None} for t in _TREATMENTS}
+    varying = [t for t, v in values.items() if len(v) > 1 or v - {"", "none", 0, "argmax"}]
+    groups: dict[str, dict[str, list[Curve]]] = {}
+    for curve in sorted(curves, key=lambda c: (c.meta["n_params"], c.meta["backbone"])):
+        if curve.meta["n_pairs"] == most:
+            name = series_name(curve)
+            for treatment in varying:
+                value = curve.meta.get(treatment)
+                if value not in (None, "none"):
+                    name += f", {_TREATMENTS[treatment]}{value}"
+            groups.setdefault(curve.meta["method"], {}).setdefault(name, []).append(curve)
+    return groups
+
+
+def data_sweeps(curves: Sequence[Curve]) -> dict[str, dict[int, list[Curve]]]:
+    """Best-of-n curves of plain proxies by series and comparisons, where there are three sizes."""
+    sweeps: dict[str, dict[int, list[Curve]]] = {}
+    for curve in sorted(curves, key=lambda c: (c.meta["n_params"], c.meta["n_pairs"])):
+        meta = curve.meta
+        plain = meta.get("mitigation") in (None, "none") and meta["label_flip_rate"] == 0
+        if meta["method"] == "bon" and plain and meta["label_rule"] == "argmax":
+            sweep = sweeps.setdefault(series_name(curve), {})
+            sweep.setdefault(meta["n_pairs"], []).append(curve)
+    return {name: sweep for name, sweep in sweeps.items() if len(sweep) >= 3}
+
+
+def as_replicates(curves: Sequence[Curve]) -> list[ReplicateCurve]:
+    """Curves of one series as the statistics see them: gold gains by prompt, known or measured KL.
+
+    PPO seeds of one proxy are averaged first: they are not independent proxies.
+    """
+    by_proxy: dict[tuple[int, int], list[Curve]] = {}
+    for curve in curves:
+        by_proxy.setdefault((curve.meta["data_seed"], curve.meta["rm_seed"]), []).append(curve)
+    replicates = []
+    for (data_seed, rm_seed), same in by_proxy.items():
+        gold = np.mean([c.arrays["gold"] - c.arrays["gold"][:1] for c in same], axis=0)
+        known = same[0].meta["method"] == "bon"
+        kl = np.mean([np.maximum(c.arrays["kl"], 0.0) for c in same], axis=0)
+        replicates.append(
+            ReplicateCurve(
+                gold_KP=gold,
+                sqrt_kl=same[0]["sqrt_kl"] if known else None,
+                kl_seq_nats_KP=None if known else kl,
+                rm_seed=rm_seed,
+                data_seed=data_seed,
+            )
+        )
+    return replicates
+
+
+def load_tilts(
+    folder: Path, groups: dict[str, dict[str, list[Curve]]]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """√KL and mean gold gain of the exponential tilt by series, trusted points only.
+
+    Replicates are averaged β by β. Empty where the records hold no tilt.
+    """
+    file = folder / "tilt.jsonl"
+    if not file.is_file():
+        return {}
+    by_run: dict[str, list[dict[str, Any]]] = {}
+    for line in file.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        by_run.setdefault(row["run_id"], []).append(row)
+    tilts = {}
+    for name, curves in groups.get("bon", {}).items():
+        runs = [by_run[c.meta["run_id"]] for c in curves if c.meta["run_id"] in by_run]
+        points = [p for p in zip(*runs, strict=True) if all(row["reliable"] for row in p)]
+        if points:
+            kl, gold = (
+                np.array([np.mean([row[key] for row in p]) for p in points])
+                for key in ("kl_seq_nats", "gold_gain")
+            )
+            tilts[name] = (np.sqrt(kl), gold)
+    return tilts
+
+
+def fit_groups(groups: dict[str, dict[str, list[Curve]]]) -> dict[str, dict[str, FitResult]]:
+    """The method's form fitted to each series' replicates; a series that cannot be fitted is absent."""
+    fits: dict[str, dict[str, FitResult]] = {}
+    for method, series in groups.items():
+        fits[method] = {}
+        for name, curves in series.items():
+            try:
+                fits[method][name] = fit_replicates(as_replicates(curves), FORMS[method])
+            except OveroptError:
+                continue
+    return fits
+
+
+def scaling_points(curves: Sequence[Curve], method: str) -> list[ScalingPoint]:
+    """A fit for each proxy size of ``method``, sizes increasing; without uncertainty, left out.
+
+    Curves of gold as its own proxy are left out too: gold has a size, but it is not a proxy.
+    """
+    proxies = [c for c in curves if c.meta["backbone"] != "gold" and c.meta["method"] == method]
+    if not proxies:
+        return []
+    groups = group_curves(proxies)
+    return [
+        ScalingPoint(
+            label=name,
+            n_params=groups[method][name][0].meta["n_params"],
+            n_pairs=groups[method][name][0].meta["n_pairs"],
+            fit=result,
+        )
+        for name, result in fit_groups(groups)[method].items()
+        if result.has_uncertainty
+    ]
+
+
+def fit_records(records: str | Path) -> dict[str, dict[str, FitResult]]:
+    """The fits that `overopt fit` prints: method (``bon``, ``ppo``) -> series -> result.
+
+    Values by prompt enter, so that the standard errors hold for points that share prompts and pool.
+    """
+    return fit_groups(group_curves(load_curves(results_dir(records))))
+
+
+LADDER = ("0.056M", "0.2M", "0.8M", "2M", "3M", "6M")
+
+
+def size_name(n_params: float) -> str:
+    """Parameters in millions: 0.056M, 3M, 106M."""
+    millions = n_params / 1e6
+    return f"{millions:.2g}M" if millions < 10 else f"{millions:.0f}M"
+
+
+def series_name(curve: Curve) -> str:
+    """What the legend calls a curve: its proxy's size."""
+    is_gold = curve.meta["backbone"] == "gold"
+    return "gold as proxy" if is_gold else f"{size_name(curve.meta['n_params'])} proxy"
+
+
+@dataclass(frozen=True)
+class MeanSeries:
+    """Curves of one series averaged over seeds, with the standard error over prompts and seeds."""
+
+    d: np.ndarray
+    gold: np.ndarray
+    gold_stderr: np.ndarray
+    proxy: np.ndarray
+
+
+def average(curves: Sequence[Curve], replicates: Sequence[ReplicateCurve]) -> MeanSeries:
+    """Mean of the replicate curves; ``replicates`` are the same curves as `fits` takes them.
+
+    Prompts are shared between replicates, so their error does not average out over seeds:
+    `overopt.fits.replicates.mean_curve` accounts for both.
+    """
+    mean = mean_curve(replicates)
+    proxy = np.stack([c["proxy_gain"] for c in curves]).mean(0)
+    return MeanSeries(mean.sqrt_kl, mean.gold, mean.sigma, proxy)

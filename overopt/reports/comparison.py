@@ -1,0 +1,252 @@
+"""The report of a comparison: leaderboard and figures from the files of its results.
+
+Level 3, downstream of `overopt.comparison`, which writes those files: records and curves of the test
+runs, comparison.json (what each run is for) and choices.json (reference points and thresholds).
+Needs neither the store nor torch, so committed results can be reported anywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from overopt.analysis import stopping
+from overopt.analysis.leaderboard import (
+    COSTS,
+    FEW_MITIGATIONS,
+    FEW_SEEDS,
+    METRICS,
+    PRIMARY,
+    SEEDS_FOR_MORE,
+    Effect,
+    Reference,
+    Standing,
+    leaderboard,
+    truncate,
+)
+from overopt.analysis.stopping import rule_named
+from overopt.base import files
+from overopt.base.errors import DataError
+from overopt.base.seeding import numpy_rng
+from overopt.fits.fit import jsonable
+from overopt.records.curves import Curve, load_curves
+from overopt.reports.figures import forest, frontier
+
+NOT_TRAINING = ("ppo_gold",)
+"""Stages whose CPU time is measurement, not a cost of the mitigation."""
+
+
+class Results(NamedTuple):
+    """Test curves of a finished comparison, as its leaderboard takes them."""
+
+    protocol: dict[str, Any]
+    references: dict[str, Reference]
+    curves: dict[str, dict[str, list[Curve]]]
+    """method -> mitigation -> one curve a test seed; a stopped run ends where it stops."""
+    cpu_s: dict[str, dict[str, float]]
+    """method -> mitigation -> mean CPU seconds of a run; nan where not recorded."""
+
+
+def load_results(results: str | Path) -> Results:
+    """What `run_comparison` wrote.
+
+    Raises
+    ------
+    DataError
+        Not the results of a finished comparison.
+    """
+    folder = Path(results)
+    for name in ("comparison.json", "choices.json"):
+        if not (folder / name).is_file():
+            raise DataError(
+                f"{str(folder)!r} has no {name}: it does not hold a finished comparison; run"
+                " `overopt compare` with --results on it first"
+            )
+    protocol = files.load_json(folder / "comparison.json")
+    choices = files.load_json(folder / "choices.json")
+    by_id = {curve.meta["run_id"]: curve for curve in load_curves(folder / "test")}
+    cost_of = _costs(folder / "test")
+    curves: dict[str, dict[str, list[Curve]]] = {}
+    cpu_s: dict[str, dict[str, float]] = {}
+    for method in protocol["methods"]:
+        curves[method], cpu_s[method] = {}, {}
+        for mitigation in protocol["mitigations"]:
+            if method not in mitigation["methods"]:
+                continue
+            name, is_stopped = mitigation["name"], mitigation["kind"] == "stopping"
+            key = ("test", method, protocol["baseline"] if is_stopped else name)
+            ids = [
+                r["run_id"]
+                for r in protocol["runs"]
+                if (r["role"], r["method"], r["mitigation"]) == key
+            ]
+            same = [by_id[run_id] for run_id in ids]
+            if is_stopped:
+                rule = rule_named(mitigation["rule"])
+                threshold = float(choices[method]["mitigations"][name]["threshold"])
+                same = [truncate(c, stopping.stop(rule, c, threshold)) for c in same]
+            curves[method][name] = same
+            cpu_s[method][name] = float(np.mean([cost_of.get(i, math.nan) for i in ids]))
+    references = {m: Reference(**choices[m]["reference"]) for m in protocol["methods"]}
+    return Results(protocol, references, curves, cpu_s)
+
+
+def _costs(folder: Path) -> dict[str, float]:
+    """CPU seconds by run of training the proxy and optimising against it."""
+    file = folder / "costs.jsonl"
+    costs: dict[str, float] = {}
+    for row in files.load_records(file) if file.is_file() else ():
+        if row["stage"] not in NOT_TRAINING:
+            costs[row["run_id"]] = costs.get(row["run_id"], 0.0) + row["cpu_s"]
+    return costs
+
+
+def report(results: str | Path) -> str:
+    """Leaderboard and figures of a finished comparison, from its records; returns the text.
+
+    Writes leaderboard.json, leaderboard.md, frontier.png and effects.png, the figures with a sidecar
+    JSON each. Needs neither the store nor torch.
+    """
+    folder = Path(results)
+    found = load_results(folder)
+    families = {m["name"]: m["family"] for m in found.protocol["mitigations"]}
+    baseline = found.protocol["baseline"]
+    standings = {
+        method: leaderboard(
+            same,
+            baseline=baseline,
+            reference=found.references[method],
+            families=families,
+            rng=numpy_rng(0, "leaderboard", method),
+            cpu_s=found.cpu_s[method],
+        )
+        for method, same in found.curves.items()
+    }
+    text = _as_text(found, standings)
+    files.save_json(
+        folder / "leaderboard.json",
+        jsonable(
+            {
+                "comparison": found.protocol["name"],
+                "baseline": baseline,
+                "metrics": METRICS,
+                "references": found.references,
+                "standings": standings,
+            }
+        ),
+    )
+    (folder / "leaderboard.md").write_text(text + "\n", encoding="utf-8")
+    if len(families) > 1:
+        used = [r["run_id"] for r in found.protocol["runs"] if r["role"] == "test"]
+        side = {"comparison": found.protocol["name"], "records": sorted(set(used))}
+        figure = frontier.frontier(found.curves, families, found.references, baseline=baseline)
+        _save_figure(folder / "frontier.png", figure, side | {"references": found.references})
+        figure = forest.forest(standings, baseline=baseline)
+        _save_figure(folder / "effects.png", figure, side | {"effects": _effects(standings)})
+    return text
+
+
+def _effects(standings: Mapping[str, Sequence[Standing]]) -> dict[str, Any]:
+    return {
+        method: {s.mitigation: {m: s.effects[m] for m in forest.FOREST_METRICS} for s in same}
+        for method, same in standings.items()
+    }
+
+
+def _save_figure(path: Path, figure: Figure, side: Mapping[str, Any]) -> None:
+    figure.savefig(path, dpi=160, metadata={"Software": None})
+    text = json.dumps(jsonable(side), indent=1, allow_nan=False)
+    path.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+
+
+def too_few_seeds(n_seeds: int, n_mitigations: int) -> list[str]:
+    """Lines that say so where ``n_seeds`` are too few to correct for ``n_mitigations`` effects."""
+    needed = FEW_SEEDS if n_mitigations <= FEW_MITIGATIONS else SEEDS_FOR_MORE
+    if n_seeds >= needed:
+        return []
+    return [
+        "",
+        f"{n_seeds} test seeds for {n_mitigations} mitigations: corrected p-values are too small"
+        f" below {needed}.",
+    ]
+
+
+def _as_text(found: Results, standings: Mapping[str, Sequence[Standing]]) -> str:
+    p = found.protocol
+    lines = [
+        f"## {p['name']}",
+        "",
+        f"Baseline: {p['baseline']}. Tuning trials × seeds of every mitigation:"
+        f" {p['n_trials']} × {len(p['tuning_seeds'])}, chosen by {PRIMARY}; test seeds:"
+        f" {len(p['test_seeds'])}, other seeds and other prompts.",
+    ]
+    for method, same in standings.items():
+        reference = found.references[method]
+        peak = (
+            f"The tuned baseline peaks at √KL {reference.peak_sqrt_kl:.2f}"
+            if reference.is_turning
+            else "The tuned baseline has no peak inside its range, whose end stands for it"
+        )
+        lines += ["", f"{peak}; area is over √KL 0 to {reference.max_sqrt_kl:.2f}.", ""]
+        lines.append(as_table(same))
+    n_seeds = len(p["test_seeds"])
+    if n_seeds == 1:
+        lines += ["", "One test seed: intervals and p-values speak of prompts, not of seeds."]
+    else:
+        lines += too_few_seeds(n_seeds, max(len(same) - 1 for same in standings.values()))
+    lines += ["", *(f"- `{name}`: {meaning}" for name, meaning in METRICS.items())]
+    return "\n".join(lines)
+
+
+def as_table(standings: Sequence[Standing]) -> str:
+    """Standings of one method as a Markdown table: values, then effects on the leading metrics.
+
+    An effect is followed by its 95 % interval and the Holm-adjusted p-value.
+    """
+    method = standings[0].method
+    shown = ["mitigation", "family", *METRICS, "√KL reached", *COSTS]
+    lines = [f"### {method}: {standings[0].n_seeds} seeds × {standings[0].n_prompts} prompts", ""]
+    rows = [
+        [
+            s.mitigation,
+            s.family,
+            *(_shown(s.effects[m].value, 3) for m in METRICS),
+            _shown(s.reach_sqrt_kl, 2),
+            *(_shown(s.costs[c], 0) for c in COSTS),
+        ]
+        for s in standings
+    ]
+    lines += [*_markdown(shown, rows), "", "Difference from the baseline [95 % interval], p (Holm)"]
+    effects = [
+        [s.mitigation, *(_shown_effect(s.effects[m]) for m in METRICS)]
+        for s in standings
+        if not math.isnan(s.effects[PRIMARY].difference)
+    ]
+    lines += ["", *_markdown(["mitigation", *METRICS], effects)]
+    return "\n".join(lines)
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = [head, ["-" * width for width in widths], *rows]
+    return [
+        "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |"
+        for line in lines
+    ]
+
+
+def _shown(value: float, digits: int) -> str:
+    return "–" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _shown_effect(effect: Effect) -> str:
+    if math.isnan(effect.difference):
+        return "–"
+    interval = f"[{effect.ci_low:+.2f}, {effect.ci_high:+.2f}]"
+    return f"{effect.difference:+.2f} {interval} {effect.p_holm:.2g}"

@@ -1,0 +1,153 @@
+"""Scalar heads on a language model's trunk: one reward model, or several heads that share a trunk."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from overopt.base import files
+from overopt.base.datatypes import Responses
+from overopt.base.errors import CheckpointError
+from overopt.nets.block import LlamaConfig
+from overopt.nets.checkpoints import backbone_state, n_params
+from overopt.nets.heads import ScalarHeadModel
+from overopt.nets.layout import from_transformers_state
+from overopt.nets.llama import Llama
+from overopt.rewards.scorer import Place, Scorer, Unit, raw_scores
+from overopt.worlds import codecs
+from overopt.worlds.codecs import TextReader
+
+
+@dataclass(frozen=True)
+class RewardModelScorer(Scorer):
+    """A reward model with the mean and std of its raw score under the initial policy."""
+
+    model: ScalarHeadModel
+    mean: float
+    std: float
+
+    @property
+    def unit(self) -> Unit:
+        """Zero and unit of the score."""
+        return Unit(self.mean, self.std)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Parameters of the network."""
+        return n_params(self.model)
+
+    def raw(self, responses: Responses) -> Tensor:
+        """Head output (R,)."""
+        return raw_scores(self.model, responses)
+
+    def score(self, responses: Responses) -> Tensor:
+        """Normalised scores (R,) float32."""
+        return (raw_scores(self.model, responses) - self.mean) / self.std
+
+    def save(self, folder: Path, info: dict[str, Any]) -> None:
+        """Weights, shape and unit."""
+        _save(self.model, folder, info | {"mean": self.mean, "std": self.std})
+
+
+@dataclass(frozen=True)
+class MultiHeadScorer(Scorer):
+    """A model with k heads on one trunk: k members for the price of one forward pass.
+
+    means, stds: of each head's raw score under the initial policy.
+    """
+
+    model: ScalarHeadModel
+    means: tuple[float, ...]
+    stds: tuple[float, ...]
+
+    @property
+    def unit(self) -> Unit:
+        """Average zero and unit of the heads."""
+        k = self.n_members
+        return Unit(sum(self.means) / k, sum(self.stds) / k)
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        """Zero and unit of each head."""
+        return tuple(Unit(*pair) for pair in zip(self.means, self.stds, strict=True))
+
+    @property
+    def n_members(self) -> int:
+        """Number of heads."""
+        return len(self.means)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Parameters of the network."""
+        return n_params(self.model)
+
+    def member_scores(self, responses: Responses) -> Tensor:
+        """Normalised scores (k, R) float32 of each head."""
+        raw = raw_scores(self.model, responses)
+        return ((raw - torch.tensor(self.means)) / torch.tensor(self.stds)).T
+
+    def combine(self, member_scores: Tensor, n_tokens: Tensor) -> Tensor:
+        """Mean of the heads, (R,)."""
+        return member_scores.mean(0)
+
+    def score(self, responses: Responses) -> Tensor:
+        """Mean of the normalised scores, (R,) float32."""
+        return self.member_scores(responses).mean(0)
+
+    def save(self, folder: Path, info: dict[str, Any]) -> None:
+        """Weights, shape and units."""
+        _save(self.model, folder, info | {"mean": list(self.means), "std": list(self.stds)})
+
+
+def _save(model: ScalarHeadModel, folder: Path, info: dict[str, Any]) -> None:
+    backbone: Any = model.backbone
+    state = backbone_state(backbone)
+    state |= {f"score.{k}": v.detach().clone() for k, v in model.head.state_dict().items()}
+    files.save_tensors(folder / "model.safetensors", state)
+    is_llama = isinstance(backbone, Llama)
+    shape = {"shape": vars(backbone.cfg)} if is_llama else {"transformers": backbone.spec()}
+    info = {"kind": "reward_model"} | info | {"scored_by": "tokens"} | shape
+    if isinstance(backbone.reader, TextReader):
+        info |= {"scored_by": "text", "tokenizer": backbone.reader.source}
+    files.save_json(folder / "scorer.json", info)
+
+
+def load(folder: Path, info: dict[str, Any], place: Place) -> RewardModelScorer | MultiHeadScorer:
+    """What `RewardModelScorer.save` or `MultiHeadScorer.save` wrote."""
+    state = files.load_tensors(folder / "model.safetensors")
+    weights = {k: v for k, v in state.items() if not k.startswith("score.")}
+    backbone: Any = None
+    if "transformers" in info:
+        from overopt.nets.hf import from_spec  # transformers takes seconds to import
+
+        backbone = from_spec(info["transformers"], weights)
+    else:
+        backbone = from_transformers_state(weights, LlamaConfig(**info["shape"]))
+    if info.get("scored_by") == "text":
+        source = info["tokenizer"]
+        backbone.reader = TextReader(source, place.world, codecs.load_codec(source))
+    model = ScalarHeadModel(backbone, len(state["score.bias"]))
+    model.head.load_state_dict({"weight": state["score.weight"], "bias": state["score.bias"]})
+    model.to(place.device)
+    if isinstance(info["mean"], list):
+        return MultiHeadScorer(model.eval(), tuple(info["mean"]), tuple(info["std"]))
+    return RewardModelScorer(model.eval(), info["mean"], info["std"])
+
+
+def network(scorer: Scorer) -> ScalarHeadModel:
+    """The network of a reward model that is trained further.
+
+    Raises
+    ------
+    CheckpointError
+        The scorer is no reward model of this package.
+    """
+    model = getattr(scorer, "model", None)
+    if not isinstance(model, ScalarHeadModel):
+        raise CheckpointError(
+            f"a {type(scorer).__name__} has no network with a scalar head: it can be neither trained"
+            " further nor averaged"
+        )
+    return model

@@ -1,0 +1,145 @@
+"""Best-of-n of one proxy: its scores of the pool, then the curve over n."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from overopt.base import files
+from overopt.engine.graph import StageContext
+from overopt.measure.kl import sqrt_kl
+from overopt.measure.win_rate import pool_win_share
+from overopt.pools.best_of_n import best_of_n, kl_bon, kl_bon_ties
+from overopt.pools.tilt import exponential_tilt
+from overopt.records.schema import CURVE_ARRAYS
+from overopt.stages.common import load_responses, scorer_of
+from overopt.stages.points import save_curve, stderr
+from overopt.stages.pool import pool_folders
+from overopt.stages.settings import BonConfig
+from overopt.worlds.load import load_world
+from overopt.worlds.world import WorldConfig
+
+TILT_BETAS = tuple(float(b) for b in np.geomspace(8.0, 0.05, 16))  # sd of the proxy
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoresStage:
+    """One proxy's scores of the pool; ``precision``: of matrix products."""
+
+    world: WorldConfig
+    root_seed: int
+    precision: Literal["fp32", "tf32"] = "fp32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BonStage:
+    """Best-of-n curve of one proxy over the pool."""
+
+    world: WorldConfig
+    bon: BonConfig
+    root_seed: int
+
+
+def run_scores(ctx: StageContext) -> None:
+    """Score the pool with one proxy; every ensemble that has it as a member reads the result."""
+    cfg: ScoresStage = ctx.config
+    proxy = scorer_of(ctx, "proxy", load_world(cfg.world))
+    tables, pools = [], pool_folders(ctx)
+    for done, folder in enumerate(pools):
+        responses = load_responses(folder / "responses.npz")
+        n_prompts = len(files.load_arrays(folder / "scores.npz", ("gold",))["gold"])
+        # Prompt by prompt, as gold was scored: a proxy that is gold gets bit-identical scores.
+        for i, rows in enumerate(torch.arange(len(responses)).chunk(n_prompts), start=1):
+            part = responses.select(rows)
+            with matmul_precision(cfg.precision):
+                tables.append(proxy.member_scores(part))
+            ctx.progress(done * n_prompts + i, len(pools) * n_prompts)
+    files.save_arrays(ctx.out / "scores.npz", {"members": torch.stack(tables, 1).numpy()})
+
+
+@contextlib.contextmanager
+def matmul_precision(precision: str) -> Iterator[None]:
+    """Float32 matrix products in fp32, or in tf32 where the device has it, inside the block."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def run_bon(ctx: StageContext) -> None:
+    """Combine the members' scores of the pool and estimate every best-of-n."""
+    cfg: BonStage = ctx.config
+    proxy = scorer_of(ctx, "proxy", load_world(cfg.world))
+    pieces = [
+        files.load_arrays(folder / "scores.npz")
+        | files.load_arrays(folder / "responses.npz", ("ended",))
+        for folder in pool_folders(ctx)
+    ]
+    table = {k: np.concatenate([p[k] for p in pieces]) for k in pieces[0]}
+    shape = table["gold"].shape
+    roles = sorted(role for role in ctx.inputs if role.startswith("scores_"))
+    members_MPN = np.concatenate(
+        [files.load_arrays(ctx.inputs[role].path / "scores.npz")["members"] for role in roles]
+    )
+    members_MR = torch.from_numpy(members_MPN.reshape(len(members_MPN), -1))
+    combined_R = proxy.combine(members_MR, torch.from_numpy(table["length"].reshape(-1)))
+    proxy_PN = combined_R.numpy().astype(float).reshape(shape)
+    spread_PN = members_MPN.std(0) if proxy.n_members > 1 else None
+    columns = {k: table[k].astype(np.float64) for k in ("gold", "rubric", "length")}
+    columns |= {"proxy": proxy_PN, "ended": table["ended"].astype(float).reshape(shape)}
+    columns["win_rate"] = pool_win_share(table["gold"])
+    if spread_PN is not None:
+        columns["member_std"] = spread_PN.astype(float)
+    result = best_of_n(proxy_PN, columns, cfg.bon.ns)
+    ties = kl_bon_ties(proxy_PN, cfg.bon.ns)
+    bound = kl_bon(cfg.bon.ns)
+    arrays = {k: result[k].per_prompt for k in (*CURVE_ARRAYS, "win_rate") if k != "kl"}
+    arrays["kl"] = np.repeat(np.asarray(bound)[:, None], shape[0], axis=1)
+    rows = []
+    for k, n in enumerate(cfg.bon.ns):
+        rows.append(
+            {
+                "coord": "n",
+                "value": int(n),
+                "kl_seq_nats": float(bound[k]),
+                "kl_seq_nats_stderr": None,
+                "kl_estimator": "bon_bound",
+                "kl_bon_ties": float(ties.mean[k]),
+                "n_responses": int(np.prod(shape)),
+                "ended_share": float(result["ended"].mean[k]),
+                "member_disagreement": (
+                    None if spread_PN is None else float(result["member_std"].mean[k])
+                ),
+                "missing_reason": "best-of-n: no policy, its KL is known by formula;"
+                " member_disagreement: a single proxy has none",
+            }
+        )
+    save_curve(ctx.out, rows, arrays, [proxy] * len(rows))
+    files.save_json(ctx.out / "tilt.json", _tilt_rows(proxy_PN, columns["gold"]))
+
+
+def _tilt_rows(proxy_PN: np.ndarray, gold_PN: np.ndarray) -> list[dict[str, Any]]:
+    """The exponential tilt of the pool: gold gain at each β, with KL and effective sample size."""
+    columns = {"gold": gold_PN, "proxy": proxy_PN}
+    tilt = exponential_tilt(proxy_PN, columns, TILT_BETAS)
+    rows = []
+    for k, beta in enumerate(TILT_BETAS):
+        gain = {n: tilt[n].per_prompt[k] - x.mean(1) for n, x in columns.items()}
+        rows.append(
+            {
+                "beta": beta,
+                "kl_seq_nats": float(tilt["gold"].kl_seq_nats[k]),
+                "sqrt_kl": sqrt_kl(float(tilt["gold"].kl_seq_nats[k])),
+                "gold_gain": float(gain["gold"].mean()),
+                "gold_gain_stderr": stderr(gain["gold"]),
+                "proxy_gain": float(gain["proxy"].mean()),
+                "ess_median": float(np.median(tilt["gold"].ess[k])),
+                "reliable": bool(tilt["gold"].reliable[k]),
+            }
+        )
+    return rows

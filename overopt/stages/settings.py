@@ -1,0 +1,200 @@
+"""The settings of every stage, as frozen dataclasses; presets and experiments are made of these.
+
+Everything here is semantic: it changes numbers and therefore enters fingerprints. How a stage is
+run (device, threads, batch that fits memory) is `overopt.config.RuntimeConfig`.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from overopt.base.config import check_types, require
+from overopt.methods.ppo import PpoConfig
+from overopt.rewards.labels.pairs import LabelsConfig
+from overopt.rewards.settings import GoldConfig, ProxyConfig, RewardConfig
+from overopt.worlds.world import WorldConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class BonConfig:
+    """Best-of-n from one pool that all proxies share.
+
+    Attributes
+    ----------
+    n_prompts, pool_size : int
+        P prompts of the eval split and N responses to each.
+    ns : tuple of int
+        Values of n, increasing, none above ``pool_size``.
+    eval_offset : int
+        First prompt of the eval split that is used; keeps tuning and test prompts apart.
+    precision : "fp32" or "tf32"
+        Of matrix products where proxies score the pool: TF32 rounds their inputs to 11 bits, on
+        GPUs that have it. Gold is always scored in fp32.
+    """
+
+    n_prompts: int = 24
+    pool_size: int = 1024
+    ns: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+    eval_offset: int = 0
+    precision: Literal["fp32", "tf32"] = "fp32"
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(
+            2 <= self.n_prompts <= 400,
+            "bon.n_prompts",
+            self.n_prompts,
+            "must be 2 to 400 (eval split)",
+        )
+        require(self.eval_offset >= 0, "bon.eval_offset", self.eval_offset, "must be at least 0")
+        require(
+            len(self.ns) > 0 and list(self.ns) == sorted(set(self.ns)) and self.ns[0] == 1,
+            "bon.ns",
+            self.ns,
+            "must be increasing whole numbers that start at 1: gains are relative to n = 1",
+        )
+        require(
+            self.ns[-1] <= self.pool_size,
+            "bon.ns",
+            self.ns[-1],
+            f"n is larger than the pool of {self.pool_size}: raise bon.pool_size or drop this n",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundsConfig:
+    """Retraining the proxy on responses of the optimised policy (iterated RLHF, Wolf et al. 2025).
+
+    All rounds share the budget ``labels.n_pairs``, a k-th each. docs/mitigations.md has the details.
+
+    Attributes
+    ----------
+    k : int
+        Rounds of labelling, proxy training and PPO; 1 for no retraining.
+    data : "concatenate" or "take_last"
+        A round's proxy is trained on the comparisons of all rounds so far, or on the newest.
+    rm : "restart" or "carry_on"
+        From the pretrained backbone, or from the last round's proxy.
+    policy : "restart" or "carry_on"
+        Each round runs PPO in full from the initial policy; or one PPO run goes on through all
+        rounds, ``ppo.steps`` in total, and only its proxy is replaced.
+    """
+
+    k: int = 1
+    data: Literal["concatenate", "take_last"] = "concatenate"
+    rm: Literal["restart", "carry_on"] = "restart"
+    policy: Literal["restart", "carry_on"] = "restart"
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(self.k >= 1, "rounds.k", self.k, "must be at least 1 (1: no retraining)")
+        defaults = {"data": "concatenate", "rm": "restart", "policy": "restart"}
+        for name, default in defaults.items():
+            value = getattr(self, name)
+            require(
+                self.k > 1 or value == default,
+                f"rounds.{name}",
+                value,
+                "has no effect on rounds.k = 1: set rounds.k to 2 or more",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One end-to-end run: one proxy, optimised against with best-of-n, PPO or both.
+
+    Attributes
+    ----------
+    world, gold, labels, proxy, reward, bon, ppo, rounds : configs
+        One for each part; ``bon`` and ``ppo`` may be none.
+    root_seed : int
+        What all other random streams are derived from, pool and evaluation included.
+    """
+
+    world: WorldConfig = field(default_factory=WorldConfig)
+    gold: GoldConfig = field(default_factory=GoldConfig)
+    labels: LabelsConfig = field(default_factory=LabelsConfig)
+    proxy: ProxyConfig = field(default_factory=ProxyConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    bon: BonConfig | None = field(default_factory=BonConfig)
+    ppo: PpoConfig | None = field(default_factory=PpoConfig)
+    rounds: RoundsConfig = field(default_factory=RoundsConfig)
+    root_seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(
+            self.proxy.kind == "learned" or self.reward.members == 1,
+            "reward.members",
+            self.reward.members,
+            "the gold model as proxy has no other members: use proxy.kind=learned",
+        )
+        require(
+            self.proxy.length_control == 0 or self.reward.members_by != "heads",
+            "reward.members_by",
+            self.reward.members_by,
+            "heads on one trunk cannot be trained with proxy.length_control: use seed or bootstrap",
+        )
+        backbones = (self.proxy.backbone, *self.reward.backbones)
+        require(
+            len(set(backbones)) == len(backbones),
+            "reward.backbones",
+            self.reward.backbones,
+            f"repeats a backbone (proxy.backbone = {self.proxy.backbone!r}): members would be equal",
+        )
+        if self.rounds.k > 1:
+            self._check_rounds()
+
+    @property
+    def labels_per_round(self) -> LabelsConfig:
+        """The labels of one round: its share of the budget, whole pairs."""
+        return replace(self.labels, n_pairs=self.labels.n_pairs // self.rounds.k)
+
+    def _check_rounds(self) -> None:
+        k, labels = self.rounds.k, self.labels
+        require(
+            self.ppo is not None,
+            "rounds.k",
+            k,
+            "retraining labels the policy of PPO, and ppo is none: set ppo, or rounds.k=1",
+        )
+        require(
+            self.proxy.kind == "learned",
+            "rounds.k",
+            k,
+            f"a proxy of kind {self.proxy.kind!r} is not trained: use proxy.kind=learned, or"
+            " rounds.k=1",
+        )
+        require(
+            labels.n_pairs // k >= labels.pairs_per_prompt,
+            "labels.n_pairs",
+            labels.n_pairs,
+            f"gives each of rounds.k = {k} rounds {labels.n_pairs // k} comparisons, fewer than the"
+            f" {labels.pairs_per_prompt} of one prompt: use at least {k * labels.pairs_per_prompt},"
+            " or fewer rounds",
+        )
+        require(
+            self.rounds.policy == "restart" or (self.ppo is not None and self.ppo.steps >= k),
+            "rounds.k",
+            k,
+            "rounds.policy=carry_on divides ppo.steps among the rounds: use at least one step a"
+            " round, or rounds.policy=restart",
+        )
+        require(
+            self.rounds.rm == "restart" or self.proxy.length_control == 0,
+            "rounds.rm",
+            self.rounds.rm,
+            "a length-controlled proxy has dropped the head that its training needs: use"
+            " rounds.rm=restart, or proxy.length_control=0",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A named set of runs that are collected and drawn together."""
+
+    name: str
+    runs: tuple[RunConfig, ...]
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        require(len(self.runs) > 0, "runs", self.runs, "an experiment needs at least one run")

