@@ -1,12 +1,87 @@
-"""A user's own Python file: imported by its path, and checked for the function that is wanted."""
+"""A user's own Python file: imported by its path, and checked for what is wanted of it.
 
+Such a file is code of the user's, as trusted as the command line that names it. It runs only where
+settings name it, never because something that was read (a store, a results directory) does: a process
+keeps the files that its settings named, by checksum, and `by_checksum` knows no other.
+"""
+
+import hashlib
 import importlib.util
+import re
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TypeVar
 
 from overopt.base.errors import ConfigError
 
 T = TypeVar("T")
+_PREFIX = "overopt_user_"
+_loaded: dict[str, ModuleType] = {}
+
+
+def load_module(path: Path, *, needs: Sequence[str] = (), where: str = "") -> ModuleType:
+    """The module of the Python file ``path``, imported once for each content.
+
+    ``needs``: names that it must define; ``where``: what named the file, for messages.
+
+    Raises
+    ------
+    ConfigError
+        No such file, an exception while it is imported, or a name is missing.
+    """
+    where = where or f"file {str(path)!r}"
+    try:
+        source = path.read_bytes()
+    except OSError as e:
+        raise ConfigError(f"{where}: {e.strerror or 'cannot be read'}: give the path of a .py file") from e
+    checksum = hashlib.sha256(source).hexdigest()
+    if checksum not in _loaded:
+        stem = re.sub(r"\W", "_", path.stem)
+        name = f"{_PREFIX}{stem}_{checksum[:16]}"
+        spec = importlib.util.spec_from_file_location(name, path.resolve())
+        if spec is None or spec.loader is None:
+            raise ConfigError(f"{where}: cannot be imported: give the path of a .py file")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # settings travel to other processes by this name
+        try:
+            spec.loader.exec_module(module)
+        except Exception as e:  # a user's file may raise anything
+            del sys.modules[name]
+            raise ConfigError(f"{where}: importing it raised {type(e).__name__}: {e}") from e
+        module.__dict__["__overopt_checksum__"] = checksum
+        _loaded[checksum] = module
+    module = _loaded[checksum]
+    for needed in needs:
+        if not hasattr(module, needed):
+            raise ConfigError(f"{where}: defines no {needed}")
+    return module
+
+
+def by_checksum(checksum: str) -> ModuleType | None:
+    """A file that this process' settings named, by the SHA-256 of its content; else None."""
+    return _loaded.get(checksum)
+
+
+def is_user_module(module: ModuleType) -> bool:
+    """Whether `load_module` made it."""
+    return module.__name__.startswith(_PREFIX)
+
+
+def checksum_of(module: ModuleType) -> str:
+    """SHA-256 of the file that `load_module` imported."""
+    return module.__dict__["__overopt_checksum__"]
+
+
+def user_identity(module: ModuleType) -> str:
+    """Name and checksum of a user's file, for identities: the path does not enter."""
+    return f"{Path(str(module.__file__)).name}#{checksum_of(module)[:16]}"
+
+
+def loaded_files() -> tuple[str, ...]:
+    """Paths of the user's files that this process has imported; another one may need them too."""
+    return tuple(str(module.__file__) for module in _loaded.values())
 
 
 def from_file(path: Path, function: str, result: type[T]) -> T:
