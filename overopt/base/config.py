@@ -18,18 +18,22 @@ import difflib
 import hashlib
 import json
 import math
+import sys
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from typing import Any, Literal, TypeVar, Union
+from typing import Annotated, Any, Literal, TypeVar, Union
 
+from overopt.base import kinds
 from overopt.base.errors import ConfigError
+from overopt.base.kinds import Kind
+from overopt.base.userfile import is_user_module
 
 T = TypeVar("T")
 
-TYPE_KEY = "type"
+TYPE_KEY, KIND_KEY = "type", "kind"
 _NONE_WORDS = ("none", "None", "null")
 _MAX_INT_DIGITS = 30
 
@@ -245,9 +249,13 @@ def setting_names(config: Any, where: str = "") -> Iterator[str]:
     """Dotted names of all settings of ``config`` that an override can set, in order."""
     for name, annotation in _hints(type(config)).items():
         value = getattr(config, name)
+        if _kind(annotation) is not None:
+            yield _join(_join(where, name), KIND_KEY)
         if dataclasses.is_dataclass(value):
             yield from setting_names(value, _join(where, name))
-        elif not any(map(dataclasses.is_dataclass, _leaves(annotation))):
+        elif _kind(annotation) is None and not any(
+            map(dataclasses.is_dataclass, _leaves(annotation))
+        ):
             yield _join(where, name)
 
 
@@ -258,23 +266,63 @@ def _override(config: Any, tree: Mapping[str, Any], where: str, known: list[str]
         name = _join(where, key)
         if key not in hints:
             raise _unknown(name, known)
-        value = getattr(config, key)
-        if not isinstance(new, str):
-            if not dataclasses.is_dataclass(value):
-                if value is None and any(map(dataclasses.is_dataclass, _members(hints[key]))):
-                    raise ConfigError(f"{name} is none here, so {name}.* cannot be set")
-                raise _unknown(_join(name, next(iter(new))), known)
-            changes[key] = _override(value, new, name, known)
-        elif dataclasses.is_dataclass(value) and not (
-            new in _NONE_WORDS and type(None) in _members(hints[key])
-        ):
+        changes[key] = _changed(getattr(config, key), new, hints[key], name, known)
+    return _build(lambda: dataclasses.replace(config, **changes), where)
+
+
+def _changed(value: Any, new: Any, annotation: Any, name: str, known: list[str]) -> Any:
+    """``value`` of a setting as the override ``new`` wants it: text, or a tree for a group."""
+    optional = type(None) in _members(annotation)
+    kind = _kind(annotation)
+    if isinstance(new, str):
+        if kind is not None and not (new in _NONE_WORDS and optional):
+            new = {KIND_KEY: new}  # method=grpo says method.kind=grpo
+        elif dataclasses.is_dataclass(value) and not (new in _NONE_WORDS and optional):
             inside = ", ".join(list(setting_names(value, name))[:4])
             raise ConfigError(
                 f"{name} = {new!r}: is a group of settings; set one of them: {inside}"
             )
         else:
-            changes[key] = _parse(new, hints[key], name)
-    return _build(lambda: dataclasses.replace(config, **changes), where)
+            return _parse(new, annotation, name)
+    if kind is not None and KIND_KEY in new:
+        module = kinds.find(kind.folder, new[KIND_KEY], _join(name, KIND_KEY))
+        new = {key: item for key, item in new.items() if key != KIND_KEY}
+        if type(value) is not module.Settings:
+            value = _switched(value, module.Settings)
+            known = list(setting_names(value, name))
+    if not dataclasses.is_dataclass(value):
+        if value is None and (kind or any(map(dataclasses.is_dataclass, _members(annotation)))):
+            remedy = f"; give {name}.kind too" if kind else ""
+            raise ConfigError(f"{name} is none here, so {name}.* cannot be set{remedy}")
+        raise _unknown(_join(name, next(iter(new))), known)
+    return _override(value, new, name, known)
+
+
+def _switched(old: Any, cls: type) -> Any:
+    """Settings of another kind, not validated yet: its defaults.
+
+    What the old kind's settings had changed from their default stays, where the new kind has a
+    setting of the same name: the length of a preset's run, the backbone of a sweep.
+    """
+    new: Any = object.__new__(cls)
+    before = {}
+    if old is not None:
+        defaults = {field.name: _default(field) for field in dataclasses.fields(old)}
+        values = {name: getattr(old, name) for name in defaults}
+        before = {name: value for name, value in values.items() if value != defaults[name]}
+    for field in dataclasses.fields(cls):
+        value = before.get(field.name, _default(field))
+        if value is dataclasses.MISSING:
+            raise ConfigError(f"{field.name}: is required and has no default; set it")
+        object.__setattr__(new, field.name, value)
+    return new
+
+
+def _default(field: dataclasses.Field) -> Any:
+    """A field's default, or MISSING."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
 
 
 def _unknown(name: str, known: Sequence[str]) -> ConfigError:
@@ -304,7 +352,7 @@ def _build(make: Any, where: str) -> Any:
 def _hints(cls: Any) -> dict[str, Any]:
     if not dataclasses.is_dataclass(cls):
         raise ConfigError(f"{cls.__name__} is not a dataclass; a configuration must be one")
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
@@ -312,6 +360,16 @@ def _members(annotation: Any) -> tuple[Any, ...]:
     if typing.get_origin(annotation) in (Union, types.UnionType):
         return typing.get_args(annotation)
     return (annotation,)
+
+
+def _kind(annotation: Any) -> Kind | None:
+    """Which kinds' settings an annotation allows; None for any other annotation."""
+    for member in _members(annotation):
+        if typing.get_origin(member) is Annotated:
+            for extra in member.__metadata__:
+                if isinstance(extra, Kind):
+                    return extra
+    return None
 
 
 def _leaves(annotation: Any) -> Iterator[Any]:
@@ -336,6 +394,9 @@ def _item_annotations(annotation: Any, length: int) -> tuple[Any, ...] | None:
 def _describe(annotation: Any) -> str:
     if annotation is None or annotation is type(None):
         return "none"
+    kind = _kind(annotation)
+    if kind is not None:
+        return f"settings of one of {', '.join(kinds.names(kind.folder))}"
     members = _members(annotation)
     if len(members) > 1:
         return " or ".join(map(_describe, members))
@@ -384,7 +445,11 @@ def _encode_fields(config: Any, where: str, *, omit_defaults: bool) -> dict[str,
             # Compared in encoded form: True and 1, or two classes with equal fields, stay apart.
             if encoded == _encode(default, hints[field.name], name, omit_defaults):
                 continue
-        out[field.name] = encoded
+        kind = _kind(hints[field.name])
+        if kind is not None and kind.under_its_name:
+            out[kinds.identity_of(getattr(config, field.name))] = encoded
+        else:
+            out[field.name] = encoded
     return out
 
 
@@ -394,6 +459,10 @@ def _encode(value: Any, annotation: Any, name: str, omit_defaults: bool) -> Any:
         if member is type(None) or member is None:
             if value is None:
                 return None
+        elif _kind(member) is not None:
+            encoded = _encode_kind(value, typing.cast(Kind, _kind(member)), name, omit_defaults)
+            if encoded is not None:
+                return encoded
         elif dataclasses.is_dataclass(member):
             if type(value) is member:
                 body = _encode_fields(value, name, omit_defaults=omit_defaults)
@@ -428,9 +497,30 @@ def _encode(value: Any, annotation: Any, name: str, omit_defaults: bool) -> Any:
     raise _mismatch(value, annotation, name)
 
 
+def _encode_kind(value: Any, kind: Kind, name: str, omit_defaults: bool) -> dict | None:
+    """A kind's settings with its name, unless it is the default one; None: of no kind of ``kind``."""
+    module = type(value).__module__
+    is_ours = module.startswith(f"{kind.folder}.") or is_user_module(sys.modules.get(module))
+    if not dataclasses.is_dataclass(value) or not is_ours:
+        return None
+    body = _encode_fields(value, name, omit_defaults=omit_defaults)
+    identity = kinds.identity_of(value)
+    if kind.under_its_name or (omit_defaults and identity == kind.default):
+        return body
+    require(
+        KIND_KEY not in body, name, identity, f"settings of a kind may not be called {KIND_KEY!r}"
+    )
+    return {KIND_KEY: identity, **body}
+
+
 def _decode(value: Any, annotation: Any, name: str) -> Any:
     members = _members(annotation)
     classes: list[Any] = [member for member in members if dataclasses.is_dataclass(member)]
+    kind = _kind(annotation)
+    if isinstance(value, Mapping) and kind is not None:
+        module = kinds.find(kind.folder, str(value.get(KIND_KEY, kind.default)), name)
+        rest = {key: item for key, item in value.items() if key != KIND_KEY}
+        return from_dict(module.Settings, rest, name)
     if isinstance(value, Mapping) and classes:
         if len(classes) == 1:
             return from_dict(classes[0], value, name)

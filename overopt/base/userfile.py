@@ -35,7 +35,9 @@ def load_module(path: Path, *, needs: Sequence[str] = (), where: str = "") -> Mo
     try:
         source = path.read_bytes()
     except OSError as e:
-        raise ConfigError(f"{where}: {e.strerror or 'cannot be read'}: give the path of a .py file") from e
+        raise ConfigError(
+            f"{where}: {e.strerror or 'cannot be read'}: give the path of a .py file"
+        ) from e
     checksum = hashlib.sha256(source).hexdigest()
     if checksum not in _loaded:
         stem = re.sub(r"\W", "_", path.stem)
@@ -64,9 +66,9 @@ def by_checksum(checksum: str) -> ModuleType | None:
     return _loaded.get(checksum)
 
 
-def is_user_module(module: ModuleType) -> bool:
+def is_user_module(module: ModuleType | None) -> bool:
     """Whether `load_module` made it."""
-    return module.__name__.startswith(_PREFIX)
+    return module is not None and module.__name__.startswith(_PREFIX)
 
 
 def checksum_of(module: ModuleType) -> str:

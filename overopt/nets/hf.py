@@ -23,6 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrai
 from overopt.base.datatypes import Responses
 from overopt.base.errors import CheckpointError
 from overopt.base.seeding import scoped_torch_seed
+from overopt.nets import sources
 from overopt.nets.block import at_positions
 
 _AGREE = 1e-3  # largest difference in `verify`, relative to the largest hidden state or logit
@@ -85,7 +86,7 @@ class HFBackbone(nn.Module):
             hidden_size=text.hidden_size,
             num_hidden_layers=text.num_hidden_layers,
             max_position_embeddings=getattr(text, "max_position_embeddings", None)
-            or UNLIMITED_CONTEXT,
+            or sources.UNLIMITED_CONTEXT,
             pad_token_id=pad_token_id,
             bos_token_id=bos_token_id,
             eos_token_id=eos_token_id,
@@ -254,6 +255,3 @@ def from_spec(spec: Mapping[str, Any], state: Mapping[str, Tensor]) -> HFBackbon
     if wrong:
         raise CheckpointError(f"weights do not fit {type(model).__name__}: {wrong[0]!r}")
     return backbone
-
-
-UNLIMITED_CONTEXT = 1 << 20  # of models whose positions have no table and no stated limit

@@ -21,6 +21,7 @@ from typing import Any
 
 from overopt.base.errors import CheckpointError
 
+UNLIMITED_CONTEXT = 1 << 20  # of models whose positions have no table and no stated limit
 log = logging.getLogger(__name__)
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")

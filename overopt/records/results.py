@@ -7,18 +7,23 @@ import numpy as np
 
 from overopt.base import files
 from overopt.base.errors import StoreError
+from overopt.base.shown import Shown, from_json
+
+SHOWN = "shown.json"
 
 
 class Results(NamedTuple):
     """Tables of a results directory, rows in the order of the runs.
 
-    arrays: ``RUN_ID.NAME`` -> per-prompt values; the other three by the file they are in.
+    arrays: ``RUN_ID.NAME`` -> per-prompt values; shown: how methods show themselves, by method; the
+    other three by the file they are in.
     """
 
     records: list[dict[str, Any]]
     tilt: list[dict[str, Any]]
     costs: list[dict[str, Any]]
     arrays: dict[str, np.ndarray]
+    shown: dict[str, Shown] = {}
 
     @property
     def run_ids(self) -> set[str]:
@@ -31,22 +36,28 @@ class Results(NamedTuple):
             [row for row in table if row["run_id"] == run_id] for table in self[:3]
         )
         mine = {k: v for k, v in self.arrays.items() if k.startswith(f"{run_id}.")}
-        return Results(records, tilt, costs, mine)
+        methods = {row["method"] for row in records}
+        shown = {k: v for k, v in self.shown.items() if k in methods}
+        return Results(records, tilt, costs, mine, shown)
 
     def add(self, other: "Results") -> None:
         """Append the tables of ``other``."""
         for mine, theirs in zip(self[:3], other[:3], strict=True):
             mine.extend(theirs)
         self.arrays.update(other.arrays)
+        self.shown.update(other.shown)
 
 
 def held_results(folder: Path) -> Results:
     """What a results directory holds; nothing if it has no complete set of files."""
     names = [folder / f"{name}.jsonl" for name in Results._fields[:3]]
     if not all(file.is_file() for file in (*names, folder / "curves.npz")):
-        return Results([], [], [], {})
+        return Results([], [], [], {}, {})
     records, tilt, costs = map(files.load_records, names)
-    return Results(records, tilt, costs, files.load_arrays(folder / "curves.npz"))
+    described = folder / SHOWN
+    shown = files.load_json(described) if described.is_file() else {}
+    arrays = files.load_arrays(folder / "curves.npz")
+    return Results(records, tilt, costs, arrays, {k: from_json(v) for k, v in shown.items()})
 
 
 def check_joins(folder: Path, held: Results, run_ids: set[str]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from overopt.base import files
 from overopt.base.errors import StoreError
-from overopt.rewards.scorer import Place, Scorer
+from overopt.rewards.kind import Place, Scorer
 
 WRITTEN_BY = ("reward_model", "ensemble", "classifier", "rubric")
 """Files of ``kinds/`` that write scorers; what an artefact names must be one of them."""

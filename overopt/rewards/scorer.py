@@ -6,8 +6,7 @@ standard deviation 1 under the initial policy.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,74 +16,8 @@ from overopt.base.errors import DivergenceError
 from overopt.nets.compute import fit_memory, tokens_at_once
 from overopt.nets.heads import ScalarHeadModel
 from overopt.nets.sampling import sequence_batches
+from overopt.rewards.kind import Unit
 from overopt.worlds.codecs import in_own_tokens
-from overopt.worlds.world import World
-
-
-class Unit(NamedTuple):
-    """Zero and unit of a score: mean and standard deviation of the raw score, initial policy."""
-
-    mean: float
-    std: float
-
-
-class Scorer(Protocol):
-    """Gold, a proxy, an ensemble, an intent: whatever scores whole responses. R responses, M members.
-
-    No caller asks for the class of one; what a kind can do beyond ``score`` it says here.
-    """
-
-    @property
-    def unit(self) -> Unit:
-        """Zero and unit: ``raw = score · std + mean``."""
-        ...
-
-    @property
-    def units(self) -> tuple[Unit, ...]:
-        """Zero and unit of each member."""
-        return (self.unit,)
-
-    @property
-    def n_members(self) -> int:
-        """M, how many models have a say; 1 for a single one."""
-        return 1
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """``n_params`` (non-embedding) and ``n_params_total``; 0 where nothing was trained."""
-        return {"n_params": 0, "n_params_total": 0}
-
-    def score(self, responses: Responses) -> Tensor:
-        """Scores (R,) float32: mean 0, standard deviation 1 under the initial policy."""
-        ...
-
-    def raw(self, responses: Responses) -> Tensor:
-        """Scores (R,) before normalisation; of a Bradley-Terry model, differences are log-odds."""
-        return self.score(responses) * self.unit.std + self.unit.mean
-
-    def member_scores(self, responses: Responses) -> Tensor:
-        """Scores (M, R) float32 of each member, normalised one by one."""
-        return self.score(responses)[None]
-
-    def combine(self, member_scores: Tensor, n_tokens: Tensor) -> Tensor:
-        """Score (R,) from member scores (M, R) and response tokens (R,)."""
-        return member_scores[0]
-
-    def save(self, folder: Path, info: dict[str, Any]) -> None:
-        """Write ``scorer.json`` and whatever ``load`` of the same file needs; ``info`` is added."""
-        ...
-
-
-class Place(NamedTuple):
-    """Where a scorer is brought back to life: what it may need beside its own folder.
-
-    calibration: folder of the calibration artefact; world: decodes responses; device: of networks.
-    """
-
-    calibration: Path
-    world: World
-    device: str
-
 
 # Padded tokens of one call. On a CPU few, so that what one layer writes is in the cache of the next.
 _BATCH_TOKENS, _BATCH_TOKENS_CPU = 8192, 2048
@@ -152,3 +85,8 @@ def mean_std(scores: Tensor | Sequence[float]) -> tuple[float, float]:
     """Mean and population standard deviation (ddof 0) of scores under the initial policy."""
     x = torch.as_tensor(scores, dtype=torch.float64)
     return float(x.mean()), float(x.std(correction=0))
+
+
+def unit_of(normal: Normalisation) -> Unit:
+    """Zero and unit, without the flag."""
+    return Unit(normal.mean, normal.std)

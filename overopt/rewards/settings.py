@@ -1,144 +1,63 @@
-"""Settings of gold, of proxies and of the reward made of them."""
+"""Settings of labels, and of the reward that is made of reward models."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from overopt.base.config import check_types, require
 
 
 @dataclass(frozen=True, kw_only=True)
-class RubricConfig:
-    """Weights and doses of the rubric.
+class LabelsConfig:
+    """Synthetic preferences.
 
     Attributes
     ----------
-    joy, dialogue, hero, variety, sentences, ending : float
-        Weight of each feature; unit: score per standard deviation of the feature.
-    dose : float
-        Curvature of the dominant feature, joy: its sweet spot is at z = 1/sqrt(3·dose).
-    minor_dose : float
-        Curvature of the other features.
-    trap : str
-        A word that costs ``trap_cost`` each time it occurs; empty for none.
-    trap_cost : float
-        Score lost per occurrence of the trap.
+    n_pairs : int
+        Unique comparisons to train on.
+    responses_per_prompt : int
+        K responses of a prompt, giving K(K−1)/2 comparisons.
+    label_rule : "argmax" or "bradley_terry"
+        The better by gold is chosen always, or with probability σ(gold margin).
+    label_flip_rate : float
+        Probability in [0, 0.5) that a label is inverted after the rule.
+    n_validation_prompts : int
+        Prompts, disjoint from training, whose comparisons validate the proxy.
+    data_seed : int
+        Which prompts and flips; one value per independent data replicate.
     """
 
-    joy: float = 1.0
-    dialogue: float = 0.35
-    hero: float = 0.35
-    variety: float = 0.3
-    sentences: float = 0.0
-    ending: float = 0.25
-    dose: float = 0.1
-    minor_dose: float = 0.05
-    trap: str = ""
-    trap_cost: float = 3.0
+    n_pairs: int = 6000
+    responses_per_prompt: int = 4
+    label_rule: Literal["argmax", "bradley_terry"] = "argmax"
+    label_flip_rate: float = 0.0
+    n_validation_prompts: int = 150
+    data_seed: int = 0
 
     def __post_init__(self) -> None:
-        require(self.dose >= 0, "dose", self.dose, "must be at least 0 (0: more is always better)")
-        require(self.minor_dose >= 0, "minor_dose", self.minor_dose, "must be at least 0")
-        require(any(self.weights), "weights", self.weights, "at least one must differ from 0")
+        check_types(self)
+        require(self.n_pairs >= 1, "labels.n_pairs", self.n_pairs, "must be at least 1")
+        require(
+            self.responses_per_prompt >= 2,
+            "labels.responses_per_prompt",
+            self.responses_per_prompt,
+            "must be at least 2: a comparison needs two responses",
+        )
+        require(
+            0 <= self.label_flip_rate < 0.5,
+            "labels.label_flip_rate",
+            self.label_flip_rate,
+            "must be in [0, 0.5): at 0.5 labels carry nothing, above it gold is inverted",
+        )
 
     @property
-    def weights(self) -> tuple[float, ...]:
-        """Weights in the order of FEATURES."""
-        return tuple(float(getattr(self, name)) for name in FEATURES)
+    def pairs_per_prompt(self) -> int:
+        """Comparisons that one prompt gives."""
+        return self.responses_per_prompt * (self.responses_per_prompt - 1) // 2
 
-
-@dataclass(frozen=True, kw_only=True)
-class GoldConfig:
-    """The fixed gold model.
-
-    Attributes
-    ----------
-    kind : "frozen", "learned", "rubric" or "pretrained"
-        ``frozen``: a reward model checkpoint of this package, loaded as it is; ``learned``: a reward
-        model fitted here to pairs that the rubric labels, then frozen; ``rubric``: the rubric
-        itself; ``pretrained``: any sequence classifier of transformers with one label or two,
-        which reads text.
-    source : str
-        For ``frozen`` and ``pretrained``: the checkpoint. For ``learned``: the backbone.
-    layers : int
-        For ``learned``: how many of the backbone's first layers to keep; 0 for all.
-    n_prompts, copies, epochs, lr : int, int, int, float
-        Training of ``learned``: prompts, responses a prompt, passes, peak learning rate.
-    precision : "fp32" or "bf16"
-        Of matrix products in that training; gold scores in fp32.
-    rubric : RubricConfig
-        Human intent: recorded as a score of its own, and the teacher of ``learned``.
-    """
-
-    kind: Literal["frozen", "learned", "rubric", "pretrained"] = "frozen"
-    source: str = "ladder:gold-3m"
-    layers: int = 0
-    n_prompts: int = 1500
-    copies: int = 12
-    epochs: int = 2
-    lr: float = 5e-4
-    precision: Literal["fp32", "bf16"] = "fp32"
-    rubric: RubricConfig = field(default_factory=RubricConfig)
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        require(
-            self.layers >= 0 and (self.kind == "learned" or self.layers == 0),
-            "gold.layers",
-            self.layers,
-            "must be at least 0, and needs gold.kind=learned",
-        )
-        require(self.n_prompts >= 2, "gold.n_prompts", self.n_prompts, "must be at least 2")
-        require(
-            self.copies >= 2, "gold.copies", self.copies, "must be at least 2: pairs are needed"
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProxyConfig:
-    """A proxy reward model and its training.
-
-    Attributes
-    ----------
-    kind : "learned" or "gold"
-        ``gold`` uses the gold model itself: the perfect proxy, for tests of the pipe.
-    backbone : str
-        Pretrained causal LM under the scalar head: any source that ``world.policy`` takes.
-    layers : int
-        How many of the backbone's first layers to keep, a size axis from one checkpoint; 0 for all.
-    epochs, lr, batch_prompts, weight_decay : int, float, int, float
-        Passes over the pairs, peak AdamW learning rate (linear decay), prompts a step.
-    length_control : float
-        λ_L of ODIN (Chen et al. 2024): a second head takes up what correlates with length and is
-        dropped after training; 0 trains one head as usual.
-    precision : "fp32" or "bf16"
-        Of matrix products in training.
-    rm_seed : int
-        Head initialisation and data order.
-    """
-
-    kind: Literal["learned", "gold"] = "learned"
-    backbone: str = "ladder:0.2m"
-    layers: int = 0
-    epochs: int = 2
-    lr: float = 3e-3
-    batch_prompts: int = 4
-    weight_decay: float = 0.01
-    length_control: float = 0.0
-    precision: Literal["fp32", "bf16"] = "fp32"
-    rm_seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        require(self.layers >= 0, "proxy.layers", self.layers, "must be at least 0 (0: all)")
-        require(self.epochs >= 1, "proxy.epochs", self.epochs, "must be at least 1")
-        require(
-            self.length_control >= 0 and (self.kind == "learned" or self.length_control == 0),
-            "proxy.length_control",
-            self.length_control,
-            "must be at least 0, and needs proxy.kind=learned",
-        )
-        require(self.lr > 0, "proxy.lr", self.lr, "must be positive")
-        require(self.batch_prompts >= 1, "proxy.batch_prompts", self.batch_prompts, "at least 1")
+    @property
+    def n_prompts(self) -> int:
+        """Training prompts needed for ``n_pairs``."""
+        return -(-self.n_pairs // self.pairs_per_prompt)
 
 
 COMBINE_STRENGTH = {
@@ -275,6 +194,3 @@ class RewardConfig:
                 f"has no effect on reward.combine = {name!r}: leave it out, or use one of"
                 f" {', '.join(COMBINE_STRENGTH)}",
             )
-
-
-FEATURES = ("joy", "dialogue", "hero", "variety", "sentences", "ending")

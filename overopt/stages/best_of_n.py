@@ -1,26 +1,34 @@
 """Best-of-n of one proxy: its scores of the pool, then the curve over n."""
 
+from __future__ import annotations
+
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 
 from overopt.base import files
-from overopt.engine.graph import StageContext
-from overopt.measure.kl import sqrt_kl
-from overopt.measure.win_rate import pool_win_share
+from overopt.base.lazy import lazy
+from overopt.engine.graph import Stage, StageContext
 from overopt.pools.best_of_n import best_of_n, kl_bon, kl_bon_ties
 from overopt.pools.tilt import exponential_tilt
-from overopt.records.schema import CURVE_ARRAYS
 from overopt.stages.common import load_responses, scorer_of
+from overopt.stages.names import describe
 from overopt.stages.points import save_curve, stderr
 from overopt.stages.pool import pool_folders
-from overopt.stages.settings import BonConfig
+from overopt.stages.settings import BonConfig, RunConfig
 from overopt.worlds.load import load_world
-from overopt.worlds.world import WorldConfig
+from overopt.worlds.world import AnyWorld
+
+if TYPE_CHECKING:
+    import torch
+
+    from overopt.measure import kl, win_rate
+else:
+    torch, kl = lazy("torch"), lazy("overopt.measure.kl")
+    win_rate = lazy("overopt.measure.win_rate")
 
 TILT_BETAS = tuple(float(b) for b in np.geomspace(8.0, 0.05, 16))  # sd of the proxy
 
@@ -29,7 +37,7 @@ TILT_BETAS = tuple(float(b) for b in np.geomspace(8.0, 0.05, 16))  # sd of the p
 class ScoresStage:
     """One proxy's scores of the pool; ``precision``: of matrix products."""
 
-    world: WorldConfig
+    world: AnyWorld
     root_seed: int
     precision: Literal["fp32", "tf32"] = "fp32"
 
@@ -38,9 +46,52 @@ class ScoresStage:
 class BonStage:
     """Best-of-n curve of one proxy over the pool."""
 
-    world: WorldConfig
+    world: AnyWorld
     bon: BonConfig
     root_seed: int
+
+
+def scores_stages(
+    run: RunConfig, proxy: Stage, pools: dict[str, Stage], calibration: Stage
+) -> dict[str, Stage]:
+    """Scores of a run's pool by each model behind ``proxy``, by role; ensembles share them."""
+    bon = run.bon
+    assert bon is not None
+    n_pool = bon.n_prompts * bon.pool_size
+    members = [s for role, s in sorted(proxy.upstream.items()) if role.startswith("member_")]
+    if not members or run.reward.combine == "weight_average":
+        members = [proxy]  # it is one model, which scores for itself
+    return {
+        f"scores_{i:02d}": Stage(
+            name="scores",
+            version=1,
+            run=run_scores,
+            gpu=True,
+            label=f"scores of {member.title} on pool {bon.n_prompts} x {bon.pool_size}",
+            cost_s=3 + n_pool * 0.00025 * run.proxy.rate,
+            disk_mb=n_pool * 4e-6,
+            config=ScoresStage(world=run.world, root_seed=run.root_seed, precision=bon.precision),
+            upstream={"calibration": calibration, "proxy": member} | pools,
+        )
+        for i, member in enumerate(members)
+    }
+
+
+def stage(run: RunConfig, proxy: Stage, pools: dict[str, Stage], calibration: Stage) -> Stage:
+    """The best-of-n curve of a run."""
+    bon = run.bon
+    assert bon is not None
+    return Stage(
+        name="bon",
+        version=3,
+        run=run_bon,
+        label=f"bon {describe(run)}",
+        cost_s=3,
+        config=BonStage(world=run.world, bon=bon, root_seed=run.root_seed),
+        upstream={"calibration": calibration, "proxy": proxy}
+        | pools
+        | scores_stages(run, proxy, pools, calibration),
+    )
 
 
 def run_scores(ctx: StageContext) -> None:
@@ -81,6 +132,8 @@ def run_bon(ctx: StageContext) -> None:
         for folder in pool_folders(ctx)
     ]
     table = {k: np.concatenate([p[k] for p in pieces]) for k in pieces[0]}
+    if "rubric" in table:  # of older artefacts
+        table["intent"] = table.pop("rubric")
     shape = table["gold"].shape
     roles = sorted(role for role in ctx.inputs if role.startswith("scores_"))
     members_MPN = np.concatenate(
@@ -90,15 +143,16 @@ def run_bon(ctx: StageContext) -> None:
     combined_R = proxy.combine(members_MR, torch.from_numpy(table["length"].reshape(-1)))
     proxy_PN = combined_R.numpy().astype(float).reshape(shape)
     spread_PN = members_MPN.std(0) if proxy.n_members > 1 else None
-    columns = {k: table[k].astype(np.float64) for k in ("gold", "rubric", "length")}
+    names: list[str] = [k for k in ("gold", "intent", "length") if k in table]
+    columns = {k: table[k].astype(np.float64) for k in names}
     columns |= {"proxy": proxy_PN, "ended": table["ended"].astype(float).reshape(shape)}
-    columns["win_rate"] = pool_win_share(table["gold"])
+    columns["win_rate"] = win_rate.pool_win_share(table["gold"])
     if spread_PN is not None:
         columns["member_std"] = spread_PN.astype(float)
     result = best_of_n(proxy_PN, columns, cfg.bon.ns)
     ties = kl_bon_ties(proxy_PN, cfg.bon.ns)
     bound = kl_bon(cfg.bon.ns)
-    arrays = {k: result[k].per_prompt for k in (*CURVE_ARRAYS, "win_rate") if k != "kl"}
+    arrays = {k: result[k].per_prompt for k in (*names, "proxy", "win_rate")}
     arrays["kl"] = np.repeat(np.asarray(bound)[:, None], shape[0], axis=1)
     rows = []
     for k, n in enumerate(cfg.bon.ns):
@@ -116,7 +170,8 @@ def run_bon(ctx: StageContext) -> None:
                     None if spread_PN is None else float(result["member_std"].mean[k])
                 ),
                 "missing_reason": "best-of-n: no policy, its KL is known by formula;"
-                " member_disagreement: a single proxy has none",
+                " member_disagreement: a single proxy has none"
+                + ("" if "intent" in table else "; intent_score: this world has no intent"),
             }
         )
     save_curve(ctx.out, rows, arrays, [proxy] * len(rows))
@@ -134,7 +189,7 @@ def _tilt_rows(proxy_PN: np.ndarray, gold_PN: np.ndarray) -> list[dict[str, Any]
             {
                 "beta": beta,
                 "kl_seq_nats": float(tilt["gold"].kl_seq_nats[k]),
-                "sqrt_kl": sqrt_kl(float(tilt["gold"].kl_seq_nats[k])),
+                "sqrt_kl": kl.sqrt_kl(float(tilt["gold"].kl_seq_nats[k])),
                 "gold_gain": float(gain["gold"].mean()),
                 "gold_gain_stderr": stderr(gain["gold"]),
                 "proxy_gain": float(gain["proxy"].mean()),

@@ -1,27 +1,38 @@
-"""What each stage computes, from what, into which files; in pipe order.
+"""What stage functions share: inputs of a stage as objects, responses in files, what diverged.
 
-A stage function reads its inputs, calls pure code, writes its artefact. Its config holds the settings
-it depends on and no more. How stages hang together is `overopt.pipeline`.
+A stage is one file here: its config, which holds the settings it depends on and no more; its function,
+which reads inputs, calls pure code and writes the artefact; and its description (`stage`), with version,
+cost and label. Files of stages are read in order to plan, so they import torch when they compute.
 """
+
+from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from overopt.base import files
-from overopt.base.datatypes import Prompts, Responses
 from overopt.base.errors import DivergenceError
+from overopt.base.lazy import lazy
 from overopt.engine.graph import StageContext
-from overopt.nets import checkpoints
-from overopt.nets.llama import Llama
-from overopt.rewards.load import load_scorer
-from overopt.rewards.scorer import Place, Scorer
+from overopt.rewards.kind import Place, Scorer
+from overopt.rewards.kinds.rubric import RubricScorer, calibrated
 from overopt.worlds.world import World
 
-# --- stage functions ------------------------------------------------------------------------------
+if TYPE_CHECKING:
+    import torch
+
+    from overopt.base import datatypes
+    from overopt.base.datatypes import Responses
+    from overopt.nets import checkpoints
+    from overopt.nets.llama import Llama
+    from overopt.rewards import load
+else:
+    torch, datatypes = lazy("torch"), lazy("overopt.base.datatypes")
+    checkpoints, load = lazy("overopt.nets.checkpoints"), lazy("overopt.rewards.load")
 
 
 def initial_policy(ctx: StageContext) -> Llama:
@@ -29,18 +40,30 @@ def initial_policy(ctx: StageContext) -> Llama:
     return checkpoints.load_lm(ctx.config.world.policy).to(ctx.runtime.device)
 
 
+def place_of(ctx: StageContext, world: World) -> Place:
+    """Where the scorers of a stage's inputs live."""
+    return Place(ctx.inputs["calibration"].path, world, ctx.runtime.device)
+
+
 def scorer_of(ctx: StageContext, role: str, world: World) -> Scorer:
     """The scorer of an input, on the device."""
-    place = Place(ctx.inputs["calibration"].path, world, ctx.runtime.device)
-    return load_scorer(ctx.inputs[role].path, place)
+    return load.load_scorer(ctx.inputs[role].path, place_of(ctx, world))
+
+
+def intent_of(ctx: StageContext, world: World) -> RubricScorer | None:
+    """The world's intent as a scorer; None where it has none."""
+    spec = calibrated(ctx.inputs["calibration"].path)
+    return None if spec is None else RubricScorer(spec, world)
 
 
 @contextlib.contextmanager
-def weights_kept(ctx: StageContext, model: torch.nn.Module) -> Iterator[None]:
-    """Keep the weights of ``model`` if what happens inside diverges."""
+def weights_kept(ctx: StageContext, model: Any) -> Iterator[None]:
+    """Keep the weights of ``model`` (None: it has none) if what happens inside diverges."""
     try:
         yield
     except DivergenceError as e:
+        if model is None:
+            raise
         raise keep_diverged(e, ctx, dict(model.state_dict())) from e
 
 
@@ -76,12 +99,12 @@ def save_responses(path: Path, responses: Responses, copies: int) -> None:
 def load_responses(path: Path) -> Responses:
     """What `save_responses` wrote."""
     a = files.load_arrays(path)
-    prompts = Prompts(
+    prompts = datatypes.Prompts(
         torch.from_numpy(a["prompt_ids"]).long(),
         torch.from_numpy(a["prompt_mask"]),
         torch.from_numpy(a["prompt_id"]),
     ).repeat(len(a["ids"]) // len(a["prompt_ids"]))
-    return Responses(
+    return datatypes.Responses(
         prompts,
         torch.from_numpy(a["ids"]).long(),
         torch.from_numpy(a["mask"]),

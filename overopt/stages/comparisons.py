@@ -1,18 +1,29 @@
 """Responses that gold has scored, and the labelled pairs among them."""
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-import torch
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from overopt.base import files
+from overopt.base.lazy import lazy
 from overopt.base.seeding import derive_seed
-from overopt.engine.graph import StageContext
-from overopt.nets.sampling import sample
-from overopt.rewards.labels.pairs import LabelsConfig, label_pairs
+from overopt.engine.graph import Stage, StageContext
+from overopt.rewards.settings import LabelsConfig
 from overopt.stages.common import initial_policy, load_responses, save_responses, scorer_of
+from overopt.stages.settings import RunConfig
 from overopt.worlds.load import load_world
-from overopt.worlds.splits import comparison_prompts
-from overopt.worlds.world import WorldConfig
+from overopt.worlds.world import AnyWorld
+
+if TYPE_CHECKING:
+    import torch
+
+    from overopt.nets import sampling
+    from overopt.rewards.labels import pairs as labelling
+    from overopt.worlds import draws
+else:
+    torch, sampling = lazy("torch"), lazy("overopt.nets.sampling")
+    labelling, draws = lazy("overopt.rewards.labels.pairs"), lazy("overopt.worlds.draws")
 
 LABEL_ARRAYS = ("chosen", "rejected", "gold_margin", "flipped")
 
@@ -21,7 +32,7 @@ LABEL_ARRAYS = ("chosen", "rejected", "gold_margin", "flipped")
 class ComparisonsStage:
     """Gold-scored responses to training and validation prompts; shared by all data sizes."""
 
-    world: WorldConfig
+    world: AnyWorld
     n_prompts: int
     n_validation_prompts: int
     copies: int
@@ -37,6 +48,47 @@ class LabelsStage:
     root_seed: int
 
 
+def comparisons_stage(run: RunConfig, inputs: dict[str, Stage]) -> Stage:
+    """Responses of a run's comparisons. Data sizes share them: they are sampled for the next of a
+    few numbers of prompts, and a small world has fewer.
+    """
+    labels = run.labels_per_round
+    available = load_world(run.world).n_prompts("train")
+    steps = run.world.comparison_steps
+    n_prompts = min(next((n for n in steps if n >= labels.n_prompts), available), available)
+    return Stage(
+        name="comparisons",
+        version=2,
+        run=run_comparisons,
+        gpu=True,
+        label=f"comparisons data seed {labels.data_seed} ({n_prompts} prompts)",
+        cost_s=0.03 * n_prompts + 5,
+        config=ComparisonsStage(
+            world=run.world,
+            n_prompts=n_prompts,
+            n_validation_prompts=labels.n_validation_prompts,
+            copies=labels.responses_per_prompt,
+            data_seed=labels.data_seed,
+            root_seed=run.root_seed,
+        ),
+        upstream={role: inputs[role] for role in ("calibration", "gold")},
+    )
+
+
+def labels_stage(run: RunConfig, comparisons: Stage) -> Stage:
+    """Labelled pairs of a run, of its first round."""
+    labels = run.labels_per_round
+    return Stage(
+        name="labels",
+        version=1,
+        run=run_labels,
+        label=f"labels {labels.n_pairs} pairs flip {labels.label_flip_rate} data {labels.data_seed}",
+        cost_s=1,
+        config=LabelsStage(labels=labels, root_seed=run.root_seed),
+        upstream={"comparisons": comparisons},
+    )
+
+
 def run_comparisons(ctx: StageContext) -> None:
     """Sample K responses to each training and validation prompt and score them with gold."""
     cfg: ComparisonsStage = ctx.config
@@ -44,9 +96,9 @@ def run_comparisons(ctx: StageContext) -> None:
     policy = initial_policy(ctx)
     gold = scorer_of(ctx, "gold", world)
     for split, n in (("train", cfg.n_prompts), ("validation", cfg.n_validation_prompts)):
-        responses = sample(
+        responses = sampling.sample(
             policy,
-            comparison_prompts(world, split, n, seeds=(cfg.root_seed, cfg.data_seed)),
+            draws.comparison_prompts(world, split, n, seeds=(cfg.root_seed, cfg.data_seed)),
             n_tokens=cfg.world.max_response_tokens,
             seed=derive_seed(cfg.root_seed, "comparisons", split, cfg.data_seed),
             copies=cfg.copies,
@@ -64,7 +116,7 @@ def run_labels(ctx: StageContext) -> None:
         ("train", labels.n_pairs, labels.label_flip_rate),
         ("validation", labels.n_validation_prompts * labels.pairs_per_prompt, 0.0),
     ):
-        pairs = label_pairs(
+        pairs = labelling.label_pairs(
             load_responses(folder / f"{split}.npz"),
             torch.from_numpy(files.load_arrays(folder / f"{split}_gold.npz")["gold"]),
             copies=labels.responses_per_prompt,

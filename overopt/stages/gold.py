@@ -1,107 +1,107 @@
-"""The gold model: loaded or fitted, then fixed."""
+"""The gold model: made by its kind, then fixed."""
 
-from dataclasses import dataclass, replace
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from overopt.base.seeding import derive_seed, torch_generator
-from overopt.engine.graph import StageContext
-from overopt.nets import checkpoints
-from overopt.nets.compute import compute_of
-from overopt.nets.heads import ScalarHeadModel
-from overopt.rewards.kinds.classifier import ClassifierScorer, load_classifier
-from overopt.rewards.kinds.learned_gold import sample_tilted, soft_pairs
-from overopt.rewards.kinds.reward_model import RewardModelScorer
-from overopt.rewards.kinds.rubric import RubricScorer, load_rubric
-from overopt.rewards.scorer import normalisation
-from overopt.rewards.settings import GoldConfig
-from overopt.rewards.training.pairs import load_backbone
-from overopt.rewards.training.train import train_reward_model
-from overopt.stages.common import initial_policy, load_responses, weights_kept
-from overopt.worlds.codecs import in_own_tokens
+from overopt.base.kinds import module_of
+from overopt.base.lazy import lazy
+from overopt.base.seeding import derive_seed
+from overopt.engine.graph import Stage, StageContext
+from overopt.rewards.kind import AnyGold, Job, Scorer
+from overopt.stages.common import (
+    initial_policy,
+    intent_of,
+    load_responses,
+    place_of,
+    weights_kept,
+)
+from overopt.stages.settings import RunConfig
 from overopt.worlds.load import load_world
-from overopt.worlds.world import World, WorldConfig
+from overopt.worlds.world import AnyWorld
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from overopt.base.datatypes import Responses
+    from overopt.nets import compute
+    from overopt.rewards import scorer as scorers
+else:
+    compute, scorers = lazy("overopt.nets.compute"), lazy("overopt.rewards.scorer")
 
 
 @dataclass(frozen=True, kw_only=True)
 class GoldStage:
     """The gold model."""
 
-    world: WorldConfig
-    gold: GoldConfig
+    world: AnyWorld
+    gold: AnyGold
     root_seed: int
 
 
+def stage(run: RunConfig, calibration: Stage) -> Stage:
+    """Gold of a run."""
+    return Stage(
+        name="gold",
+        version=2,
+        run=run_gold,
+        gpu=True,
+        label="gold",
+        cost_s=6 + run.gold.cost_s(0),
+        config=GoldStage(world=run.world, gold=run.gold, root_seed=run.root_seed),
+        upstream={"calibration": calibration},
+    )
+
+
 def run_gold(ctx: StageContext) -> None:
-    """Load or fit gold, then fix its zero and unit on the calibration responses."""
+    """Make gold, then fix its zero and unit on the calibration responses."""
     cfg: GoldStage = ctx.config
-    calibration = ctx.inputs["calibration"].path
     world = load_world(cfg.world)
-    base = load_responses(calibration / "responses.npz")
-    rubric = RubricScorer(load_rubric(calibration), world)
-    scorer: RewardModelScorer | ClassifierScorer
-    match cfg.gold.kind:
-        case "rubric":
-            rubric.save(ctx.out, {})
-            return
-        case "pretrained":
-            classifier, tokenizer = load_classifier(cfg.gold.source)
-            classifier.to(ctx.runtime.device)
-            scorer = ClassifierScorer(classifier, tokenizer, cfg.gold.source, world)
-            raw = scorer.raw(base)
-        case "frozen":
-            model, _, _ = checkpoints.load_reward_model(cfg.gold.source)
-            scorer = RewardModelScorer(model.to(ctx.runtime.device), 0.0, 1.0)
-            raw = scorer.score(base)
-        case "learned":
-            scorer = RewardModelScorer(_fit_gold(cfg, world, rubric, ctx), 0.0, 1.0)
-            raw = scorer.score(base)
-    with weights_kept(ctx, scorer.model):
-        unit = normalisation(raw)
-    human = rubric.score(base)
-    is_flat = unit.is_constant or bool(human.max() == human.min())
+    base = load_responses(ctx.inputs["calibration"].path / "responses.npz")
+    intent = intent_of(ctx, world)
+
+    def by_intent(responses: Responses) -> Tensor:
+        assert intent is not None  # checked before any work
+        return intent.score(responses)
+
+    job = Job(
+        world=world,
+        device=ctx.runtime.device,
+        compute=compute.compute_of(ctx.runtime, getattr(cfg.gold, "precision", "fp32")),
+        n_tokens=cfg.world.max_response_tokens,
+        seed=derive_seed(cfg.root_seed, "gold"),
+        base=base,
+        progress=ctx.progress,
+        policy=partial(initial_policy, ctx),
+        intent=by_intent,
+        keep=partial(weights_kept, ctx),
+        place=place_of(ctx, world),
+    )
+    trained = module_of(cfg.gold).train(cfg.gold, job)
+    if trained.is_final:
+        trained.scorer.save(ctx.out, {})
+        return
+    with weights_kept(ctx, getattr(trained.scorer, "model", None)):
+        raw = trained.scorer.raw(base)
+        unit = scorers.normalisation(raw)
     info = {
-        "rubric_correlation": None
-        if is_flat
-        else float(np.corrcoef(raw.numpy(), human.numpy())[0, 1]),
+        "rubric_correlation": _correlation(raw, intent, base, unit.is_constant),
         "is_constant": unit.is_constant,
     }
-    replace(scorer, mean=unit.mean, std=unit.std).save(ctx.out, info)
+    trained.scorer.with_unit(scorers.unit_of(unit)).save(ctx.out, info)
 
 
-def _fit_gold(
-    cfg: GoldStage, world: World, rubric: RubricScorer, ctx: StageContext
-) -> ScalarHeadModel:
-    gold, seed = cfg.gold, derive_seed(cfg.root_seed, "gold")
-    responses = sample_tilted(
-        initial_policy(ctx),
-        world.prompts("gold", gold.n_prompts),
-        world.tokenizer,
-        copies=gold.copies,
-        n_tokens=cfg.world.max_response_tokens,
-        seed=seed,
-    )
-    model = ScalarHeadModel(load_backbone(gold.source, world, layers=gold.layers))
-    model.init_head(torch_generator(seed, "head"))
-    model.to(ctx.runtime.device)
-    pairs = soft_pairs(
-        in_own_tokens(model.backbone, responses),
-        rubric.score(responses),
-        copies=gold.copies,
-        pairs_per_prompt=30,
-        seed=seed,
-    )
-    with weights_kept(ctx, model):
-        train_reward_model(
-            model,
-            pairs,
-            epochs=gold.epochs,
-            lr=gold.lr,
-            batch_prompts=8,
-            weight_decay=0.01,
-            seed=seed,
-            validate=dict,
-            progress=ctx.progress,
-            compute=compute_of(ctx.runtime, gold.precision),
-        )
-    return model.eval()
+def _correlation(
+    raw: Tensor, intent: Scorer | None, base: Responses, is_constant: bool
+) -> float | None:
+    """Correlation of gold with the world's intent on the initial policy; None where there is none."""
+    if intent is None:
+        return None
+    human: Any = intent.score(base)
+    if is_constant or bool(human.max() == human.min()):
+        return None
+    return float(np.corrcoef(raw.numpy(), human.numpy())[0, 1])

@@ -2,34 +2,29 @@
 
 from pathlib import Path
 
-from overopt.methods.ppo import PpoConfig
-from overopt.rewards.settings import ProxyConfig
 from overopt.stages.settings import RoundsConfig, RunConfig
 
 
 def name_of(rounds: RoundsConfig) -> str:
     """Number of rounds, and what of data, proxy and policy is not the default."""
     parts = [f"{rounds.k} rounds"]
-    parts += ["newest data"] * (rounds.data == "take_last")
-    parts += ["proxy carried on"] * (rounds.rm == "carry_on")
-    return ", ".join(parts + ["policy carried on"] * (rounds.policy == "carry_on"))
-
-
-def backbone_name(proxy: ProxyConfig) -> str:
-    """The proxy's backbone in records; ``[:k]`` where only its first k layers are used."""
-    kept = f"[:{proxy.layers}]" if proxy.layers else ""
-    return "gold" if proxy.kind == "gold" else proxy.backbone + kept
+    if rounds.data == "take_last":
+        parts.append("newest data")
+    if rounds.rm == "carry_on":
+        parts.append("proxy carried on")
+    if rounds.policy == "carry_on":
+        parts.append("policy carried on")
+    return ", ".join(parts)
 
 
 def describe(run: RunConfig) -> str:
     """What sets a run's proxy apart, in words."""
-    flips = f" flip {run.labels.label_flip_rate}" if run.labels.label_flip_rate > 0 else ""
-    what = run.proxy.backbone.removeprefix("ladder:")
-    what += f" {run.proxy.layers} layers" if run.proxy.layers else ""
-    what = "gold" if run.proxy.kind == "gold" else what
-    seeds = f"data {run.labels.data_seed} rm {run.proxy.rm_seed}"
-    name = mitigation_name(run, with_ppo=False)
-    return f"{what} {run.labels.n_pairs} pairs{flips} {seeds}" + f" ({name})" * (name != "none")
+    labels = run.labels
+    flips = f" flip {labels.label_flip_rate}" if labels.label_flip_rate > 0 else ""
+    seeds = f"data {labels.data_seed} rm {run.proxy.seed or 0}"
+    name = mitigation_name(run, with_method=False)
+    treated = "" if name == "none" else f" ({name})"
+    return f"{run.proxy.title} {labels.n_pairs} pairs{flips} {seeds}{treated}"
 
 
 _COMBINE_NAMES = {
@@ -43,16 +38,15 @@ _COMBINE_NAMES = {
 }
 
 
-def mitigation_name(run: RunConfig, *, with_ppo: bool) -> str:
+def mitigation_name(run: RunConfig, *, with_method: bool) -> str:
     """Short name of what a run does against overoptimization; "none" for the plain proxy.
 
-    ``with_ppo``: what only PPO's reward has (shaping, adaptive KL) is named too.
+    ``with_method``: what only a method's reward has (shaping, adaptive KL) is named too.
     """
     reward, parts = run.reward, []
     if run.rounds.k > 1:
         parts.append(name_of(run.rounds))
-    if run.proxy.length_control > 0:
-        parts.append(f"ODIN {run.proxy.length_control:g}")
+    parts.append(run.proxy.treatment)
     if reward.members > 1 or reward.transform:
         combine = Path(reward.transform).stem or _COMBINE_NAMES[reward.combine]
         strength = f" {reward.strength:g}" if reward.uses_strength else ""
@@ -62,11 +56,6 @@ def mitigation_name(run: RunConfig, *, with_ppo: bool) -> str:
     if reward.length_penalty != "none":
         budget = f" past {reward.length_budget:g}" if reward.length_penalty == "hinge" else ""
         parts.append(f"length {reward.length_coef:g}{budget}")
-    if with_ppo and run.ppo is not None:
-        if run.ppo.shaping != "none":
-            parts.append(f"{run.ppo.shaping} {run.ppo.shaping_scale:g}")
-        if run.ppo.kl_target > 0:
-            gain = run.ppo.kl_gain
-            is_usual = gain == PpoConfig.kl_gain
-            parts.append(f"KL target {run.ppo.kl_target:g}" + f" gain {gain:g}" * (not is_usual))
-    return ", ".join(parts) or "none"
+    if with_method and run.method is not None:
+        parts.append(run.method.treatment)
+    return ", ".join(filter(None, parts)) or "none"

@@ -1,24 +1,22 @@
-"""A policy optimised against a proxy: the loop that evaluates, checkpoints and resumes."""
+"""A policy optimised against a proxy: the loop around any method, which evaluates and checkpoints."""
 
+from __future__ import annotations
+
+import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated, Any
 
 from overopt.base import files
 from overopt.base.config import to_dict
-from overopt.base.datatypes import Prompts
 from overopt.base.errors import DivergenceError
+from overopt.base.kinds import Kind, kind_of, module_of
+from overopt.base.lazy import lazy
 from overopt.base.seeding import derive_seed
 from overopt.engine.graph import Stage, StageContext
-from overopt.measure.evaluate import measure_kl
-from overopt.methods import ppo as ppo_method
-from overopt.methods.ppo import PpoConfig
-from overopt.nets import checkpoints
-from overopt.nets.checkpoints import backbone_state
-from overopt.nets.compute import compute_of
-from overopt.nets.heads import ScalarHeadModel
-from overopt.rewards.transforms.shaping import LOG_SIGMOID_QUANTILE, shape_of
+from overopt.methods.method import Problem, Schedule, State
 from overopt.stages.common import (
     initial_policy,
     keep_diverged,
@@ -29,124 +27,197 @@ from overopt.stages.common import (
 from overopt.stages.names import describe
 from overopt.stages.settings import RunConfig
 from overopt.worlds.load import load_world
-from overopt.worlds.splits import eval_prompts, len_split
-from overopt.worlds.world import WorldConfig
+from overopt.worlds.world import AnyWorld
+
+if TYPE_CHECKING:
+    import torch
+
+    from overopt.base import datatypes
+    from overopt.base.datatypes import PreferenceSet, Prompts
+    from overopt.measure import evaluate
+    from overopt.methods import rollouts
+    from overopt.methods.method import Shape
+    from overopt.nets import checkpoints, compute, sampling
+    from overopt.rewards.transforms import shaping
+    from overopt.worlds import draws
+else:
+    torch, datatypes = lazy("torch"), lazy("overopt.base.datatypes")
+    evaluate, rollouts = lazy("overopt.measure.evaluate"), lazy("overopt.methods.rollouts")
+    checkpoints, compute = lazy("overopt.nets.checkpoints"), lazy("overopt.nets.compute")
+    sampling, draws = lazy("overopt.nets.sampling"), lazy("overopt.worlds.draws")
+    shaping = lazy("overopt.rewards.transforms.shaping")
 
 CHECKPOINT_BYTES_PER_S = 1e8
 """A checkpoint of so many bytes is worth a second of work: larger ones are written less often."""
 
+NamedMethod = Annotated[Schedule, Kind("overopt.methods", "", under_its_name=True)]
+"""A method's settings in a stage's config, where they stand under the method's name."""
+
 
 @dataclass(frozen=True, kw_only=True)
-class PpoStage:
-    """PPO against one proxy, with evaluation responses along the way."""
+class MethodStage:
+    """A method against one proxy, with evaluation responses along the way."""
 
-    world: WorldConfig
-    ppo: PpoConfig
+    world: AnyWorld
+    method: NamedMethod
     root_seed: int
 
 
-def run_ppo(ctx: StageContext) -> None:
+def stage(run: RunConfig, inputs: dict[str, Stage], *, note: str = "") -> Stage:
+    """The method of a run against the proxy among ``inputs``; ``note`` ends its label."""
+    method = run.method
+    assert method is not None
+    kind = kind_of(method)
+    roles = ("calibration", "proxy", *(("comparisons", "labels") * method.reads_comparisons))
+    return Stage(
+        name=kind,
+        version=method.version,
+        run=run_method,
+        gpu=True,
+        label=f"{kind} {describe(run)} {method.title}{note}",
+        cost_s=method.cost_s,
+        disk_mb=20,
+        config=MethodStage(world=run.world, method=method, root_seed=run.root_seed),
+        upstream={role: inputs[role] for role in roles},
+    )
+
+
+def run_method(ctx: StageContext) -> None:
     """Optimise the policy against the proxy; keep evaluation responses and KL along the way."""
-    optimise(ctx, ctx.config.ppo.evaluation_steps)
+    optimise(ctx, ctx.config.method.evaluation_steps)
 
 
-def optimise(ctx: StageContext, evaluation_steps: tuple[int, ...]) -> ppo_method.PpoState:
-    """PPO up to the last of ``evaluation_steps``, written as an artefact; returns its state.
+def optimise(ctx: StageContext, evaluation_steps: tuple[int, ...]) -> State:
+    """The method up to the last of ``evaluation_steps``, written as an artefact; returns its state.
 
     From the initial policy, or from where the input ``start`` ended, everything but the proxy
-    carried on. The schedule is that of all ``ppo.steps``. Checkpoints are written at evaluations,
-    ``runtime.checkpoint_s`` apart or less where they are small.
+    carried on. The schedule is that of all ``method.steps``.
+
+    1. Start, or take up the state of the checkpoint or of the input ``start``.
+    2. Evaluate where it is due; stop behind the last step.
+    3. One step; a state that diverged is kept for inspection.
+    4. Checkpoint at evaluations, ``runtime.checkpoint_s`` apart or less where they are small.
+    5. Write evaluations, log and policy.
     """
     cfg = ctx.config
-    world, ppo, last = load_world(cfg.world), cfg.ppo, evaluation_steps[-1]
-    proxy = scorer_of(ctx, "proxy", world)
-    ref_policy = initial_policy(ctx)
-    value = ScalarHeadModel(checkpoints.load_trunk(ppo.value_backbone)).to(ctx.runtime.device)
-    state = ppo_method.new_state(initial_policy(ctx), value, ppo)
-    prompts = world.prompts("rl", len_split(world, "rl"))
-    held = eval_prompts(world, ppo.eval_prompts, ppo.eval_offset)
-    seed = derive_seed(cfg.root_seed, "ppo", ppo.ppo_seed)
-    shape = _shape(ctx, ref_policy, proxy, prompts, seed)
-    compute = compute_of(ctx.runtime, ppo.precision)
-    log: list[dict[str, float]] = []
-    saved = ctx.checkpoint / "state.safetensors"
-    _discard_foreign_checkpoint(ctx)
-    if saved.exists():
-        ppo_method.load_state_tensors(state, files.load_tensors(saved))
-        log = files.load_json(ctx.checkpoint / f"log-{state.step}.json")
-    elif "start" in ctx.inputs:
-        start = ctx.inputs["start"].path
-        ppo_method.load_state_tensors(state, files.load_tensors(start / "state.safetensors"))
-        log = files.load_json(start / "log.json")
-    for file in ctx.checkpoint.glob("eval-*.npz"):
-        if int(file.stem.removeprefix("eval-")) > state.step:
-            file.unlink()  # of steps that are done again, on a GPU not to the last bit
-    weights = [*state.policy.parameters(), *state.value.parameters()]
-    n_bytes = 3 * sum(p.nbytes for p in weights)  # with Adam's two moments
-    pause_s = min(ctx.runtime.checkpoint_s, n_bytes / CHECKPOINT_BYTES_PER_S)
-    saved_at = time.monotonic()
+    method, settings, last = module_of(cfg.method), cfg.method, evaluation_steps[-1]
+    problem, held = _problem(ctx)
+    # 1.
+    state = method.start(initial_policy(ctx), settings, problem)
+    log = _resumed(ctx, method, state)
+    pause_s, saved_at = _pause_s(ctx, method.state_tensors(state)), time.monotonic()
     while True:
-        k = state.step
-        if k in evaluation_steps:
-            file = ctx.checkpoint / f"eval-{k:05d}.npz"
+        # 2.
+        if state.step in evaluation_steps:
+            file = ctx.checkpoint / f"eval-{state.step:05d}.npz"
             if not file.exists():
-                _evaluate(file, state.policy, ref_policy, proxy, held, cfg)
-        if k >= last:
+                _evaluate(file, state.policy, problem, held, ctx)
+        if state.step >= last:
             break
+        # 3.
         try:
-            log.append(
-                ppo_method.ppo_step(
-                    state,
-                    ref_policy,
-                    proxy,
-                    prompts,
-                    ppo,
-                    n_tokens=cfg.world.max_response_tokens,
-                    seed=seed,
-                    shape=shape,
-                    compute=compute,
-                )
-            )
+            log.append(method.step(state, settings, problem))
         except DivergenceError as e:
-            raise keep_diverged(e, ctx, ppo_method.state_tensors(state)) from e
+            raise keep_diverged(e, ctx, method.state_tensors(state)) from e
         ctx.progress(state.step, last)
+        # 4. The log is written before the state that refers to it, so that a kill between the two
+        # leaves the older, consistent pair in force.
         if state.step in evaluation_steps and time.monotonic() - saved_at >= pause_s:
-            # The log is written before the state that refers to it, so that a kill between the
-            # two leaves the older, consistent pair in force.
             files.save_json(ctx.checkpoint / f"log-{state.step}.json", log)
-            files.save_tensors(saved, ppo_method.state_tensors(state))
+            files.save_tensors(ctx.checkpoint / "state.safetensors", method.state_tensors(state))
             saved_at = time.monotonic()
+    # 5.
     for k in evaluation_steps:
         name = f"eval-{k:05d}.npz"
         (ctx.out / name).write_bytes((ctx.checkpoint / name).read_bytes())
     files.save_json(ctx.out / "log.json", log)
-    files.save_tensors(ctx.out / "policy.safetensors", backbone_state(state.policy))
+    files.save_json(ctx.out / "shown.json", method.SHOWN._asdict())
+    files.save_tensors(ctx.out / "policy.safetensors", checkpoints.backbone_state(state.policy))
     return state
 
 
-def _shape(
-    ctx: StageContext, ref_policy: Any, proxy: Any, prompts: Prompts, seed: int
-) -> ppo_method.Shape | None:
+def _problem(ctx: StageContext) -> tuple[Problem, Prompts]:
+    """What the method works on, and the prompts that it is evaluated on."""
+    cfg = ctx.config
+    settings, world = cfg.method, load_world(cfg.world)
+    problem = Problem(
+        ref_policy=initial_policy(ctx),
+        proxy=scorer_of(ctx, "proxy", world),
+        prompts=world.prompts("rl", world.n_prompts("rl")),
+        n_tokens=cfg.world.max_response_tokens,
+        seed=derive_seed(cfg.root_seed, kind_of(settings), settings.seed),
+        compute=compute.compute_of(ctx.runtime, settings.precision),
+        preferences=lambda: _preferences(ctx),
+    )
+    held = draws.eval_prompts(world, settings.eval_prompts, settings.eval_offset)
+    return replace(problem, shape=_shape(ctx, problem)), held
+
+
+def _shape(ctx: StageContext, problem: Problem) -> Shape | None:
     """What is maximised in place of the score; None for the score itself."""
-    cfg: PpoStage = ctx.config
+    settings = ctx.config.method
     ref_scores = None
-    match cfg.ppo.shaping:
+    match settings.shaping:
         case "none":
             return None
         case "par":
-            ref_scores = ppo_method.reference_scores(
-                ref_policy,
-                proxy,
-                prompts,
-                cfg.ppo,
-                n_tokens=cfg.world.max_response_tokens,
-                seed=seed,
+            ref_scores = rollouts.reference_scores(
+                problem.ref_policy,
+                problem.proxy,
+                problem.prompts,
+                batch=settings.batch,
+                steps=settings.steps,
+                n_tokens=problem.n_tokens,
+                seed=problem.seed,
             )
         case "log_sigmoid":
             base = load_responses(ctx.inputs["calibration"].path / "responses.npz")
-            quantile = proxy.score(base).quantile(LOG_SIGMOID_QUANTILE)
-            ref_scores = quantile.expand(len(prompts))
-    return shape_of(cfg.ppo.shaping, strength=cfg.ppo.shaping_scale, ref_scores=ref_scores)
+            quantile = problem.proxy.score(base).quantile(shaping.LOG_SIGMOID_QUANTILE)
+            ref_scores = quantile.expand(len(problem.prompts))
+    return shaping.shape_of(
+        settings.shaping, strength=settings.shaping_scale, ref_scores=ref_scores
+    )
+
+
+def _preferences(ctx: StageContext) -> PreferenceSet:
+    """The comparisons that the proxy was trained on."""
+    labels = files.load_arrays(ctx.inputs["labels"].path / "train.npz")
+    responses = load_responses(ctx.inputs["comparisons"].path / "train.npz")
+    columns = {k: torch.from_numpy(labels[k]) for k in ("chosen", "rejected")}
+    return datatypes.PreferenceSet(
+        responses=responses,
+        **columns,
+        gold_margin=torch.from_numpy(labels["gold_margin"]),
+        flipped=torch.from_numpy(labels["flipped"]),
+        prompt_id=responses.prompts.prompt_id[columns["chosen"]],
+    )
+
+
+def _resumed(ctx: StageContext, method: ModuleType, state: State) -> list[dict[str, float]]:
+    """Put back the state of the checkpoint or of the input ``start``, if any; returns its log."""
+    saved = ctx.checkpoint / "state.safetensors"
+    log: list[dict[str, float]] = []
+    _discard_foreign_checkpoint(ctx)
+    if saved.exists():
+        method.load_state_tensors(state, files.load_tensors(saved))
+        log = files.load_json(ctx.checkpoint / f"log-{state.step}.json")
+    elif "start" in ctx.inputs:
+        start = ctx.inputs["start"].path
+        method.load_state_tensors(state, files.load_tensors(start / "state.safetensors"))
+        log = files.load_json(start / "log.json")
+    for file in ctx.checkpoint.glob("eval-*.npz"):
+        if int(file.stem.removeprefix("eval-")) > state.step:
+            file.unlink()  # of steps that are done again, on a GPU not to the last bit
+    return log
+
+
+def _pause_s(ctx: StageContext, tensors: dict[str, torch.Tensor]) -> float:
+    """Seconds between checkpoints: fewer than asked for where they are small.
+
+    Optimizers that have not stepped yet will add two moments to each weight.
+    """
+    n_bytes = 3 * sum(x.nbytes for name, x in tensors.items() if "_adam." not in name)
+    return min(ctx.runtime.checkpoint_s, n_bytes / CHECKPOINT_BYTES_PER_S)
 
 
 def _discard_foreign_checkpoint(ctx: StageContext) -> None:
@@ -164,35 +235,26 @@ def _discard_foreign_checkpoint(ctx: StageContext) -> None:
 
 
 def _evaluate(
-    file: Path, policy: Any, ref_policy: Any, proxy: Any, prompts: Prompts, cfg: PpoStage
+    file: Path, policy: Any, problem: Problem, prompts: Prompts, ctx: StageContext
 ) -> None:
+    """Responses to the evaluation prompts with random numbers of their own, KL and proxy score."""
+    cfg, settings = ctx.config, ctx.config.method
     # Other prompts get other random numbers: tuning and test share none.
-    offset = [cfg.ppo.eval_offset] if cfg.ppo.eval_offset else []
-    responses = ppo_method.evaluate_policy(
+    offset = [settings.eval_offset] if settings.eval_offset else []
+    responses = sampling.sample(
         policy,
         prompts,
-        copies=cfg.ppo.eval_copies,
-        n_tokens=cfg.world.max_response_tokens,
-        seed=derive_seed(cfg.root_seed, "ppo-eval", *offset),
+        n_tokens=problem.n_tokens,
+        seed=derive_seed(cfg.root_seed, f"{kind_of(settings)}-eval", *offset),
+        copies=settings.eval_copies,
     )
-    kl = measure_kl(policy, ref_policy, responses)
+    kl = evaluate.measure_kl(policy, problem.ref_policy, responses)
     table = {k: v.numpy() for k, v in kl._asdict().items()}
-    table["proxy"] = proxy.score(responses).numpy()
-    files.save_arrays(file, response_arrays(responses, cfg.ppo.eval_copies) | table)
+    table["proxy"] = problem.proxy.score(responses).numpy()
+    files.save_arrays(file, response_arrays(responses, settings.eval_copies) | table)
 
 
-def ppo_stage(run: RunConfig, inputs: dict[str, Stage], *, note: str = "") -> Stage:
-    """PPO of a run against the proxy among ``inputs``; ``note`` ends its label."""
-    ppo = run.ppo
-    assert ppo is not None
-    return Stage(
-        name="ppo",
-        version=3 if ppo.precision == "bf16" else 2,
-        run=run_ppo,
-        gpu=True,
-        label=f"ppo {describe(run)} kl {ppo.kl_coef} seed {ppo.ppo_seed}{note}",
-        cost_s=5 + ppo.steps * ppo.batch * 0.025 * ppo.ppo_epochs,
-        disk_mb=20,
-        config=PpoStage(world=run.world, ppo=ppo, root_seed=run.root_seed),
-        upstream=inputs,
-    )
+def method_role(inputs: Any) -> str:
+    """The role of a method's artefact among a stage's inputs: the method's name."""
+    others = ("calibration", "gold", "proxy")
+    return next(r for r in sorted(inputs) if r not in others and not re.search(r"_\d\d$", r))

@@ -1,28 +1,36 @@
 """N responses of the initial policy to each evaluation prompt, scored by gold."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from overopt.base import files
-from overopt.base.datatypes import concat_responses
+from overopt.base.lazy import lazy
 from overopt.base.seeding import derive_seed
 from overopt.engine.graph import Stage, StageContext
-from overopt.nets.sampling import sample
-from overopt.rewards.kinds.rubric import RubricScorer, load_rubric
-from overopt.stages.common import initial_policy, save_responses, scorer_of
+from overopt.stages.common import initial_policy, intent_of, save_responses, scorer_of
 from overopt.stages.settings import RunConfig
 from overopt.worlds.load import load_world
-from overopt.worlds.splits import eval_prompts
-from overopt.worlds.world import WorldConfig
+from overopt.worlds.world import AnyWorld
+
+if TYPE_CHECKING:
+    import torch
+
+    from overopt.base import datatypes
+    from overopt.nets import sampling
+    from overopt.worlds import draws
+else:
+    torch, datatypes = lazy("torch"), lazy("overopt.base.datatypes")
+    sampling, draws = lazy("overopt.nets.sampling"), lazy("overopt.worlds.draws")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PoolStage:
     """N gold-scored responses to each of some evaluation prompts; shared by all proxies."""
 
-    world: WorldConfig
+    world: AnyWorld
     n_prompts: int
     pool_size: int
     root_seed: int
@@ -30,28 +38,30 @@ class PoolStage:
 
 
 def run_pool(ctx: StageContext) -> None:
-    """Sample N responses to each evaluation prompt and score them with gold and rubric."""
+    """Sample N responses to each evaluation prompt and score them with gold and the world's intent."""
     cfg: PoolStage = ctx.config
     world = load_world(cfg.world)
     policy = initial_policy(ctx)
     gold = scorer_of(ctx, "gold", world)
-    rubric = RubricScorer(load_rubric(ctx.inputs["calibration"].path), world)
-    prompts = eval_prompts(world, cfg.n_prompts, cfg.eval_offset)
+    intent = intent_of(ctx, world)
+    prompts = draws.eval_prompts(world, cfg.n_prompts, cfg.eval_offset)
     parts = []
     for i in range(cfg.n_prompts):
-        part = sample(
+        part = sampling.sample(
             policy,
             prompts.select(slice(i, i + 1)),
             n_tokens=cfg.world.max_response_tokens,
             seed=derive_seed(cfg.root_seed, "pool", cfg.eval_offset + i),
             copies=cfg.pool_size,
         )
-        scores = {"gold": gold.score(part), "rubric": rubric.score(part), "length": part.length}
+        scores = {"gold": gold.score(part), "length": part.length}
+        if intent is not None:
+            scores["intent"] = intent.score(part)
         parts.append((part, scores))
         ctx.progress(i + 1, cfg.n_prompts)
-    responses = concat_responses([p for p, _ in parts])
+    responses = datatypes.concat_responses([p for p, _ in parts])
     save_responses(ctx.out / "responses.npz", responses, cfg.pool_size)
-    table = {k: torch.stack([s[k] for _, s in parts]).numpy() for k in ("gold", "rubric", "length")}
+    table = {k: torch.stack([s[k] for _, s in parts]).numpy() for k in parts[0][1]}
     files.save_arrays(ctx.out / "scores.npz", table)
 
 

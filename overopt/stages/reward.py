@@ -1,86 +1,51 @@
-"""The stages between trained proxies and what is optimised: shared-trunk members, and the reward.
+"""The stage whose scorer is optimised, where that is more than the proxy itself.
 
-They exist only where `settings.RewardConfig` asks for more than the proxy itself. ``reward`` writes a
-scorer with everything that scoring needs, and takes the proxy's place in best-of-n and PPO.
+It exists only where `RewardConfig` asks for an ensemble, a length penalty or a user's own file. It
+writes a scorer with everything that scoring needs, which takes the proxy's place downstream.
 """
+
+from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from overopt.base import files
 from overopt.base.config import to_dict
+from overopt.base.lazy import lazy
 from overopt.engine.graph import Stage, StageContext
-from overopt.rewards.kinds import ensemble
-from overopt.rewards.kinds.ensemble import (
-    average_weights,
-    load_transform,
-    normalised_ensemble,
-    reward_steps,
-)
-from overopt.rewards.load import load_scorer
-from overopt.rewards.scorer import Place, Scorer
-from overopt.rewards.settings import ProxyConfig, RewardConfig
-from overopt.rewards.training.calibration import pair_metrics, recalibration
-from overopt.stages.common import load_responses
+from overopt.rewards.kind import RewardSettings, Scorer
+from overopt.rewards.settings import RewardConfig
+from overopt.rewards.transforms.own import load_transform
+from overopt.stages import heads, proxy
+from overopt.stages.common import load_responses, place_of
 from overopt.stages.names import describe
-from overopt.stages.proxy import (
-    HeadsStage,
-    ProxyStage,
-    run_heads,
-    run_proxies,
-    run_proxy,
-    stacks_with,
-)
 from overopt.stages.settings import RunConfig
 from overopt.worlds.load import load_world
-from overopt.worlds.world import WorldConfig
+from overopt.worlds.world import AnyWorld
+
+if TYPE_CHECKING:
+    from overopt.rewards import load
+    from overopt.rewards.kinds import ensemble
+    from overopt.rewards.training import calibration
+else:
+    load, ensemble = lazy("overopt.rewards.load"), lazy("overopt.rewards.kinds.ensemble")
+    calibration = lazy("overopt.rewards.training.calibration")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RewardStage:
     """The proxy score that is optimised; ``source``: checksum of the user's own file."""
 
-    world: WorldConfig
+    world: AnyWorld
     reward: RewardConfig
     root_seed: int
     source: str = ""
 
 
-def run_reward(ctx: StageContext) -> None:
-    """Combine members (by score or by weight), and normalise the result on the initial policy."""
-    cfg: RewardStage = ctx.config
-    calibration, comparisons = ctx.inputs["calibration"].path, ctx.inputs["comparisons"].path
-    world = load_world(cfg.world)
-    base = load_responses(calibration / "responses.npz")
-    folders = [ctx.inputs[role].path for role in sorted(ctx.inputs) if role.startswith("member_")]
-    place = Place(calibration, world, ctx.runtime.device)
-    parts: Sequence[Scorer] = [load_scorer(folder, place) for folder in folders]
-    if cfg.reward.combine == "weight_average":
-        parts = [average_weights(parts, base)]
-    transform = Path(cfg.reward.transform) if cfg.reward.transform else None
-    steps = reward_steps(cfg.reward, load_transform(transform) if transform else None)
-    scorer = normalised_ensemble(parts, steps, base)
-    sizes = files.load_json(folders[0] / "scorer.json")
-    info = {name: sizes[name] for name in ("n_params", "n_params_total")}
-    if transform:
-        (ctx.out / "transform.py").write_bytes(transform.read_bytes())
-    scorer.save(ctx.out, info | {"reward": to_dict(cfg.reward)})
-    held_pairs = files.load_arrays(ctx.inputs["labels"].path / "validation.npz")
-    logits = scorer.score(load_responses(comparisons / "validation.npz")).numpy() * scorer.unit.std
-    margin = logits[held_pairs["chosen"]] - logits[held_pairs["rejected"]]
-    soft = recalibration(margin, held_pairs["gold_margin"])
-    files.save_json(ctx.out / "training.json", pair_metrics(margin) | {"recalibration": soft})
-
-
-def scoring_rate(proxy: ProxyConfig) -> float:
-    """CPU seconds to train on 2,000 pairs once, the measure of a proxy's cost."""
-    size = proxy.backbone.removeprefix("ladder:")
-    return {"0.05m": 1.0, "0.2m": 2.5, "0.8m": 6.0, "3m": 18.0, "6m": 36.0}.get(size, 6.0)
-
-
-def proxy_stage(
+def stage(
     run: RunConfig, inputs: dict[str, Stage], *, previous: Stage | None = None, note: str = ""
 ) -> Stage:
     """The stage whose scorer is optimised: the proxy itself, or the reward made of its members.
@@ -88,7 +53,7 @@ def proxy_stage(
     ``previous``: the same of an earlier round, whose members are trained further; ``note`` ends the
     label.
     """
-    reward, members = run.reward, []
+    reward = run.reward
 
     def member_inputs(i: int) -> dict[str, Stage]:
         if previous is None:
@@ -96,42 +61,12 @@ def proxy_stage(
         return inputs | {"start": previous.upstream.get(f"member_{i:02d}", previous)}
 
     if reward.members_by == "heads":
-        members.append(
-            Stage(
-                name="heads",
-                version=1,
-                run=run_heads,
-                gpu=True,
-                label=f"{reward.members} heads {describe(run)}{note}",
-                cost_s=4 + scoring_rate(run.proxy) * run.proxy.epochs * run.labels.n_pairs / 2000,
-                config=HeadsStage(
-                    world=run.world,
-                    proxy=run.proxy,
-                    n_heads=reward.members,
-                    root_seed=run.root_seed,
-                ),
-                upstream=member_inputs(0),
-            )
-        )
+        members = [heads.stage(run, member_inputs(0), note)]
     else:
-        for i, (proxy, bootstrap) in enumerate(ensemble.member_proxies(run.proxy, reward)):
-            of_member = describe(replace(run, proxy=proxy, reward=RewardConfig()))
-            members.append(
-                Stage(
-                    name="proxy",
-                    version=3 if bootstrap > 0 else 2,
-                    run=run_proxy,
-                    stacked=run_proxies,
-                    alike=stacks_with(proxy, run.labels.n_pairs),
-                    gpu=True,
-                    label=f"proxy {of_member}" + f" bootstrap {bootstrap}" * (bootstrap > 0) + note,
-                    cost_s=4 + scoring_rate(proxy) * proxy.epochs * run.labels.n_pairs / 2000,
-                    config=ProxyStage(
-                        world=run.world, proxy=proxy, root_seed=run.root_seed, bootstrap=bootstrap
-                    ),
-                    upstream=member_inputs(i),
-                )
-            )
+        members = [
+            proxy.stage(run, settings, bootstrap, member_inputs(i), note)
+            for i, (settings, bootstrap) in enumerate(member_proxies(run.proxy, reward))
+        ]
     if reward == RewardConfig():
         return members[0]
     transform = Path(reward.transform)
@@ -141,7 +76,7 @@ def proxy_stage(
         run=run_reward,
         gpu=True,
         label=f"reward {describe(run)}{note}",
-        cost_s=3 + scoring_rate(run.proxy) * reward.members,
+        cost_s=3 + run.proxy.rate * reward.members,
         disk_mb=4.0 * reward.members,
         config=RewardStage(
             world=run.world,
@@ -151,3 +86,48 @@ def proxy_stage(
         ),
         upstream=inputs | {f"member_{i:02d}": member for i, member in enumerate(members)},
     )
+
+
+def member_proxies(
+    settings: RewardSettings, reward: RewardConfig
+) -> list[tuple[RewardSettings, int]]:
+    """Settings of each separately trained member, and its bootstrap replicate (0: all pairs once).
+
+    Replicate s of an ensemble of M seeds has the proxies of ``rm_seed`` s·M to s·M + M − 1: two
+    replicates share no member, and the first is made of the single proxies 0 to M − 1.
+    """
+    m = reward.members
+    match reward.members_by:
+        case "seed" if m > 1:
+            first = (settings.seed or 0) * m
+            return [(replace(settings, rm_seed=first + i), 0) for i in range(m)]  # type: ignore[call-arg]
+        case "bootstrap":
+            return [(settings, i + 1) for i in range(m)]
+        case "pretraining":
+            backbones = (settings.sources["backbone"], *reward.backbones)
+            return [(replace(settings, backbone=b), 0) for b in backbones]  # type: ignore[call-arg]
+    return [(settings, 0)]
+
+
+def run_reward(ctx: StageContext) -> None:
+    """Combine members (by score or by weight), and normalise the result on the initial policy."""
+    cfg: RewardStage = ctx.config
+    base = load_responses(ctx.inputs["calibration"].path / "responses.npz")
+    folders = [ctx.inputs[role].path for role in sorted(ctx.inputs) if role.startswith("member_")]
+    place = place_of(ctx, load_world(cfg.world))
+    parts: Sequence[Scorer] = [load.load_scorer(folder, place) for folder in folders]
+    if cfg.reward.combine == "weight_average":
+        parts = [ensemble.average_weights(parts, base)]
+    transform = Path(cfg.reward.transform) if cfg.reward.transform else None
+    steps = ensemble.reward_steps(cfg.reward, load_transform(transform) if transform else None)
+    scorer = ensemble.normalised_ensemble(parts, steps, base)
+    sizes = files.load_json(folders[0] / "scorer.json")
+    info = {name: sizes[name] for name in ("n_params", "n_params_total")}
+    if transform:
+        (ctx.out / "transform.py").write_bytes(transform.read_bytes())
+    scorer.save(ctx.out, info | {"reward": to_dict(cfg.reward)})
+    held = proxy.HeldOut.of(ctx)
+    margin = held.margin(scorer.score(held.responses).numpy() * scorer.unit.std)
+    soft = calibration.recalibration(margin, held.pairs["gold_margin"])
+    measured = calibration.pair_metrics(margin) | {"recalibration": soft}
+    files.save_json(ctx.out / "training.json", measured)

@@ -1,9 +1,9 @@
 """Retraining in rounds: iterated RLHF under one budget of gold labels.
 
-    labels -> proxy -> ppo -> round_data -> proxy -> ppo -> round_data -> ...
-              round 1         round 2                       round 3
+    labels -> proxy -> method -> round_data -> proxy -> method -> round_data -> ...
+              round 1            round 2                          round 3
 
-Between pipeline and stages. Round 1 is the ordinary chain with a share of the comparisons. Every
+Round 1 is the ordinary chain with a share of the comparisons. Every
 other round labels fresh responses of the policy that the round before ended with, to prompts that no
 round has used, and trains a proxy on them and what came before. One artefact, ``round_data``, holds
 responses and labels together: it stands where ``comparisons`` and ``labels`` stand, so that whatever
@@ -15,32 +15,45 @@ one budget instead of adding to it, and scores are normalised, validated and mea
 initial policy throughout, so that numbers of different rounds can be compared.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
-import torch
 
 from overopt.base import files
-from overopt.base.datatypes import concat_responses
+from overopt.base.kinds import module_of
+from overopt.base.lazy import lazy
 from overopt.base.seeding import derive_seed
-from overopt.engine.graph import StageContext
-from overopt.methods.ppo import PpoConfig, state_tensors
-from overopt.nets.checkpoints import load_policy
-from overopt.nets.sampling import sample
-from overopt.rewards.labels.pairs import LabelsConfig, label_pairs
-from overopt.stages import common, comparisons, optimise
+from overopt.engine.graph import Stage, StageContext
+from overopt.rewards.settings import LabelsConfig
+from overopt.stages import common, comparisons, optimise, reward
 from overopt.stages.common import load_responses, response_arrays
-from overopt.worlds import splits
+from overopt.stages.names import name_of
+from overopt.stages.optimise import NamedMethod
+from overopt.stages.settings import RoundsConfig, RunConfig
 from overopt.worlds.load import load_world
-from overopt.worlds.world import WorldConfig
+from overopt.worlds.world import AnyWorld
+
+if TYPE_CHECKING:
+    import torch
+
+    from overopt.base import datatypes
+    from overopt.nets import checkpoints, sampling
+    from overopt.rewards.labels import pairs as labelling
+    from overopt.worlds import draws
+else:
+    torch, datatypes = lazy("torch"), lazy("overopt.base.datatypes")
+    checkpoints, sampling = lazy("overopt.nets.checkpoints"), lazy("overopt.nets.sampling")
+    labelling, draws = lazy("overopt.rewards.labels.pairs"), lazy("overopt.worlds.draws")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RoundDataStage:
     """Labelled responses of the policy of the round before; ``labels``: those of one round."""
 
-    world: WorldConfig
+    world: AnyWorld
     labels: LabelsConfig
     data: Literal["concatenate", "take_last"]
     round: int
@@ -48,11 +61,11 @@ class RoundDataStage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RoundPpoStage:
-    """PPO's share of one round, where the policy is carried on through all ``k``."""
+class RoundMethodStage:
+    """A method's share of one round, where the policy is carried on through all ``k``."""
 
-    world: WorldConfig
-    ppo: PpoConfig
+    world: AnyWorld
+    method: NamedMethod
     round: int
     k: int
     root_seed: int
@@ -60,8 +73,8 @@ class RoundPpoStage:
     @property
     def evaluation_steps(self) -> tuple[int, ...]:
         """Those of the whole run that fall into this round, and its last step."""
-        start, stop = (self.ppo.steps * j // self.k for j in (self.round - 1, self.round))
-        inside = {step for step in self.ppo.evaluation_steps if start < step <= stop}
+        start, stop = (self.method.steps * j // self.k for j in (self.round - 1, self.round))
+        inside = {step for step in self.method.evaluation_steps if start < step <= stop}
         return tuple(sorted(inside | {stop} | ({0} if self.round == 1 else set())))
 
 
@@ -80,9 +93,9 @@ def run_round_data(ctx: StageContext) -> None:
     # 1.
     n_earlier = (cfg.round - 1) * labels.n_prompts
     weights = ctx.inputs["policy"].path / "policy.safetensors"
-    responses = sample(
-        load_policy(cfg.world.policy, weights).to(ctx.runtime.device),
-        splits.comparison_prompts(
+    responses = sampling.sample(
+        checkpoints.load_policy(cfg.world.policy, weights).to(ctx.runtime.device),
+        draws.comparison_prompts(
             world, "train", n_earlier + labels.n_prompts, seeds=(cfg.root_seed, labels.data_seed)
         ).select(slice(n_earlier, None)),
         n_tokens=cfg.world.max_response_tokens,
@@ -91,7 +104,7 @@ def run_round_data(ctx: StageContext) -> None:
     )
     # 2.
     scores = gold.score(responses)
-    pairs = label_pairs(
+    pairs = labelling.label_pairs(
         responses,
         scores,
         copies=labels.responses_per_prompt,
@@ -108,7 +121,7 @@ def run_round_data(ctx: StageContext) -> None:
         fresh = {k: v + n_rows if k in ("chosen", "rejected") else v for k, v in fresh.items()}
         fresh = {k: np.concatenate([before[k], v]) for k, v in fresh.items()}
         kept = load_responses(earlier / "train.npz").select(slice(0, n_rows))
-        responses = concat_responses([kept, responses])
+        responses = datatypes.concat_responses([kept, responses])
         gold_before = files.load_arrays(earlier / "train_gold.npz")["gold"][:n_rows]
         scores = torch.cat([torch.from_numpy(gold_before), scores])
     table = response_arrays(responses, labels.responses_per_prompt)
@@ -120,9 +133,89 @@ def run_round_data(ctx: StageContext) -> None:
     files.save_arrays(ctx.out / "validation.npz", held_out[0] | held_out[1])
 
 
-def run_round_ppo(ctx: StageContext) -> None:
-    """Continue PPO against this round's proxy; keep the whole state for the next round."""
-    cfg: RoundPpoStage = ctx.config
+def run_round_method(ctx: StageContext) -> None:
+    """Continue the method against this round's proxy; keep the whole state for the next round."""
+    cfg: RoundMethodStage = ctx.config
     state = optimise.optimise(ctx, cfg.evaluation_steps)
     if cfg.round < cfg.k:
-        files.save_tensors(ctx.out / "state.safetensors", state_tensors(state))
+        tensors = module_of(cfg.method).state_tensors(state)
+        files.save_tensors(ctx.out / "state.safetensors", tensors)
+
+
+class Round(NamedTuple):
+    """What one round trains and optimises; ``method``: None for a run without one."""
+
+    proxy: Stage
+    method: Stage | None
+
+
+def stages(run: RunConfig, inputs: dict[str, Stage], gold: Stage) -> list[Round]:
+    """The proxy and method of each round, the last one's at the end; one without retraining.
+
+    ``inputs``: what round 1's proxy is trained on (calibration, comparisons, labels).
+    """
+    rounds, labels, calibration = run.rounds, run.labels_per_round, inputs["calibration"]
+    done: list[Round] = []
+    for j in range(1, rounds.k + 1):
+        note = f", {name_of(rounds)}: round {j}" if rounds.k > 1 else ""
+        last_proxy, policy = done[-1] if done else (None, None)
+        if policy is not None:
+            data = _data_stage(run, inputs, gold, policy, j)
+            inputs = inputs | {"comparisons": data, "labels": data}
+        seen = replace(labels, n_pairs=labels.n_pairs * (1 if rounds.data == "take_last" else j))
+        plain = replace(run, rounds=RoundsConfig(), labels=seen)
+        previous = last_proxy if rounds.rm == "carry_on" else None
+        proxy = reward.stage(plain, inputs, previous=previous, note=note)
+        method = None
+        if run.method is not None:
+            given = inputs | {"calibration": calibration, "proxy": proxy}
+            method = optimise.stage(plain, given, note=note)
+            if rounds.policy == "carry_on":
+                method = _carried_on(run, method, policy, j)
+        done.append(Round(proxy, method))
+    return done
+
+
+def _data_stage(
+    run: RunConfig, inputs: dict[str, Stage], gold: Stage, policy: Stage, j: int
+) -> Stage:
+    """Labels of round ``j``, on the policy of the round before."""
+    labels = run.labels_per_round
+    return Stage(
+        name="round_data",
+        version=1,
+        run=run_round_data,
+        gpu=True,
+        label=f"labels of {policy.label}",
+        cost_s=5 + 0.03 * labels.n_prompts,
+        config=RoundDataStage(
+            world=run.world, labels=labels, data=run.rounds.data, round=j, root_seed=run.root_seed
+        ),
+        upstream={r: inputs[r] for r in ("calibration", "comparisons", "labels")}
+        | {"gold": gold, "policy": policy},
+    )
+
+
+def _carried_on(run: RunConfig, method: Stage, policy: Stage | None, j: int) -> Stage:
+    """The method's stage of round ``j``, which goes on from where ``policy`` ended."""
+    assert run.method is not None
+    return replace(
+        method,
+        run=run_round_method,
+        config=RoundMethodStage(
+            world=run.world, method=run.method, round=j, k=run.rounds.k, root_seed=run.root_seed
+        ),
+        upstream=method.upstream if policy is None else {**method.upstream, "start": policy},
+        cost_s=method.cost_s / run.rounds.k,
+        disk_mb=3 * method.disk_mb,
+    )
+
+
+def earlier_roles(run: RunConfig, done: list[Round]) -> dict[str, Stage]:
+    """The rounds before the last as inputs of a curve that spans them all; none where it restarts."""
+    roles: dict[str, Stage] = {}
+    if run.rounds.policy == "carry_on":
+        for j, (proxy, method) in enumerate(done[:-1], start=1):
+            assert method is not None
+            roles |= {f"proxy_{j:02d}": proxy, f"{method.name}_{j:02d}": method}
+    return roles

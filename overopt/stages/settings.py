@@ -1,17 +1,20 @@
 """The settings of every stage, as frozen dataclasses; presets and experiments are made of these.
 
 Everything here is semantic: it changes numbers and therefore enters fingerprints. How a stage is
-run (device, threads, batch that fits memory) is `overopt.config.RuntimeConfig`.
+run (device, threads, batch that fits memory) is `overopt.base.config.RuntimeConfig`.
 """
 
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from overopt.base.config import check_types, require
-from overopt.methods.ppo import PpoConfig
-from overopt.rewards.labels.pairs import LabelsConfig
-from overopt.rewards.settings import GoldConfig, ProxyConfig, RewardConfig
-from overopt.worlds.world import WorldConfig
+from overopt.base.kinds import kind_of
+from overopt.methods.method import AnyMethod
+from overopt.rewards.kind import AnyGold, AnyProxy
+from overopt.rewards.kinds import bradley_terry, frozen
+from overopt.rewards.settings import LabelsConfig, RewardConfig
+from overopt.worlds import stories
+from overopt.worlds.world import AnyWorld
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,14 +72,14 @@ class RoundsConfig:
     Attributes
     ----------
     k : int
-        Rounds of labelling, proxy training and PPO; 1 for no retraining.
+        Rounds of labelling, proxy training and optimisation; 1 for no retraining.
     data : "concatenate" or "take_last"
         A round's proxy is trained on the comparisons of all rounds so far, or on the newest.
     rm : "restart" or "carry_on"
         From the pretrained backbone, or from the last round's proxy.
     policy : "restart" or "carry_on"
-        Each round runs PPO in full from the initial policy; or one PPO run goes on through all
-        rounds, ``ppo.steps`` in total, and only its proxy is replaced.
+        Each round runs the method in full from the initial policy; or one run goes on through all
+        rounds, ``method.steps`` in total, and only its proxy is replaced.
     """
 
     k: int = 1
@@ -100,49 +103,76 @@ class RoundsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """One end-to-end run: one proxy, optimised against with best-of-n, PPO or both.
+    """One end-to-end run: one proxy, optimised against with best-of-n, a method or both.
 
     Attributes
     ----------
-    world, gold, labels, proxy, reward, bon, ppo, rounds : configs
-        One for each part; ``bon`` and ``ppo`` may be none.
+    world, gold, labels, proxy, reward, bon, method, rounds : configs
+        One for each part; ``bon`` and ``method`` may be none. ``world``, ``gold``, ``proxy`` and
+        ``method`` hold the settings of a kind.
     root_seed : int
         What all other random streams are derived from, pool and evaluation included.
     """
 
-    world: WorldConfig = field(default_factory=WorldConfig)
-    gold: GoldConfig = field(default_factory=GoldConfig)
+    world: AnyWorld = field(default_factory=stories.Settings)
+    gold: AnyGold = field(default_factory=frozen.Settings)
     labels: LabelsConfig = field(default_factory=LabelsConfig)
-    proxy: ProxyConfig = field(default_factory=ProxyConfig)
+    proxy: AnyProxy = field(default_factory=bradley_terry.Settings)
     reward: RewardConfig = field(default_factory=RewardConfig)
     bon: BonConfig | None = field(default_factory=BonConfig)
-    ppo: PpoConfig | None = field(default_factory=PpoConfig)
+    method: AnyMethod | None = None
     rounds: RoundsConfig = field(default_factory=RoundsConfig)
     root_seed: int = 0
 
     def __post_init__(self) -> None:
         check_types(self)
-        require(
-            self.proxy.kind == "learned" or self.reward.members == 1,
-            "reward.members",
-            self.reward.members,
-            "the gold model as proxy has no other members: use proxy.kind=learned",
-        )
-        require(
-            self.proxy.length_control == 0 or self.reward.members_by != "heads",
-            "reward.members_by",
-            self.reward.members_by,
-            "heads on one trunk cannot be trained with proxy.length_control: use seed or bootstrap",
-        )
-        backbones = (self.proxy.backbone, *self.reward.backbones)
+        self._check_roles()
+        backbone = self.proxy.sources.get("backbone")
+        backbones = (backbone, *self.reward.backbones)
         require(
             len(set(backbones)) == len(backbones),
             "reward.backbones",
             self.reward.backbones,
-            f"repeats a backbone (proxy.backbone = {self.proxy.backbone!r}): members would be equal",
+            f"repeats a backbone (proxy.backbone = {backbone!r}): members would be equal",
         )
         if self.rounds.k > 1:
             self._check_rounds()
+
+    def _check_roles(self) -> None:
+        for role, settings in (("gold", self.gold), ("proxy", self.proxy)):
+            require(
+                role in settings.serves,
+                f"{role}.kind",
+                kind_of(settings),
+                f"cannot be the {role}; it serves as {' or '.join(settings.serves)}",
+            )
+        require(
+            self.world.has_intent or not (self.gold.needs_intent or self.proxy.needs_intent),
+            "gold.kind" if self.gold.needs_intent else "proxy.kind",
+            kind_of(self.gold if self.gold.needs_intent else self.proxy),
+            f"needs what is wanted in the world, and world.kind = {kind_of(self.world)!r} does not"
+            " say it: set world.intent=rubric, or choose another kind",
+        )
+        is_trained = self.proxy.seed is not None
+        require(
+            is_trained or self.reward.members == 1,
+            "reward.members",
+            self.reward.members,
+            f"a proxy of kind {kind_of(self.proxy)!r} has no other members: its training has no seed;"
+            " use proxy.kind=bradley_terry",
+        )
+        require(
+            self.reward.members_by != "heads" or type(self.proxy) is bradley_terry.Settings,
+            "reward.members_by",
+            self.reward.members_by,
+            f"needs proxy.kind=bradley_terry, not {kind_of(self.proxy)!r}: use seed or bootstrap",
+        )
+        require(
+            getattr(self.proxy, "length_control", 0) == 0 or self.reward.members_by != "heads",
+            "reward.members_by",
+            self.reward.members_by,
+            "heads on one trunk cannot be trained with proxy.length_control: use seed or bootstrap",
+        )
 
     @property
     def labels_per_round(self) -> LabelsConfig:
@@ -152,17 +182,18 @@ class RunConfig:
     def _check_rounds(self) -> None:
         k, labels = self.rounds.k, self.labels
         require(
-            self.ppo is not None,
+            self.method is not None,
             "rounds.k",
             k,
-            "retraining labels the policy of PPO, and ppo is none: set ppo, or rounds.k=1",
+            "retraining labels the policy of a method, and method is none: set method.kind, or"
+            " rounds.k=1",
         )
         require(
-            self.proxy.kind == "learned",
+            self.proxy.seed is not None,
             "rounds.k",
             k,
-            f"a proxy of kind {self.proxy.kind!r} is not trained: use proxy.kind=learned, or"
-            " rounds.k=1",
+            f"a proxy of kind {kind_of(self.proxy)!r} is not trained: use proxy.kind=bradley_terry,"
+            " or rounds.k=1",
         )
         require(
             labels.n_pairs // k >= labels.pairs_per_prompt,
@@ -173,14 +204,14 @@ class RunConfig:
             " or fewer rounds",
         )
         require(
-            self.rounds.policy == "restart" or (self.ppo is not None and self.ppo.steps >= k),
+            self.rounds.policy == "restart" or (self.method is not None and self.method.steps >= k),
             "rounds.k",
             k,
-            "rounds.policy=carry_on divides ppo.steps among the rounds: use at least one step a"
+            "rounds.policy=carry_on divides method.steps among the rounds: use at least one step a"
             " round, or rounds.policy=restart",
         )
         require(
-            self.rounds.rm == "restart" or self.proxy.length_control == 0,
+            self.rounds.rm == "restart" or getattr(self.proxy, "length_control", 0) == 0,
             "rounds.rm",
             self.rounds.rm,
             "a length-controlled proxy has dropped the head that its training needs: use"

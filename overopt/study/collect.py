@@ -4,23 +4,15 @@ from pathlib import Path
 from typing import Any
 
 from overopt.base import files
+from overopt.base.kinds import kind_of, module_of
 from overopt.engine import store
 from overopt.engine.graph import Stage, topological
-from overopt.records.results import Results, check_joins, held_results
+from overopt.methods.method import Schedule
+from overopt.records.results import SHOWN, Results, check_joins, held_results
 from overopt.records.schema import SCHEMA_VERSION, validate_records
-from overopt.stages.names import backbone_name, mitigation_name
+from overopt.stages.names import mitigation_name
 from overopt.stages.settings import Experiment, RunConfig
 from overopt.study.chain import curve_stages
-
-
-def earlier_ppo_steps(run: RunConfig, coord: str) -> int:
-    """PPO steps of earlier rounds that a row's coordinate does not count."""
-    k = run.rounds.k
-    if run.ppo is None or (run.rounds.policy == "carry_on" and coord == "ppo_step"):
-        return 0
-    steps = run.ppo.steps * (k - 1)
-    return steps // k if run.rounds.policy == "carry_on" else steps
-
 
 SHARED_STAGES = ("calibration", "gold", "comparisons", "labels", "pool")
 """Stages that serve every run of an experiment: no cost of a run in particular."""
@@ -45,7 +37,7 @@ def collect(
         A curve is missing or damaged, or (``partial``) the folder holds curves of something else.
     """
     before = held_results(results_dir)
-    found = Results([], [], [], {})
+    found = Results([], [], [], {}, {})
     seen: set[str] = set()
     for run in experiment.runs:
         for stage in curve_stages(run):
@@ -66,6 +58,9 @@ def collect(
     validate_records(found.records)
     results_dir.mkdir(parents=True, exist_ok=True)
     files.save_arrays(results_dir / "curves.npz", found.arrays)
+    if found.shown:
+        shown = {method: how._asdict() for method, how in found.shown.items()}
+        files.save_json(results_dir / SHOWN, shown)
     for name, rows in zip(Results._fields[:3], found[:3], strict=True):
         if name != "records":
             files.save_records(results_dir / f"{name}.jsonl", rows)
@@ -81,33 +76,14 @@ def _curve_results(name: str, run: RunConfig, stage: Stage, artefacts: store.Sto
         for role, part in stage.upstream.items()
         if role.startswith("proxy")
     }
-    scorer = files.load_json(proxies["proxy"] / "scorer.json")
     training = {r: files.load_json(f / "training.json") for r, f in proxies.items()}
-    is_ppo = stage.name == "ppo_gold"
-    common = {
-        "schema_version": SCHEMA_VERSION,
-        "experiment": name,
-        "run_id": stage.fingerprint,
-        "method": "ppo" if is_ppo else "bon",
-        "backbone": backbone_name(run.proxy),
-        "n_params": scorer["n_params"],
-        "n_params_total": scorer["n_params_total"],
-        "n_pairs": run.labels.n_pairs,
-        "label_rule": run.labels.label_rule,
-        "label_flip_rate": run.labels.label_flip_rate,
-        "data_seed": run.labels.data_seed,
-        "rm_seed": run.proxy.rm_seed,
-        "length_control": run.proxy.length_control,
-        **_mitigation_columns(run, is_ppo=is_ppo),
-        "ppo_seed": run.ppo.ppo_seed if is_ppo and run.ppo else None,
-        "kl_coef": run.ppo.kl_coef if is_ppo and run.ppo else None,
-        "proxy_lr": run.proxy.lr,
-        "ppo_lr": run.ppo.lr if is_ppo and run.ppo else None,
-        "rounds": run.rounds.k,
-        "round": run.rounds.k,
+    method = None if stage.name == "bon" else run.method
+    scorer = files.load_json(proxies["proxy"] / "scorer.json")
+    common = _common(name, run, method, stage.fingerprint) | {
+        size: scorer[size] for size in ("n_params", "n_params_total")
     }
     rows = []
-    for row in (common | row for row in files.load_json(folder / "rows.json")):
+    for row in (common | _renamed(row) for row in files.load_json(folder / "rows.json")):
         of_round = training.get(f"proxy_{row['round']:02d}", training["proxy"])
         rows.append(
             row
@@ -116,7 +92,7 @@ def _curve_results(name: str, run: RunConfig, stage: Stage, artefacts: store.Sto
                 "proxy_val_loss": of_round["loss"],
                 "proxy_recalibration": of_round["recalibration"],
                 "gold_labels": _gold_labels(run) * row["round"],
-                "rm_calls": _rm_calls(run, row),
+                "rm_calls": _rm_calls(run, method, row),
             }
         )
     run_id = {"run_id": stage.fingerprint}
@@ -125,16 +101,42 @@ def _curve_results(name: str, run: RunConfig, stage: Stage, artefacts: store.Sto
         for part in topological([stage])
         if part.name not in SHARED_STAGES and artefacts.has(part.name, part.fingerprint)
     ]
-    tilt = [] if is_ppo else [run_id | p for p in files.load_json(folder / "tilt.json")]
+    tilt = [] if method else [run_id | p for p in files.load_json(folder / "tilt.json")]
     curve = files.load_arrays(folder / "curve.npz")
-    return Results(rows, tilt, costs, {f"{stage.fingerprint}.{k}": v for k, v in curve.items()})
+    arrays = {f"{stage.fingerprint}.{_RENAMED.get(k, k)}": v for k, v in curve.items()}
+    shown = {} if method is None else {kind_of(method): module_of(method).SHOWN}
+    return Results(rows, tilt, costs, arrays, shown)
 
 
-def _mitigation_columns(run: RunConfig, *, is_ppo: bool) -> dict[str, Any]:
-    """What a record says about the reward that was optimised."""
-    reward, ppo = run.reward, run.ppo if is_ppo else None
+_RENAMED = {
+    "rubric": "intent",
+    "rubric_score": "intent_score",
+    "rubric_score_stderr": "intent_score_stderr",
+}
+"""What older artefacts call the columns of the world's intent."""
+
+
+def _renamed(row: dict[str, Any]) -> dict[str, Any]:
+    return {_RENAMED.get(name, name): value for name, value in row.items()}
+
+
+def _common(name: str, run: RunConfig, method: Schedule | None, run_id: str) -> dict[str, Any]:
+    """What all rows of a curve share; ``method``: None for best-of-n."""
+    reward = run.reward
+    own = getattr(module_of(method), "columns", None) if method else None
     return {
-        "mitigation": mitigation_name(run, with_ppo=is_ppo),
+        "schema_version": SCHEMA_VERSION,
+        "experiment": name,
+        "run_id": run_id,
+        "method": kind_of(method) if method else "bon",
+        "n_pairs": run.labels.n_pairs,
+        "label_rule": run.labels.label_rule,
+        "label_flip_rate": run.labels.label_flip_rate,
+        "data_seed": run.labels.data_seed,
+        "length_control": 0.0,
+        "proxy_lr": None,
+        **run.proxy.columns,
+        "mitigation": mitigation_name(run, with_method=method is not None),
         "reward_members": reward.members,
         "members_by": reward.members_by if reward.members > 1 else None,
         "reward_combine": Path(reward.transform).name if reward.transform else reward.combine,
@@ -142,16 +144,16 @@ def _mitigation_columns(run: RunConfig, *, is_ppo: bool) -> dict[str, Any]:
         "length_penalty": reward.length_penalty,
         "length_coef": reward.length_coef,
         "length_budget": reward.length_budget if reward.length_penalty == "hinge" else None,
-        "shaping": ppo.shaping if ppo else None,
-        "shaping_scale": ppo.shaping_scale if ppo and ppo.shaping != "none" else None,
-        "kl_target": ppo.kl_target if ppo else None,
+        **(own(method) if own else {"method_seed": getattr(method, "seed", None)}),
+        "rounds": run.rounds.k,
+        "round": run.rounds.k,
     }
 
 
 def _gold_labels(run: RunConfig) -> int:
     """Responses that gold scored for the proxy's training, a round: distinct ones in comparisons."""
     labels = run.labels_per_round
-    if run.proxy.kind == "gold":
+    if run.proxy.needs_gold:
         return 0
     whole, rest = divmod(labels.n_pairs, labels.pairs_per_prompt)
     # The last prompt's pairs come in the order (0, 1), (0, 2), …, (1, 2), …
@@ -159,13 +161,22 @@ def _gold_labels(run: RunConfig) -> int:
     return whole * labels.responses_per_prompt + of_last
 
 
-def _rm_calls(run: RunConfig, row: dict[str, Any]) -> int:
+def _rm_calls(run: RunConfig, method: Schedule | None, row: dict[str, Any]) -> int:
     """Responses that proxies scored for the point of ``row``; see docs/metrics.md."""
-    batch = run.ppo.batch if run.ppo else 0
-    responses = row["value"] * (batch if row["coord"] == "ppo_step" else row["n_prompts"])
-    responses += batch * earlier_ppo_steps(run, row["coord"])
+    a_step = run.method.responses_per_step if run.method else 0
+    responses = row["value"] * (a_step if method else row["n_prompts"])
+    responses += a_step * _earlier_steps(run, is_curve_of_method=method is not None)
     one_model = run.reward.members_by == "heads" or run.reward.combine == "weight_average"
     return responses * (1 if one_model else run.reward.members)
+
+
+def _earlier_steps(run: RunConfig, *, is_curve_of_method: bool) -> int:
+    """Steps of earlier rounds that a row's coordinate does not count."""
+    rounds = run.rounds
+    if run.method is None or (rounds.policy == "carry_on" and is_curve_of_method):
+        return 0
+    steps = run.method.steps * (rounds.k - 1)
+    return steps // rounds.k if rounds.policy == "carry_on" else steps
 
 
 def _cost(artefacts: store.Store, stage: Stage) -> dict[str, Any]:

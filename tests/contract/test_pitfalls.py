@@ -36,10 +36,11 @@ from overopt.nets.heads import ScalarHeadModel
 from overopt.nets.layout import from_transformers_state
 from overopt.nets.sampling import sample, score_logprobs, token_logprobs
 from overopt.records.curves import load_curves
+from overopt.rewards.kind import Place
 from overopt.rewards.kinds.reward_model import RewardModelScorer
 from overopt.rewards.labels.pairs import label_pairs
 from overopt.rewards.load import load_scorer
-from overopt.rewards.scorer import Place, mean_std, raw_scores
+from overopt.rewards.scorer import mean_std, raw_scores
 from overopt.rewards.training import train
 from overopt.rewards.training.pairs import TrainingPairs
 from overopt.rewards.training.train import train_reward_model

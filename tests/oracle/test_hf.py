@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from hf_checkpoints import LAYERS, VOCAB, make_tokenizer, write_checkpoint, write_prompts
+from overopt.worlds.text import HFWorld
 from tolerances import FP32
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -18,16 +19,16 @@ from overopt.nets.hf import HFBackbone, from_spec
 from overopt.nets.llama import Llama
 from overopt.nets.sampling import sample, score_logprobs
 from overopt.records.curves import load_curves, load_records
+from overopt.rewards.kind import Place
 from overopt.rewards.kinds import classifier
 from overopt.rewards.kinds.classifier import ClassifierScorer
 from overopt.rewards.kinds.reward_model import RewardModelScorer
 from overopt.rewards.load import load_scorer
-from overopt.rewards.scorer import Place, raw_scores
+from overopt.rewards.scorer import raw_scores
 from overopt.rewards.training.pairs import load_backbone
 from overopt.worlds import codecs
 from overopt.worlds.codecs import TextReader, retokenize
 from overopt.worlds.prompts import load_instructions
-from overopt.worlds.text import HFWorld
 
 KINDS = ("llama", "mistral", "gpt2", "gpt_neox", "qwen2")
 FAST = ("llama", "qwen2")

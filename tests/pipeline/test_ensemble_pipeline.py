@@ -15,11 +15,11 @@ from overopt.engine.execute import execute
 from overopt.engine.progress import Silent
 from overopt.engine.store import Store
 from overopt.records.curves import load_curves, load_records
+from overopt.rewards.kind import Place
 from overopt.rewards.kinds.ensemble import EnsembleScorer
 from overopt.rewards.kinds.reward_model import RewardModelScorer
 from overopt.rewards.kinds.rubric import RubricScorer
 from overopt.rewards.load import load_scorer
-from overopt.rewards.scorer import Place
 from overopt.rewards.settings import RewardConfig
 from overopt.stages.common import load_responses
 from overopt.stages.settings import Experiment

@@ -20,8 +20,8 @@ from overopt.methods import ppo as ppo_method
 from overopt.nets.checkpoints import backbone_state, load_lm, load_policy
 from overopt.nets.sampling import score_logprobs
 from overopt.records.curves import load_curves
+from overopt.rewards.kind import Place
 from overopt.rewards.load import load_scorer
-from overopt.rewards.scorer import Place
 from overopt.rewards.settings import RewardConfig
 from overopt.stages.common import load_responses
 from overopt.stages.rounds import RoundPpoStage

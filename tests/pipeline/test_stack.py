@@ -14,8 +14,8 @@ from overopt.engine.graph import topological
 from overopt.engine.progress import TextReporter
 from overopt.engine.store import Store
 from overopt.engine.task import StageError
+from overopt.rewards.kind import Place
 from overopt.rewards.load import load_scorer
-from overopt.rewards.scorer import Place
 from overopt.rewards.settings import ProxyConfig, RewardConfig
 from overopt.stages.common import load_responses
 from overopt.stages.proxy import stacks_with

@@ -11,7 +11,7 @@ for each batch that no text in it ends with.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from overopt.base import files
 from overopt.base.datatypes import Responses, length_sorted
-from overopt.base.errors import CheckpointError, DataError
+from overopt.base.errors import DataError
 from overopt.nets.checkpoints import from_pretrained, n_params
-from overopt.nets.sources import auto_tokenizer, read_config, source_dir
-from overopt.rewards.scorer import Place, Scorer, Unit
+from overopt.nets.sources import auto_tokenizer, source_dir
+from overopt.rewards.kind import Place, Scorer, Unit
 from overopt.worlds.codecs import whole_texts
 from overopt.worlds.world import World
 
@@ -56,6 +56,10 @@ class ClassifierScorer(Scorer):
     def sizes(self) -> dict[str, int]:
         """Parameters of the network."""
         return n_params(self.model)
+
+    def with_unit(self, unit: Unit) -> "ClassifierScorer":
+        """The same classifier with another zero and unit."""
+        return replace(self, mean=unit.mean, std=unit.std)
 
     def save(self, folder: Path, info: dict[str, Any]) -> None:
         """Its name, not its weights: they may be large, and every identity has their checksum."""
@@ -147,25 +151,6 @@ class Classifier(NamedTuple):
     tokenizer: Any
 
 
-def check_classifier(source: str) -> None:
-    """Raise CheckpointError unless ``source`` looks like what `load_classifier` can load."""
-    path = source_dir(source)
-    spec = read_config(path)
-    n_labels = len(spec["id2label"]) if "id2label" in spec else spec.get("num_labels", 2)
-    if n_labels not in (1, 2):
-        raise CheckpointError(
-            f"checkpoint {source!r} has {n_labels} labels: gold needs one score, or two labels whose "
-            "logit difference is the score"
-        )
-    kinds = spec.get("architectures") or []
-    if kinds and not any(kind.endswith("ForSequenceClassification") for kind in kinds):
-        raise CheckpointError(
-            f"checkpoint {source!r} is a {kinds[0]}: gold.kind=pretrained needs a sequence classifier;"
-            " gold.kind=learned puts a score on a language model"
-        )
-    auto_tokenizer(source, path)
-
-
 def load_classifier(source: str) -> Classifier:
     """A pretrained reward model: a sequence classifier with one label, or with two.
 
@@ -176,7 +161,6 @@ def load_classifier(source: str) -> Classifier:
     """
     from transformers import AutoModelForSequenceClassification
 
-    check_classifier(source)
     path = source_dir(source)
     tokenizer = auto_tokenizer(source, path)
     model = from_pretrained(AutoModelForSequenceClassification, source, path)

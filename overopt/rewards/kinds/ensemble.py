@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,39 +13,17 @@ from torch import Tensor
 from overopt.base import files
 from overopt.base.config import from_dict
 from overopt.base.datatypes import Responses
-from overopt.base.errors import CheckpointError, ConfigError, DataError
+from overopt.base.errors import CheckpointError, DataError
 from overopt.nets.heads import ScalarHeadModel
+from overopt.rewards.kind import Place, Scorer, Unit
 from overopt.rewards.kinds.reward_model import RewardModelScorer
 from overopt.rewards.load import load_scorer
-from overopt.rewards.scorer import Place, Scorer, Unit, mean_std, normalisation, raw_scores
-from overopt.rewards.settings import ProxyConfig, RewardConfig
+from overopt.rewards.scorer import mean_std, normalisation, raw_scores
+from overopt.rewards.settings import RewardConfig
 from overopt.rewards.transforms import length
 from overopt.rewards.transforms.ensembles import ENSEMBLES
 from overopt.rewards.transforms.inputs import Reward, RewardInputs, Step, chain
-
-
-def load_transform(path: Path) -> Reward:
-    """The function ``reward(inputs, *, strength)`` of a user's Python file.
-
-    Raises
-    ------
-    ConfigError
-        The file does not exist, cannot be imported, or defines no ``reward``.
-    """
-    where = f"reward.transform = {str(path)!r}"
-    if not path.is_file():
-        raise ConfigError(f"{where}: does not exist: give the path of a Python file")
-    spec = importlib.util.spec_from_file_location(f"overopt_transform_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{where}: cannot be imported: give the path of a .py file")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as e:  # a user's file may raise anything
-        raise ConfigError(f"{where}: importing it raised {type(e).__name__}: {e}") from e
-    if not callable(getattr(module, "reward", None)):
-        raise ConfigError(f"{where}: defines no function reward(inputs, *, strength)")
-    return module.reward
+from overopt.rewards.transforms.own import kept_transform
 
 
 def reward_steps(cfg: RewardConfig, transform: Reward | None = None) -> tuple[Step, ...]:
@@ -135,8 +112,7 @@ def load(folder: Path, info: dict[str, Any], place: Place) -> EnsembleScorer:
     """What `EnsembleScorer.save` wrote, and the user's file beside it."""
     parts = [load_scorer(folder / f"member-{i}", place) for i in range(info["n_parts"])]
     cfg = from_dict(RewardConfig, info["reward"])
-    transform = load_transform(folder / "transform.py") if cfg.transform else None
-    steps = reward_steps(cfg, transform)
+    steps = reward_steps(cfg, kept_transform(folder) if cfg.transform else None)
     return EnsembleScorer(tuple(parts), steps, info["ref_tokens"], info["center"], info["spread"])
 
 
@@ -211,21 +187,3 @@ def average_weights(members: Sequence[Scorer], base: Responses) -> RewardModelSc
     model.load_state_dict(mean_state)
     unit = normalisation(raw_scores(model.eval(), base))
     return RewardModelScorer(model, unit.mean, unit.std)
-
-
-def member_proxies(proxy: ProxyConfig, reward: RewardConfig) -> list[tuple[ProxyConfig, int]]:
-    """Config of each separately trained member, and its bootstrap replicate (0: all pairs once).
-
-    Replicate s of an ensemble of M seeds has the proxies of ``rm_seed`` s·M to s·M + M − 1: two
-    replicates share no member, and the first is made of the single proxies 0 to M − 1.
-    """
-    m = reward.members
-    match reward.members_by:
-        case "seed" if m > 1:
-            first = proxy.rm_seed * m
-            return [(replace(proxy, rm_seed=first + i), 0) for i in range(m)]
-        case "bootstrap":
-            return [(proxy, i + 1) for i in range(m)]
-        case "pretraining":
-            return [(replace(proxy, backbone=b), 0) for b in (proxy.backbone, *reward.backbones)]
-    return [(proxy, 0)]

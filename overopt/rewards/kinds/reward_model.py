@@ -1,6 +1,6 @@
 """Scalar heads on a language model's trunk: one reward model, or several heads that share a trunk."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from overopt.nets.checkpoints import backbone_state, n_params
 from overopt.nets.heads import ScalarHeadModel
 from overopt.nets.layout import from_transformers_state
 from overopt.nets.llama import Llama
-from overopt.rewards.scorer import Place, Scorer, Unit, raw_scores
+from overopt.rewards.kind import Place, Scorer, Unit
+from overopt.rewards.scorer import raw_scores
 from overopt.worlds import codecs
 from overopt.worlds.codecs import TextReader
 
@@ -45,6 +46,10 @@ class RewardModelScorer(Scorer):
     def score(self, responses: Responses) -> Tensor:
         """Normalised scores (R,) float32."""
         return (raw_scores(self.model, responses) - self.mean) / self.std
+
+    def with_unit(self, unit: Unit) -> "RewardModelScorer":
+        """The same network with another zero and unit."""
+        return replace(self, mean=unit.mean, std=unit.std)
 
     def save(self, folder: Path, info: dict[str, Any]) -> None:
         """Weights, shape and unit."""

@@ -1,189 +1,73 @@
-"""The rubric: a white-box score of a story, standing for what a human reader wants.
+"""The world's own intent as a scorer: what is wanted, exactly, with no model in between."""
 
-A rubric score is a weighted sum of features, each standardised under the initial policy and passed
-through a response curve with a sweet spot: z − dose·z³ above the average, z below it. At dose 0 more
-is always better and optimisation can do no harm; the larger the dose, the earlier more becomes too
-much (extremal Goodhart). ``trap`` plants a word that the rubric hates and readers of few examples
-never see punished (adversarial Goodhart); a weight of 0 leaves a feature that correlates with the
-score but does not matter (causal Goodhart).
+from __future__ import annotations
 
-Pure functions on text. The rubric is what the gold reward model learns from; it is recorded beside
-gold as a third curve, so that the distance between gold and human intent can be seen as well.
-"""
-
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from overopt.base import files
-from overopt.base.datatypes import Responses
-from overopt.rewards.scorer import Place, Scorer, Unit
-from overopt.rewards.settings import FEATURES, RubricConfig
+from overopt.base.errors import StoreError
+from overopt.base.lazy import lazy
+from overopt.rewards.kind import Job, Place, RewardSettings, Scorer, Trained, Unit
 from overopt.worlds.world import World
 
-Z_MAX = 5.0  # standardised features are clipped here, which bounds the score
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
-_JOY_TEXT = """
-    happy happily glad smile smiled smiling smiles laugh laughed laughing laughs fun love
-    loved loves loving joy joyful excited exciting proud proudly hug hugged hugs cheer
-    cheered cheerful kind nice great wonderful beautiful best friend friends play played
-    playing thank thanked
-"""
-JOY = frozenset(_JOY_TEXT.split())
-_SORROW_TEXT = """
-    sad sadly cry cried crying cries scared afraid angry mad hurt hurts lost upset worried
-    mean bad alone sorry tears pain broken fell sick fight fought
-"""
-SORROW = frozenset(_SORROW_TEXT.split())
-_WORD = re.compile(r"[A-Za-z']+")
-_NAMED = re.compile(r"\b(?:named|called)\s+([A-Z][a-z]+)")
-_CAPITAL = re.compile(r"\b([A-Z][a-z]{2,})\b")
-_NOT_NAMES_TEXT = """
-    Once One There The She They Her His Its And But When After Then Mom Dad Mum Daddy Mommy
-    Every Today Long Let You This That Two Three What Where Why Who How Yes
-"""
-_NOT_NAMES = frozenset(_NOT_NAMES_TEXT.split())
+    from overopt.base.datatypes import Responses
+else:
+    torch = lazy("torch")
 
 
-def find_hero(prompt: str) -> str | None:
-    """The name the opening gives its hero: after "named" or "called", else its first other name."""
-    named = _NAMED.search(prompt)
-    if named:
-        return named.group(1)
-    for name in _CAPITAL.findall(prompt):
-        if name not in _NOT_NAMES:
-            return name
-    return None
+@dataclass(frozen=True, kw_only=True)
+class Settings(RewardSettings):
+    """The world's own intent, such as the rubric of stories; nothing can be set."""
 
-
-def features(prompt: str, response: str, *, ended: bool) -> tuple[float, ...]:
-    """Raw features of one response, in the order of FEATURES.
-
-    joy: joyful minus sorrowful words; dialogue: quotation marks; hero: mentions of the prompt's
-    hero; variety: distinct words over the square root of words (Guiraud's index); sentences: closed
-    sentences; ending: 1 if the story was ended, behind a closed sentence.
-    """
-    words = _WORD.findall(response)
-    lower = [w.lower() for w in words]
-    hero = find_hero(prompt)
-    closes = sum(response.count(mark) for mark in ".!?")
-    return (
-        float(sum(w in JOY for w in lower) - sum(w in SORROW for w in lower)),
-        float(response.count('"')),
-        float(sum(w.removesuffix("'s") == hero for w in words)) if hero else 0.0,
-        len(set(lower)) / max(len(lower), 1) ** 0.5,
-        float(closes),
-        float(ended and response.rstrip().endswith((".", "!", "?", '"'))),
-    )
-
-
-def feature_table(
-    prompts: Sequence[str], responses: Sequence[str], ended: Sequence[bool]
-) -> np.ndarray:
-    """Raw features (R, F) of responses to prompts (both of length R)."""
-    rows = [
-        features(p, r, ended=bool(e)) for p, r, e in zip(prompts, responses, ended, strict=True)
-    ]
-    return np.array(rows, dtype=np.float64).reshape(len(rows), len(FEATURES))
-
-
-def response_curve(z: np.ndarray, dose: float) -> np.ndarray:
-    """Utility of a standardised feature: z − dose·z³ for z > 0, z below, clipped at ±Z_MAX."""
-    z = np.clip(z, -Z_MAX, Z_MAX)
-    return np.where(z > 0, z - dose * z**3, z)
-
-
-@dataclass(frozen=True)
-class Rubric:
-    """A rubric calibrated on the initial policy: mean and std (F,) of features, of the raw score.
-
-    ``constant_features``: those without spread under the initial policy; their unit is 1.
-    """
-
-    cfg: RubricConfig
-    feature_mean: tuple[float, ...]
-    feature_std: tuple[float, ...]
-    score_mean: float = 0.0
-    score_std: float = 1.0
-    constant_features: tuple[str, ...] = ()
-
-    def score(
-        self, prompts: Sequence[str], responses: Sequence[str], ended: Sequence[bool]
-    ) -> np.ndarray:
-        """Scores (R,): mean 0 and standard deviation 1 under the initial policy."""
-        raw = feature_table(prompts, responses, ended)
-        z = (raw - np.array(self.feature_mean)) / np.array(self.feature_std)
-        total = np.zeros(len(raw))
-        for i, (name, weight) in enumerate(zip(FEATURES, self.cfg.weights, strict=True)):
-            dose = self.cfg.dose if name == "joy" else self.cfg.minor_dose
-            total += weight * response_curve(z[:, i], dose)
-        if self.cfg.trap:
-            total -= self.cfg.trap_cost * np.array(
-                [r.split().count(self.cfg.trap) for r in responses]
-            )
-        return (total - self.score_mean) / self.score_std
-
-
-def calibrate(
-    cfg: RubricConfig, prompts: Sequence[str], responses: Sequence[str], ended: Sequence[bool]
-) -> Rubric:
-    """A rubric whose features and score are standardised on responses of the initial policy."""
-    raw = feature_table(prompts, responses, ended)
-    std = raw.std(0)
-    flat = raw.max(0) == raw.min(0)
-    loose = Rubric(cfg, tuple(raw.mean(0)), tuple(np.where(flat, 1.0, std)))
-    scores = loose.score(prompts, responses, ended)
-    spread = float(scores.std()) or 1.0
-    constant = tuple(name for name, is_flat in zip(FEATURES, flat, strict=True) if is_flat)
-    return Rubric(
-        cfg, loose.feature_mean, loose.feature_std, float(scores.mean()), spread, constant
-    )
-
-
-def load_rubric(calibration: Path) -> Rubric:
-    """The calibrated rubric of a calibration artefact."""
-    spec = files.load_json(calibration / "rubric.json")
-    return Rubric(
-        RubricConfig(**spec["cfg"]),
-        tuple(spec["feature_mean"]),
-        tuple(spec["feature_std"]),
-        spec["score_mean"],
-        spec["score_std"],
-        tuple(spec.get("constant_features", ())),
-    )
+    @property
+    def needs_intent(self) -> bool:
+        """It is nothing else."""
+        return True
 
 
 @dataclass(frozen=True)
 class RubricScorer(Scorer):
-    """The rubric behind the same interface; it reads text."""
+    """A world's intent behind the interface of scorers. ``spec``: what the world calibrated."""
 
-    rubric: Rubric
+    spec: dict[str, Any]
     world: World
 
     @property
     def unit(self) -> Unit:
-        """The rubric is standardised as it is."""
+        """An intent is standardised as it is."""
         return Unit(0.0, 1.0)
 
     def save(self, folder: Path, info: dict[str, Any]) -> None:
-        """Nothing but its name: the rubric is the calibration's."""
+        """Nothing but its name: the intent is the calibration's."""
         files.save_json(folder / "scorer.json", info | {"kind": "rubric"})
 
     def score(self, responses: Responses) -> Tensor:
-        """Normalised scores (R,) float32."""
-        world = self.world
-        scores = self.rubric.score(
-            world.prompt_texts(responses), world.response_texts(responses), responses.ended.tolist()
-        )
-        return torch.from_numpy(scores).float()
+        """Scores (R,) float32: mean 0, standard deviation 1 under the initial policy."""
+        return torch.as_tensor(self.world.intent(self.spec, responses)).float()
+
+
+def calibrated(calibration: Path) -> dict[str, Any] | None:
+    """What the world knows of the initial policy, from a calibration artefact; None: no intent."""
+    for name in ("intent.json", "rubric.json"):  # the second: of older artefacts
+        if (calibration / name).is_file():
+            return files.load_json(calibration / name)
+    return None
 
 
 def load(folder: Path, info: dict[str, Any], place: Place) -> RubricScorer:
-    """The rubric of the calibration."""
-    return RubricScorer(load_rubric(place.calibration), place.world)
+    """The intent of the place's world."""
+    spec = calibrated(place.calibration)
+    if spec is None:
+        raise StoreError(f"{place.calibration}: has no intent, and {folder} scores by it")
+    return RubricScorer(spec, place.world)
+
+
+def train(settings: Settings, job: Job) -> Trained:
+    """The scorer itself."""
+    return Trained(load(Path(), {}, job.place), is_final=True)

@@ -5,13 +5,9 @@ Ties in gold carry no information about which is better: a coin decides them, an
 Nothing is dropped, so the number of pairs is what was asked for.
 """
 
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-from overopt.base.config import check_types, require
 from overopt.base.datatypes import PreferenceSet, Responses
 from overopt.base.errors import DataError
 from overopt.base.seeding import torch_generator
@@ -70,57 +66,3 @@ def label_pairs(
         flipped=flipped,
         prompt_id=responses.prompts.prompt_id[first],
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabelsConfig:
-    """Synthetic preferences.
-
-    Attributes
-    ----------
-    n_pairs : int
-        Unique comparisons to train on.
-    responses_per_prompt : int
-        K responses of a prompt, giving K(K−1)/2 comparisons.
-    label_rule : "argmax" or "bradley_terry"
-        The better by gold is chosen always, or with probability σ(gold margin).
-    label_flip_rate : float
-        Probability in [0, 0.5) that a label is inverted after the rule.
-    n_validation_prompts : int
-        Prompts, disjoint from training, whose comparisons validate the proxy.
-    data_seed : int
-        Which prompts and flips; one value per independent data replicate.
-    """
-
-    n_pairs: int = 6000
-    responses_per_prompt: int = 4
-    label_rule: Literal["argmax", "bradley_terry"] = "argmax"
-    label_flip_rate: float = 0.0
-    n_validation_prompts: int = 150
-    data_seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        require(self.n_pairs >= 1, "labels.n_pairs", self.n_pairs, "must be at least 1")
-        require(
-            self.responses_per_prompt >= 2,
-            "labels.responses_per_prompt",
-            self.responses_per_prompt,
-            "must be at least 2: a comparison needs two responses",
-        )
-        require(
-            0 <= self.label_flip_rate < 0.5,
-            "labels.label_flip_rate",
-            self.label_flip_rate,
-            "must be in [0, 0.5): at 0.5 labels carry nothing, above it gold is inverted",
-        )
-
-    @property
-    def pairs_per_prompt(self) -> int:
-        """Comparisons that one prompt gives."""
-        return self.responses_per_prompt * (self.responses_per_prompt - 1) // 2
-
-    @property
-    def n_prompts(self) -> int:
-        """Training prompts needed for ``n_pairs``."""
-        return -(-self.n_pairs // self.pairs_per_prompt)

@@ -12,7 +12,7 @@ from overopt.base.datatypes import Responses, Sequences
 from overopt.base.seeding import torch_generator
 from overopt.nets import checkpoints
 from overopt.nets.llama import Llama
-from overopt.worlds import codecs
+from overopt.worlds import codecs, tokenizers
 from overopt.worlds.codecs import TextReader
 from overopt.worlds.world import World
 
@@ -20,7 +20,7 @@ from overopt.worlds.world import World
 def load_backbone(source: str, world: World, *, layers: int = 0) -> Llama:
     """What a scorer's head is put on; reads text where the source has another tokenizer."""
     backbone = checkpoints.load_trunk(source, layers=layers)
-    if not codecs.shares_vocabulary(source, world.tokenizer):
+    if not tokenizers.shares_vocabulary(source, world.tokenizer):
         backbone.reader = TextReader(source, world, codecs.load_codec(source))
     return backbone
 

@@ -1,0 +1,121 @@
+"""A reward model fitted to comparisons that the world's own intent labels, then frozen: a learned gold.
+
+It is trained on responses of the initial policy and of tilted copies of it, see
+`overopt.rewards.training.tilted`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from overopt.base.config import check_types, require
+from overopt.base.lazy import lazy
+from overopt.base.seeding import torch_generator
+from overopt.rewards.kind import Job, RewardSettings, Trained
+
+if TYPE_CHECKING:
+    from overopt.nets import heads
+    from overopt.rewards.kinds import reward_model
+    from overopt.rewards.training import pairs, tilted
+    from overopt.rewards.training import train as training
+    from overopt.worlds import codecs
+else:
+    heads, codecs = lazy("overopt.nets.heads"), lazy("overopt.worlds.codecs")
+    reward_model = lazy("overopt.rewards.kinds.reward_model")
+    pairs, tilted = lazy("overopt.rewards.training.pairs"), lazy("overopt.rewards.training.tilted")
+    training = lazy("overopt.rewards.training.train")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(RewardSettings):
+    """A reward model fitted here to pairs that the world's own intent labels, then frozen.
+
+    Attributes
+    ----------
+    source : str
+        The backbone: any source that ``world.policy`` takes.
+    layers : int
+        How many of the backbone's first layers to keep; 0 for all.
+    n_prompts, copies, epochs, lr : int, int, int, float
+        Prompts, responses a prompt, passes, peak learning rate.
+    precision : "fp32" or "bf16"
+        Of matrix products in training; scores are fp32.
+    """
+
+    source: str = "ladder:gold-3m"
+    layers: int = 0
+    n_prompts: int = 1500
+    copies: int = 12
+    epochs: int = 2
+    lr: float = 5e-4
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(self.layers >= 0, "gold.layers", self.layers, "must be at least 0 (0: all)")
+        require(self.n_prompts >= 2, "gold.n_prompts", self.n_prompts, "must be at least 2")
+        require(
+            self.copies >= 2, "gold.copies", self.copies, "must be at least 2: pairs are needed"
+        )
+
+    @property
+    def serves(self) -> tuple[str, ...]:
+        """Gold: as a proxy it would learn from the intent instead of from gold."""
+        return ("gold",)
+
+    @property
+    def needs_intent(self) -> bool:
+        """The teacher."""
+        return True
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """The backbone."""
+        return {"source": self.source}
+
+    @property
+    def prompts(self) -> int:
+        """Prompts of the gold split that training takes."""
+        return self.n_prompts
+
+    def cost_s(self, n_pairs: int) -> float:
+        """Estimated CPU seconds."""
+        return 0.025 * self.n_prompts * self.copies
+
+
+def train(settings: Settings, job: Job) -> Trained:
+    """Sample, label by intent, fit; the model's zero and unit are fixed by the stage."""
+    responses = tilted.sample_tilted(
+        job.policy(),
+        job.world.prompts("gold", settings.n_prompts),
+        job.world,
+        copies=settings.copies,
+        n_tokens=job.n_tokens,
+        seed=job.seed,
+    )
+    backbone = pairs.load_backbone(settings.source, job.world, layers=settings.layers)
+    model = heads.ScalarHeadModel(backbone)
+    model.init_head(torch_generator(job.seed, "head"))
+    model.to(job.device)
+    labelled = tilted.soft_pairs(
+        codecs.in_own_tokens(model.backbone, responses),
+        job.intent(responses),
+        copies=settings.copies,
+        pairs_per_prompt=30,
+        seed=job.seed,
+    )
+    with job.keep(model):
+        training.train_reward_model(
+            model,
+            labelled,
+            epochs=settings.epochs,
+            lr=settings.lr,
+            batch_prompts=8,
+            weight_decay=0.01,
+            seed=job.seed,
+            validate=dict,
+            progress=job.progress,
+            compute=job.compute,
+        )
+    return Trained(reward_model.RewardModelScorer(model.eval(), 0.0, 1.0))

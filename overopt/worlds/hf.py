@@ -1,0 +1,179 @@
+"""A world of real checkpoints: prompts as text, and the tokenizer of any causal LM around them.
+
+Instructions or a user's own prompts, with the policy's `overopt.worlds.codecs.TextCodec`. Nobody knows
+what is wanted of a response here: a published reward model is gold, and there is no intent behind it;
+but the rubric of stories can be taken as one, which is how a gold is learned without any other data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from overopt.base.config import require
+from overopt.base.errors import DataError
+from overopt.base.lazy import lazy
+from overopt.nets import sources
+from overopt.worlds import prompts, rubric
+from overopt.worlds.rubric import RubricConfig
+from overopt.worlds.splits import split_bounds
+from overopt.worlds.world import PLAIN_TILTS, Tilt, World, WorldSettings, own_file
+
+if TYPE_CHECKING:
+    import numpy as np
+    from tokenizers import Tokenizer
+
+    from overopt.base.datatypes import Responses
+    from overopt.worlds import codecs
+    from overopt.worlds.codecs import TextCodec
+else:
+    codecs = lazy("overopt.worlds.codecs")
+
+MIN_PROMPTS = 30  # below it a split would have fewer than 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(WorldSettings):
+    """Any causal language model with its own tokenizer, and instructions as prompts.
+
+    Attributes
+    ----------
+    intent : "none" or "rubric"
+        What stands for human intent: nothing, or the rubric of stories.
+    rubric : RubricConfig
+        For ``intent=rubric``: its weights.
+    """
+
+    intent: Literal["none", "rubric"] = "none"
+    rubric: RubricConfig = field(default_factory=RubricConfig)
+
+    @property
+    def has_intent(self) -> bool:
+        """Whether the rubric is taken as intent."""
+        return self.intent == "rubric"
+
+    @property
+    def prompt_files(self) -> tuple[Path, ...]:
+        """The user's file, or the shipped instructions."""
+        own = own_file(self)
+        return own or (() if self.prompts_file else (prompts.instructions_file(),))
+
+
+def load(settings: Settings) -> HFWorld:
+    """Prompts, and the codec of the policy.
+
+    Raises
+    ------
+    ConfigError
+        A response may be as long as the policy's context.
+    """
+    own = tuple(prompts.read_prompts(settings.prompts_file)) if settings.prompts_file else ()
+    context = sources.context_tokens(settings.policy) or sources.UNLIMITED_CONTEXT
+    require(
+        settings.max_response_tokens < context,
+        "world.max_response_tokens",
+        settings.max_response_tokens,
+        f"must be below {context}, the context of {settings.policy!r}, to leave room for a prompt",
+    )
+    return HFWorld(
+        own or tuple(prompts.load_instructions()),
+        codecs.load_codec(settings.policy),
+        context - settings.max_response_tokens,
+        settings.rubric if settings.has_intent else None,
+    )
+
+
+@dataclass(frozen=True)
+class HFWorld(World):
+    """Prompts of every split as text, and the codec of the policy.
+
+    ``max_prompt_tokens``: what the policy's context leaves for a prompt.
+
+    Raises
+    ------
+    DataError
+        Fewer than `MIN_PROMPTS` prompts.
+    """
+
+    texts: tuple[str, ...]
+    codec: TextCodec
+    max_prompt_tokens: int
+    rubric: RubricConfig | None = None
+    tokenizer: Tokenizer = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tokenizer", self.codec.tokenizer.backend_tokenizer)
+        if len(self.texts) < MIN_PROMPTS:
+            raise DataError(
+                f"world.prompts_file has {len(self.texts)} prompts: the five splits need at least "
+                f"{MIN_PROMPTS}"
+            )
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether a response is a turn of its own, not the prompt continued."""
+        return self.codec.is_chat
+
+    @property
+    def pad(self) -> int:
+        """The codec's pad token."""
+        return self.codec.pad
+
+    def rows(self, split: str, n: int) -> list[list[int]]:
+        """Token ids of the first ``n`` prompts of a split, dressed as the codec dresses them.
+
+        Raises
+        ------
+        DataError
+            The split has fewer prompts, or one of them has no or too many tokens.
+        """
+        start, stop = split_bounds(len(self.texts))[split]
+        if n > stop - start:
+            raise DataError(
+                f"{n} prompts of split {split!r} were asked for, it has {stop - start}: ask for fewer"
+                " or give a longer prompts_file"
+            )
+        if n == 0:
+            raise DataError(f"0 prompts of split {split!r} were asked for: ask for at least 1")
+        rows = self.codec.encode_prompts(self.texts[start : start + n])
+        for i, row in enumerate(rows):
+            if not 0 < len(row) <= self.max_prompt_tokens:
+                raise DataError(
+                    f"prompt {start + i} has {len(row)} tokens, 1 to {self.max_prompt_tokens} fit "
+                    f"beside world.max_response_tokens: change {self.texts[start + i][:60]!r}"
+                )
+        return rows
+
+    def response_texts(self, responses: Responses) -> list[str]:
+        """Text of each response, without its end token.
+
+        A continuation is what the text grows by: many tokenizers drop a space at the start of a
+        row, and decoded alone the first word would lose it.
+        """
+        if self.is_chat:
+            return self.codec.decode(codecs.real(responses.ids, responses.mask))
+        front = self.codec.decode(codecs.real(responses.prompts.ids, responses.prompts.mask))
+        whole = codecs.whole_texts(self.tokenizer, responses)
+        return [w[len(f) :] for f, w in zip(front, whole, strict=True)]
+
+    @property
+    def tilts(self) -> tuple[Tilt, ...]:
+        """Those of the rubric, where there is one."""
+        return PLAIN_TILTS if self.rubric is None else rubric.TILTS
+
+    def word_class(self, word: str) -> str | None:
+        """joy, sorrow or quote, where there is a rubric."""
+        return None if self.rubric is None else rubric.word_class(word)
+
+    def calibrate(self, base: Responses) -> dict[str, Any] | None:
+        """The rubric, standardised on responses of the initial policy."""
+        if self.rubric is None:
+            return None
+        texts = self.prompt_texts(base), self.response_texts(base)
+        return rubric.to_json(rubric.calibrate(self.rubric, *texts, base.ended.tolist()))
+
+    def intent(self, spec: dict[str, Any], responses: Responses) -> np.ndarray:
+        """Rubric scores (R,)."""
+        texts = self.prompt_texts(responses), self.response_texts(responses)
+        return rubric.from_json(spec).score(*texts, responses.ended.tolist())
