@@ -72,7 +72,7 @@ COMBINE_STRENGTH = {
 class RewardConfig:
     """How reward models become the proxy score that is optimised: ensembles and length penalties.
 
-    The default is the proxy itself. docs/mitigations.md has formulas and sources.
+    The default is the proxy itself. docs/rewards.md has formulas and sources.
 
     Attributes
     ----------

@@ -67,7 +67,7 @@ class BonConfig:
 class RoundsConfig:
     """Retraining the proxy on responses of the optimised policy (iterated RLHF, Wolf et al. 2025).
 
-    All rounds share the budget ``labels.n_pairs``, a k-th each. docs/mitigations.md has the details.
+    All rounds share the budget ``labels.n_pairs``, a k-th each. docs/methods.md has the details.
 
     Attributes
     ----------

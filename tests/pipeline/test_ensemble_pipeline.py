@@ -28,7 +28,7 @@ from overopt.study.collect import collect
 from overopt.study.presets import load_experiment
 from overopt.worlds.load import load_world
 
-PAGE = Path(__file__).parents[2] / "docs" / "mitigations.md"
+PAGE = Path(__file__).parents[2] / "docs" / "rewards.md"
 SMALL = [
     "gold.kind=rubric", "labels.n_pairs=60", "labels.n_validation_prompts=8",
     "proxy.backbone=ladder:0.05m", "bon.n_prompts=3", "bon.pool_size=32", "bon.ns=1,4,32",

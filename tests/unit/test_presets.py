@@ -94,13 +94,13 @@ def test_desk_and_figure_1_agree_to_the_last_bit_where_they_are_one_run():
             np.testing.assert_array_equal(values, other.arrays[name])
 
 
-def test_the_readme_s_tables_of_seeds_are_those_of_the_records():
+def test_the_results_page_s_tables_of_seeds_are_those_of_the_records():
     root = Path(__file__).parents[2]
     results = root / "experiments" / "results"
     peaks = {name: [peak_of(c) for c in load_curves(results / name)] for name in ("desk", "gpu")}
     sizes = ("0.056M", "0.2M", "0.8M", "2M", "3M", "6M")
     shown = {"desk": 0, "gpu": 0}
-    for line in (root / "README.md").read_text(encoding="utf-8").splitlines():
+    for line in (root / "docs" / "results.md").read_text(encoding="utf-8").splitlines():
         found = re.match(r"\| (best-of-n|PPO), ([\d,]+)(, at the end)? \|(.*)\|$", line)
         if found is None:
             continue
