@@ -46,10 +46,10 @@ def build() -> Experiment:
                 base,
                 labels=replace(base.labels, label_flip_rate=flip, data_seed=seed),
                 proxy=replace(base.proxy, rm_seed=seed),
-                ppo=replace(base.ppo, ppo_seed=seed),
+                method=replace(base.method, ppo_seed=seed),
             )
             runs += [replace(base, reward=reward) for reward in COMBINATIONS]
             if flip == 0.25:
-                penalised = replace(base, bon=None, ppo=replace(base.ppo, kl_coef=0.02))
+                penalised = replace(base, bon=None, method=replace(base.method, kl_coef=0.02))
                 runs += [replace(penalised, reward=reward) for reward in COMBINATIONS]
     return Experiment(name="exp002_ensembles", runs=tuple(runs), description="after Coste et al.")

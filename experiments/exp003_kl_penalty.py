@@ -43,7 +43,7 @@ def build() -> Experiment:
             bon=None,
         )
         runs += [
-            replace(base, ppo=replace(base.ppo, kl_coef=kl, lr=rate, ppo_seed=seed))
+            replace(base, method=replace(base.method, kl_coef=kl, lr=rate, ppo_seed=seed))
             for rate in RATES
             for kl in KL_COEFS
         ]

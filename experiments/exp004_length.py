@@ -42,7 +42,7 @@ def build() -> Experiment:
             base,
             labels=replace(base.labels, data_seed=seed),
             proxy=replace(base.proxy, rm_seed=seed),
-            ppo=replace(base.ppo, ppo_seed=seed),
+            method=replace(base.method, ppo_seed=seed),
         )
         runs += [base, *(replace(base, reward=reward) for reward in rewards)]
         runs += [replace(base, proxy=replace(base.proxy, length_control=c)) for c in CONTROL]

@@ -78,8 +78,8 @@ MITIGATIONS = (
         family="length",
         trials=(("proxy.length_control=0.5",), ("proxy.length_control=2",)),
     ),
-    on_ppo("KL penalty", "KL", ("ppo.kl_coef=0.02",), ("ppo.kl_coef=0.1",)),
-    on_ppo("PAR", "shaping", *(("ppo.shaping=par", f"ppo.shaping_scale={k}") for k in (1.5, 4.0))),
+    on_ppo("KL penalty", "KL", ("method.kl_coef=0.02",), ("method.kl_coef=0.1",)),
+    on_ppo("PAR", "shaping", *(("method.shaping=par", f"method.shaping_scale={k}") for k in (1.5, 4.0))),
     on_ppo(
         "retraining", "retraining",
         ("rounds.k=2", "rounds.policy=carry_on"), ("rounds.k=3", "rounds.policy=carry_on"),

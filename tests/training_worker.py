@@ -15,7 +15,7 @@ from training_data import (
 
 from overopt.base.config import RuntimeConfig
 from overopt.engine import launched
-from overopt.methods.ppo import PpoConfig, new_state, ppo_step
+from overopt.methods.ppo import new_state, ppo_step
 from overopt.methods.sft import Examples, SftConfig, fine_tune
 from overopt.nets.compute import compute_of
 from overopt.nets.heads import ScalarHeadModel
@@ -38,7 +38,7 @@ def trajectories() -> dict[str, list[float]]:
         reward_model(), training_pairs(25), epochs=3, lr=1e-2, batch_prompts=3, weight_decay=0.01,
         seed=3, validate=dict, progress=quiet, compute=compute,
     )  # fmt: skip
-    cfg = PpoConfig(
+    cfg = ppo.Settings(
         steps=20, batch=140, minibatches=2, lr=3e-4, warmup_steps=1, eval_prompts=4, kl_coef=0.05
     )
     state = new_state(backbone(), ScalarHeadModel(backbone(1)), cfg)

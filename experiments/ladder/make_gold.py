@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from overopt.rewards.kinds.learned_gold import sample_tilted, soft_pairs
 from safetensors.torch import save_file
 
 from overopt.base.seeding import derive_seed, torch_generator
@@ -21,13 +22,12 @@ from overopt.nets.heads import ScalarHeadModel
 from overopt.nets.layout import to_transformers_state
 from overopt.nets.sampling import sample
 from overopt.nets.sources import ladder_dir
-from overopt.rewards.kinds.learned_gold import sample_tilted, soft_pairs
 from overopt.rewards.kinds.rubric import RubricScorer, calibrate
 from overopt.rewards.scorer import mean_std, raw_scores
-from overopt.rewards.settings import RubricConfig
 from overopt.rewards.training.train import train_reward_model
 from overopt.worlds.codecs import load_tokenizer
 from overopt.worlds.prompts import load_openings
+from overopt.worlds.rubric import RubricConfig
 from overopt.worlds.stories import StoriesWorld
 
 

@@ -10,9 +10,10 @@ import torch
 from overopt.base.config import from_dict, to_dict
 from overopt.base.errors import CheckpointError, ConfigError, DataError
 from overopt.base.seeding import torch_generator
-from overopt.methods.ppo import PpoConfig
+from overopt.methods import ppo
 from overopt.nets.heads import ScalarHeadModel
 from overopt.nets.sampling import sample
+from overopt.rewards.kinds import bradley_terry
 from overopt.rewards.kinds.ensemble import (
     average_weights,
     load_transform,
@@ -21,7 +22,7 @@ from overopt.rewards.kinds.ensemble import (
 )
 from overopt.rewards.kinds.reward_model import MultiHeadScorer, RewardModelScorer
 from overopt.rewards.scorer import mean_std, raw_scores
-from overopt.rewards.settings import ProxyConfig, RewardConfig
+from overopt.rewards.settings import RewardConfig
 from overopt.rewards.transforms import length
 from overopt.rewards.transforms.ensembles import ENSEMBLES
 from overopt.rewards.transforms.inputs import RewardInputs, Step, check_contract
@@ -111,8 +112,8 @@ def test_a_broken_user_file_is_refused_with_the_reason(body, message, tmp_path):
         (["reward.members=2", "proxy.kind=gold"], "reward.members = 2: the gold model as proxy"),
         (["reward.transform=absent.py"], "reward.transform = 'absent.py': does not exist"),
         (["proxy.length_control=-1"], "proxy.length_control = -1.0"),
-        (["ppo.kl_target=6"], "ppo.kl_coef = 0.0: must be above 0 with ppo.kl_target"),
-        (["ppo.shaping=par", "ppo.shaping_scale=0"], "ppo.shaping_scale = 0.0"),
+        (["method.kl_target=6"], "method.kl_coef = 0.0: must be above 0 with ppo.kl_target"),
+        (["method.shaping=par", "method.shaping_scale=0"], "method.shaping_scale = 0.0"),
     ],
 )  # fmt: skip
 def test_wrong_settings_are_refused_by_name(overrides, message):
@@ -151,7 +152,7 @@ def test_default_reward_adds_no_stage_and_a_reward_reaches_both_methods():
 
 
 def test_shaping_is_no_part_of_best_of_n():
-    plain, shaped = fingerprints(), fingerprints("ppo.shaping=par")
+    plain, shaped = fingerprints(), fingerprints("method.shaping=par")
     assert plain["bon"] == shaped["bon"] and plain["ppo_gold"] != shaped["ppo_gold"]
 
 
@@ -172,7 +173,8 @@ def test_an_edited_user_file_makes_the_reward_new_and_nothing_before_it(tmp_path
 def test_replicates_of_an_ensemble_share_no_member_and_reuse_single_proxies():
     reward = RewardConfig(members=3)
     seeds = [
-        {p.rm_seed for p, _ in member_proxies(ProxyConfig(rm_seed=s), reward)} for s in range(3)
+        {p.rm_seed for p, _ in member_proxies(bradley_terry.Settings(rm_seed=s), reward)}
+        for s in range(3)
     ]
     assert seeds[0] == {0, 1, 2} and len(set.union(*seeds)) == 9
     graph = build_graph(load_experiment("smoke", ["reward.members=3"]))
@@ -184,13 +186,13 @@ def test_replicates_of_an_ensemble_share_no_member_and_reuse_single_proxies():
 def test_names_of_series():
     run = RunConfig(
         reward=RewardConfig(members=5, combine="mean_minus_variance", members_by="bootstrap"),
-        ppo=PpoConfig(shaping="par", kl_coef=0.1, kl_target=6.0),
+        method=ppo.Settings(shaping="par", kl_coef=0.1, kl_target=6.0),
     )
     assert mitigation_name(RunConfig(), with_ppo=True) == "none"
     assert mitigation_name(run, with_ppo=False) == "UWO 0.5 of 5 by bootstrap"
     assert mitigation_name(run, with_ppo=True) == "UWO 0.5 of 5 by bootstrap, par 1, KL target 6"
     others = [
-        replace(run, ppo=replace(run.ppo, kl_gain=0.5)),
+        replace(run, method=replace(run.method, kl_gain=0.5)),
         *(
             RunConfig(reward=RewardConfig(members=2, members_by="pretraining", backbones=(name,)))
             for name in ("ladder:0.05m", "ladder:3m")

@@ -29,7 +29,6 @@ from overopt.engine.graph import topological
 from overopt.engine.store import Store
 from overopt.measure.evaluate import measure_kl
 from overopt.methods import losses, ppo
-from overopt.methods.ppo import PpoConfig
 from overopt.nets import checkpoints, sources
 from overopt.nets.compute import Compute
 from overopt.nets.heads import ScalarHeadModel
@@ -57,7 +56,7 @@ N_PAIRS, EPOCHS, N_VALIDATION = 100, 2, 10
 OVERRIDES = [
     "proxy.backbone=ladder:0.05m", f"proxy.epochs={EPOCHS}", "gold.n_prompts=8",
     f"labels.n_pairs={N_PAIRS}", f"labels.n_validation_prompts={N_VALIDATION}",
-    "bon.pool_size=32", "bon.ns=1,8,32", "ppo.steps=2", "ppo.eval_prompts=4",
+    "bon.pool_size=32", "bon.ns=1,8,32", "method.steps=2", "method.eval_prompts=4",
 ]  # fmt: skip
 
 
@@ -338,7 +337,7 @@ def test_evaluation_responses_come_from_the_untruncated_policy(run):
 
 
 def test_models_have_no_dropout_and_the_reference_stays_fixed(tiny_llama, ragged_prompts):
-    cfg = PpoConfig(steps=2, batch=8, minibatches=2, kl_coef=0.1, lr=1e-3, eval_prompts=4)
+    cfg = ppo.Settings(steps=2, batch=8, minibatches=2, kl_coef=0.1, lr=1e-3, eval_prompts=4)
     prompts, ref = ragged_prompts(5, [3, 6, 4, 2]), tiny_llama(5, scale=4.0)
     state = ppo_state(tiny_llama, cfg)
     for model in (state.policy, state.value, ref):
@@ -385,7 +384,7 @@ def test_measured_kl_has_the_sign_and_direction_of_the_closed_form(tiny_llama, r
 
 
 def test_advantages_are_whitened_over_the_whole_batch(tiny_llama, ragged_prompts, monkeypatch):
-    cfg = PpoConfig(steps=2, batch=32, minibatches=4, eval_prompts=4)
+    cfg = ppo.Settings(steps=2, batch=32, minibatches=4, eval_prompts=4)
     parts = []
     loss = losses.ppo_policy_loss
 
@@ -413,7 +412,7 @@ def test_values_and_their_clip_are_in_units_of_the_normalised_score(
     with torch.no_grad():
         wide.head.weight.copy_(100 * reward_model.head.weight)
         wide.head.bias.copy_(100 * reward_model.head.bias + 700)
-    cfg = PpoConfig(
+    cfg = ppo.Settings(
         steps=2, batch=16, minibatches=4, ppo_epochs=2, value_lr=0.05, value_clip=0.1,
         eval_prompts=4, max_update_kl_token_nats=10.0,
     )  # fmt: skip
@@ -440,7 +439,7 @@ def test_values_and_their_clip_are_in_units_of_the_normalised_score(
 def test_optimizers_have_the_documented_epsilon_and_linear_decay(
     tiny_llama, ragged_prompts, reward_model, responses, monkeypatch
 ):
-    cfg = PpoConfig(
+    cfg = ppo.Settings(
         steps=5, batch=8, minibatches=2, lr=2e-3, value_lr=4e-3, warmup_steps=2, eval_prompts=4
     )
     state, ref = ppo_state(tiny_llama, cfg), tiny_llama(5, scale=4.0)

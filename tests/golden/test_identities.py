@@ -41,7 +41,7 @@ def test_a_changed_prompts_file_makes_every_stage_new(tmp_path):
     def fingerprints(n_extra):
         lines = [json.dumps(f"One day, Tim saw {i} cats") for i in range(400 + n_extra)]
         path.write_text("\n".join(lines))
-        overrides = [f"world.prompts_file={path}", "bon.n_prompts=2", "ppo.eval_prompts=2"]
+        overrides = [f"world.prompts_file={path}", "bon.n_prompts=2", "method.eval_prompts=2"]
         graph = topological(build_graph(load_experiment("smoke", overrides)))
         return {s.title: s.fingerprint for s in graph}
 

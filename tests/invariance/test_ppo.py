@@ -8,7 +8,6 @@ import torch
 from overopt.base.datatypes import Prompts
 from overopt.base.errors import DivergenceError
 from overopt.methods.ppo import (
-    PpoConfig,
     PpoState,
     load_state_tensors,
     new_state,
@@ -19,7 +18,7 @@ from overopt.nets.block import LlamaConfig
 from overopt.nets.heads import ScalarHeadModel
 from overopt.nets.llama import Llama
 
-CFG = PpoConfig(steps=6, batch=16, minibatches=2, lr=3e-3, eval_prompts=4)
+CFG = ppo.Settings(steps=6, batch=16, minibatches=2, lr=3e-3, eval_prompts=4)
 
 
 def policy(seed=0):
@@ -60,13 +59,15 @@ def fresh(cfg=CFG):
 
 
 def test_first_update_starts_on_policy():
-    stats = run(fresh(), policy(), 1, PpoConfig(steps=1, batch=16, minibatches=1, eval_prompts=4))
+    stats = run(
+        fresh(), policy(), 1, ppo.Settings(steps=1, batch=16, minibatches=1, eval_prompts=4)
+    )
     assert stats[0]["update_kl_token_nats"] == pytest.approx(0, abs=1e-6)
     assert stats[0]["clip_fraction"] == 0.0
 
 
 def test_optimizer_steps_are_epochs_times_minibatches():
-    cfg = PpoConfig(steps=2, batch=16, minibatches=4, ppo_epochs=3, eval_prompts=4, lr=1e-5)
+    cfg = ppo.Settings(steps=2, batch=16, minibatches=4, ppo_epochs=3, eval_prompts=4, lr=1e-5)
     state = fresh(cfg)
     run(state, policy(), 2, cfg)
     assert state.grad_steps == 2 * 3 * 4
@@ -127,7 +128,7 @@ def test_global_seed_does_not_matter():
 
 
 def test_score_rises_towards_what_the_proxy_rewards():
-    cfg = PpoConfig(steps=40, batch=64, minibatches=2, lr=1e-2, eval_prompts=4)
+    cfg = ppo.Settings(steps=40, batch=64, minibatches=2, lr=1e-2, eval_prompts=4)
     stats = run(fresh(cfg), policy(), 40, cfg)
     assert stats[-1]["train_proxy_score"] > stats[0]["train_proxy_score"] + 2.0
 
@@ -135,13 +136,13 @@ def test_score_rises_towards_what_the_proxy_rewards():
 def test_kl_penalty_holds_the_policy_back():
     last = {}
     for coef in (0.0, 2.0):
-        cfg = PpoConfig(steps=25, batch=64, minibatches=2, lr=1e-2, kl_coef=coef, eval_prompts=4)
+        cfg = ppo.Settings(steps=25, batch=64, minibatches=2, lr=1e-2, kl_coef=coef, eval_prompts=4)
         last[coef] = run(fresh(cfg), policy(), 25, cfg)[-1]["train_proxy_score"]
     assert last[2.0] < last[0.0] - 1.0
 
 
 def test_large_updates_are_stopped_and_counted():
-    cfg = PpoConfig(steps=3, batch=16, minibatches=2, ppo_epochs=4, lr=1.0, eval_prompts=4)
+    cfg = ppo.Settings(steps=3, batch=16, minibatches=2, ppo_epochs=4, lr=1.0, eval_prompts=4)
     state = fresh(cfg)
     stats = run(state, policy(), 1, cfg)
     assert stats[0]["updates_stopped"] == 1.0

@@ -8,7 +8,6 @@ import torch
 
 from overopt.base.datatypes import Prompts
 from overopt.methods.ppo import (
-    PpoConfig,
     load_state_tensors,
     new_state,
     ppo_step,
@@ -72,7 +71,7 @@ def run(state, cfg, n, ref_scores=None):
 
 
 def config(**kw):
-    return PpoConfig(steps=40, batch=32, minibatches=2, lr=1e-2, eval_prompts=4, **kw)
+    return ppo.Settings(steps=40, batch=32, minibatches=2, lr=1e-2, eval_prompts=4, **kw)
 
 
 def test_adaptive_weight_is_part_of_the_state_and_resumes_bitwise():
@@ -92,7 +91,7 @@ def test_adaptive_weight_follows_the_rule_and_lets_kl_rise_to_its_target():
     last = {}
     for target in (0.0, 1.0):
         gain = {"kl_target": target, "kl_gain": 1.0} if target else {}
-        cfg = PpoConfig(
+        cfg = ppo.Settings(
             steps=24, batch=32, minibatches=2, lr=5e-3, eval_prompts=4, kl_coef=1.0, **gain
         )
         stats = run(fresh(cfg), cfg, 24)
@@ -110,7 +109,7 @@ def test_measured_kl_is_zero_at_step_0():
 
 
 def test_reference_scores_cover_exactly_the_prompts_that_are_rolled_out():
-    cfg = PpoConfig(steps=1, batch=2, minibatches=1, eval_prompts=4)
+    cfg = ppo.Settings(steps=1, batch=2, minibatches=1, eval_prompts=4)
     found = reference_scores(policy(), LikesToken(), PROMPTS, cfg, n_tokens=6, seed=5)
     drawn = set(prompts_of_step(4, batch=2, seed=5, step=0).tolist())
     assert set(torch.nonzero(found.isfinite())[:, 0].tolist()) == drawn

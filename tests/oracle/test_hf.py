@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 from hf_checkpoints import LAYERS, VOCAB, make_tokenizer, write_checkpoint, write_prompts
-from overopt.worlds.text import HFWorld
 from tolerances import FP32
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -28,6 +27,7 @@ from overopt.rewards.scorer import raw_scores
 from overopt.rewards.training.pairs import load_backbone
 from overopt.worlds import codecs
 from overopt.worlds.codecs import TextReader, retokenize
+from overopt.worlds.hf import HFWorld
 from overopt.worlds.prompts import load_instructions
 
 KINDS = ("llama", "mistral", "gpt2", "gpt_neox", "qwen2")
@@ -264,8 +264,8 @@ def test_a_run_with_a_gpt2_world_a_foreign_proxy_and_a_pretrained_gold(folder, t
             "world.kind=hf", f"world.policy={folder('gpt2')}", f"world.prompts_file={prompts}",
             "world.max_response_tokens=12", "gold.kind=pretrained", f"gold.source={gold}",
             "labels.n_pairs=40", "labels.n_validation_prompts=5", "bon.n_prompts=3",
-            "bon.pool_size=16", "bon.ns=1,2,4,8,16", "ppo.steps=2", "ppo.eval_prompts=4",
-            f"ppo.value_backbone={folder('gpt2')}", "ppo.lr=1e-3", *more,
+            "bon.pool_size=16", "bon.ns=1,2,4,8,16", "method.steps=2", "method.eval_prompts=4",
+            f"method.value_backbone={folder('gpt2')}", "method.lr=1e-3", *more,
         ]  # fmt: skip
         out = tmp_path / name
         place = ["--store", str(tmp_path / "store"), "--results", str(out), "--workers", "1"]

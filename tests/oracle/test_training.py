@@ -19,7 +19,7 @@ from training_data import (
 from overopt.base.datatypes import Sequences, shared_prompts
 from overopt.base.errors import DataError, DivergenceError, MemoryLimitError
 from overopt.base.seeding import torch_generator
-from overopt.methods.ppo import PpoConfig, new_state, ppo_step
+from overopt.methods.ppo import new_state, ppo_step
 from overopt.methods.sft import Examples, SftConfig, fine_tune, join_examples, mean_loss
 from overopt.nets.compute import Compute, MemoryWarning, fit_memory
 from overopt.nets.heads import ScalarHeadModel
@@ -171,7 +171,7 @@ def test_reward_model_trajectory_does_not_depend_on_the_micro_batch(micro_batch)
 
 
 def ppo(compute=None, prepare=lambda state: None, steps=3):
-    cfg = PpoConfig(steps=steps, batch=12, minibatches=2, lr=3e-3, eval_prompts=4, kl_coef=0.05)
+    cfg = ppo.Settings(steps=steps, batch=12, minibatches=2, lr=3e-3, eval_prompts=4, kl_coef=0.05)
     policy = backbone()
     state = new_state(policy, ScalarHeadModel(backbone(1)), cfg)
     prepare(state)

@@ -14,8 +14,8 @@ from overopt.base.config import apply_overrides
 from overopt.study.presets import smoke
 
 TINY = [
-    "gold.kind=rubric", "labels.n_pairs=60", "labels.n_validation_prompts=4", "ppo.steps=2",
-    "ppo.batch=8", "ppo.eval_prompts=4", "bon.n_prompts=3", "bon.pool_size=16", "bon.ns=1,4,16",
+    "gold.kind=rubric", "labels.n_pairs=60", "labels.n_validation_prompts=4", "method.steps=2",
+    "method.batch=8", "method.eval_prompts=4", "bon.n_prompts=3", "bon.pool_size=16", "bon.ns=1,4,16",
 ]
 
 
@@ -27,7 +27,7 @@ def compare():
         mitigations=(
             Mitigation(name="single", family="none", trials=((),)),
             Mitigation(
-                name="penalty", family="KL", trials=(("ppo.kl_coef=0.5",),), methods=("ppo",)
+                name="penalty", family="KL", trials=(("method.kl_coef=0.5",),), methods=("ppo",)
             ),
             Mitigation(name="two steps", family="stop", kind="stopping", rule="step_budget"),
         ),
@@ -97,5 +97,5 @@ def test_a_comparison_resumes_and_is_reported_again(finished, capsys):
     (results / "leaderboard.md").unlink()
     assert main(["compare", str(results)]) == 0
     assert capsys.readouterr().out == (results / "leaderboard.md").read_text()
-    assert main(["compare", str(results), "ppo.steps=9"]) == 2
+    assert main(["compare", str(results), "method.steps=9"]) == 2
     assert "leave out overrides" in capsys.readouterr().err

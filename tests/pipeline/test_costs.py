@@ -28,7 +28,7 @@ def run(tmp_path_factory):
         "    both = (run, replace(run, reward=RewardConfig(members=2)))\n"
         "    return Experiment(name='pair', runs=both)\n"
     )
-    settings = ["gold.kind=rubric", f"labels.n_pairs={N_PAIRS}", f"ppo.steps={STEPS}", small]
+    settings = ["gold.kind=rubric", f"labels.n_pairs={N_PAIRS}", f"method.steps={STEPS}", small]
     where = ["--store", str(folder / "store"), "--results", str(folder / "results")]
     assert main(["run", str(experiment), *settings, *where, "--workers", "1", "--quiet"]) == 0
     return folder / "store", folder / "results"

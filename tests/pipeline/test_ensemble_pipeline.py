@@ -32,7 +32,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "rewards.md"
 SMALL = [
     "gold.kind=rubric", "labels.n_pairs=60", "labels.n_validation_prompts=8",
     "proxy.backbone=ladder:0.05m", "bon.n_prompts=3", "bon.pool_size=32", "bon.ns=1,4,32",
-    "ppo.steps=2", "ppo.batch=8", "ppo.eval_prompts=3", "world.max_response_tokens=24",
+    "method.steps=2", "method.batch=8", "method.eval_prompts=3", "world.max_response_tokens=24",
 ]  # fmt: skip
 REWARDS = {
     "WCO of 2": {"members": 2, "combine": "worst_case"},
@@ -63,7 +63,7 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ensembles")
     small = [prompts_file(folder / "prompts.jsonl"), *SMALL]
     base = load_experiment("smoke", small).runs[0]
-    bon = replace(base, ppo=None)
+    bon = replace(base, method=None)
     runs = {"none": bon} | {k: replace(bon, reward=RewardConfig(**v)) for k, v in REWARDS.items()}
     runs["length 0.1"] = replace(
         bon,
@@ -75,7 +75,7 @@ def finished(tmp_path_factory):
         base,
         bon=None,
         reward=RewardConfig(members=2, length_penalty="hinge", length_coef=0.05, length_budget=0.8),
-        ppo=replace(base.ppo, shaping="par", kl_coef=0.1, kl_target=3.0),
+        method=replace(base.method, shaping="par", kl_coef=0.1, kl_target=3.0),
     )
     experiment = Experiment(name="ensembles", runs=tuple(runs.values()))
     store = Store(folder / "store")

@@ -13,7 +13,14 @@ pytestmark = [
 
 
 def test_smoke_on_cuda_agrees_with_the_cpu(tmp_path):
-    settings = ["gold.kind=rubric", "labels.n_pairs=60", "ppo.steps=2", "--workers", "1", "--quiet"]
+    settings = [
+        "gold.kind=rubric",
+        "labels.n_pairs=60",
+        "method.steps=2",
+        "--workers",
+        "1",
+        "--quiet",
+    ]
     tables = {}
     for device in ("cpu", "cuda"):
         where = [

@@ -24,8 +24,8 @@ from overopt.study.chain import build_graph
 from overopt.study.presets import load_experiment
 
 TINY = ["gold.kind=rubric", "labels.n_pairs=60", "labels.n_validation_prompts=6", "proxy.epochs=1",
-        "bon.n_prompts=3", "bon.pool_size=16", "bon.ns=1,4,16", "ppo.steps=2", "ppo.batch=4",
-        "ppo.eval_prompts=4", "ppo.eval_early_every=1"]  # fmt: skip
+        "bon.n_prompts=3", "bon.pool_size=16", "bon.ns=1,4,16", "method.steps=2", "method.batch=4",
+        "method.eval_prompts=4", "method.eval_early_every=1"]  # fmt: skip
 RESULTS = ("records.jsonl", "curves.npz", "tilt.jsonl")
 
 
@@ -194,8 +194,8 @@ def test_ppo_resumes_from_its_last_state_whenever_that_was_saved(
     done = []
     perform(make_task(ppo, runtime), store, lambda k, total: done.append(k))
     assert done == ([2] if checkpoint_s == 0 else [1, 2])
-    for file in (finished[0] / "store" / "ppo" / ppo.fingerprint).glob("*.*"):
-        made = store.path("ppo", ppo.fingerprint) / file.name
+    for file in (finished[0] / "store" / "ppo" / method.fingerprint).glob("*.*"):
+        made = store.path("ppo", method.fingerprint) / file.name
         assert file.name == "manifest.json" or made.read_bytes() == file.read_bytes(), file.name
 
 
@@ -261,7 +261,7 @@ def test_a_pool_in_pieces_gives_the_same_curves(finished, tmp_path, monkeypatch)
     folder, arguments = finished
     monkeypatch.setattr(pool, "PIECE_RESPONSES", 32)  # two prompts, then one
     experiment = load_experiment("smoke", [a for a in arguments[2:] if "=" in a])
-    runs = tuple(chain.replace(run, ppo=None) for run in experiment.runs)
+    runs = tuple(chain.replace(run, method=None) for run in experiment.runs)
     experiment = chain.replace(experiment, runs=runs)
     stages, store = chain.build_graph(experiment), Store(tmp_path / "store")
     roles = [role for role in stages[0].upstream if role.startswith("pool")]

@@ -23,7 +23,7 @@ from overopt.nets.sources import checkpoint_dir
 
 SMALLER = [
     "gold.kind=rubric", "proxy.backbone=ladder:0.05m", "labels.n_pairs=60", "bon=none",
-    "ppo.steps=2", "ppo.eval_prompts=4",
+    "method.steps=2", "method.eval_prompts=4",
 ]  # fmt: skip
 
 
@@ -164,7 +164,7 @@ def test_a_store_that_cannot_be_written_is_one_message(run, finished, monkeypatc
 
 
 def test_a_store_of_another_version_is_one_message(run):
-    run("proxy.lr=2e-3", "ppo=none", "bon=none", settings=[])  # makes the copy; nothing to run
+    run("proxy.lr=2e-3", "method=none", "bon=none", settings=[])  # makes the copy; nothing to run
     save_json(run.store / "store.json", {"format": 2})
     before = sorted(run.store.rglob("*"))
     status, error = run()
@@ -181,8 +181,8 @@ def test_a_store_of_another_version_is_one_message(run):
     ("override", "stage", "words"),
     [
         ("proxy.lr=1e30", "proxy", ["at step 1 of 3", "lower the learning rate", "lr=1e+30"]),
-        ("ppo.lr=1e30", "ppo", ["at step", "lower ppo.lr", "lr=1e+30"]),
-        ("ppo.value_lr=1e30", "ppo", ["at step 0", "ppo.value_lr = 1e+30"]),
+        ("method.lr=1e30", "ppo", ["at step", "lower ppo.lr", "lr=1e+30"]),
+        ("method.value_lr=1e30", "ppo", ["at step 0", "method.value_lr = 1e+30"]),
     ],
 )
 def test_a_loss_that_is_not_finite_stops_with_step_config_and_weights(run, override, stage, words):

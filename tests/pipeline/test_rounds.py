@@ -34,8 +34,8 @@ from overopt.worlds.load import load_world
 N_PAIRS, K_RESPONSES, STEPS, BATCH = 60, 4, 4, 8
 SMALL = [
     "gold.kind=rubric", f"labels.n_pairs={N_PAIRS}", "labels.n_validation_prompts=8",
-    "labels.label_flip_rate=0.2", "proxy.backbone=ladder:0.05m", "bon=none", f"ppo.steps={STEPS}",
-    f"ppo.batch={BATCH}", "ppo.eval_prompts=3", "ppo.eval_every=3", "world.max_response_tokens=24",
+    "labels.label_flip_rate=0.2", "proxy.backbone=ladder:0.05m", "bon=none", f"method.steps={STEPS}",
+    f"method.batch={BATCH}", "method.eval_prompts=3", "method.eval_every=3", "world.max_response_tokens=24",
 ]  # fmt: skip
 ALL_ON = {"rm": "carry_on", "policy": "carry_on"}
 ROUNDS = {
@@ -173,7 +173,7 @@ def test_the_budget_is_exact(finished):
         assert curve.rows[-1]["gold_labels"] == total
         assert all(r["gold_labels"] * run.rounds.k == total * r["round"] for r in curve.rows)
         steps = sum(
-            stage.config.ppo.steps / (run.rounds.k if run.rounds.policy == "carry_on" else 1)
+            stage.config.method.steps / (run.rounds.k if run.rounds.policy == "carry_on" else 1)
             for stage in of_kind(end, "ppo")
         )
         assert steps == STEPS * (1 if run.rounds.policy == "carry_on" else run.rounds.k)
@@ -351,7 +351,7 @@ def test_each_step_is_evaluated_once():
     [
         (["rounds.k=0"], "rounds.k = 0: must be at least 1"),
         (["rounds.policy=carry_on"], "rounds.policy = 'carry_on': has no effect on rounds.k = 1"),
-        (["rounds.k=2", "ppo=none"], "rounds.k = 2: .* set ppo"),
+        (["rounds.k=2", "method=none"], "rounds.k = 2: .* set ppo"),
         (["rounds.k=2", "proxy.kind=gold"], "rounds.k = 2: .* use proxy.kind=learned"),
         (["rounds.k=3", "labels.n_pairs=17"], "labels.n_pairs = 17: .* use at least 18"),
         (["rounds.k=5", "rounds.policy=carry_on"], "rounds.k = 5: .* ppo.steps"),

@@ -18,7 +18,7 @@ from overopt.stages.settings import BonConfig, Experiment
 from overopt.study.chain import build_graph
 from overopt.study.presets import load_experiment
 
-SMALL = ["gold.kind=rubric", "labels.n_pairs=60", "ppo.steps=2"]
+SMALL = ["gold.kind=rubric", "labels.n_pairs=60", "method.steps=2"]
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_kl_starts_at_exactly_zero(smoke):
 def test_exact_kl_and_k1_agree_along_a_run(tmp_path):
     where = ["--store", str(tmp_path / "s"), "--results", str(tmp_path / "r"), "--quiet"]
     # The preset's 8 prompts are too few for a standard error to be trusted.
-    settings = ["gold.kind=rubric", "labels.n_pairs=60", "bon=none", "ppo.eval_prompts=100"]
+    settings = ["gold.kind=rubric", "labels.n_pairs=60", "bon=none", "method.eval_prompts=100"]
     one = ["proxy.backbone=ladder:0.05m", "--workers", "1"]
     assert main(["run", "smoke", *settings, *one, *where]) == 0
     (curve,) = load_curves(tmp_path / "r")
@@ -142,7 +142,7 @@ def test_flipped_byte_is_reported_by_file(smoke, tmp_path, capsys):
 def test_perfect_proxy_has_no_gap(tmp_path):
     base = load_experiment("smoke", ["gold.kind=learned", "proxy.kind=gold"])
     bon = BonConfig(n_prompts=3, pool_size=32, ns=(1, 4, 32))
-    run = replace(base.runs[0], bon=bon, ppo=replace(base.runs[0].ppo, steps=1))
+    run = replace(base.runs[0], bon=bon, method=replace(base.runs[0].method, steps=1))
     from overopt.base.config import RuntimeConfig
     from overopt.engine.execute import execute
     from overopt.engine.progress import Silent

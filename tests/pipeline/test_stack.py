@@ -15,8 +15,9 @@ from overopt.engine.progress import TextReporter
 from overopt.engine.store import Store
 from overopt.engine.task import StageError
 from overopt.rewards.kind import Place
+from overopt.rewards.kinds import bradley_terry
 from overopt.rewards.load import load_scorer
-from overopt.rewards.settings import ProxyConfig, RewardConfig
+from overopt.rewards.settings import RewardConfig
 from overopt.stages.common import load_responses
 from overopt.stages.proxy import stacks_with
 from overopt.stages.settings import Experiment
@@ -121,7 +122,7 @@ def test_stack_is_at_least_one():
 
 
 def test_what_stacks_is_a_plain_model_of_the_ladder_on_as_many_pairs():
-    plain = ProxyConfig()
+    plain = bradley_terry.Settings()
     assert stacks_with(plain, 100) == stacks_with(replace(plain, rm_seed=7), 100) != ""
     for other in ({"lr": 1e-3}, {"layers": 1}, {"backbone": "ladder:0.05m"}, {"epochs": 1}):
         assert stacks_with(replace(plain, **other), 100) != stacks_with(plain, 100)
@@ -138,7 +139,7 @@ def test_members_of_an_ensemble_trained_together_score_as_those_trained_alone(tm
         "world.max_response_tokens=24",
     ]  # fmt: skip
     run = load_experiment("smoke", settings).runs[0]
-    run = replace(run, reward=RewardConfig(members=3, members_by=members_by), ppo=None)
+    run = replace(run, reward=RewardConfig(members=3, members_by=members_by), method=None)
     graph = topological(build_graph(Experiment(name="one", runs=(run,))))
     members = [stage for stage in graph if stage.name == "proxy"]
     assert len(members) == 3

@@ -22,7 +22,7 @@ from overopt.bench.peers import Peer, environment_python
 from overopt.bench.report import bench
 from overopt.bench.training import PeerSource, PpoTask
 from overopt.cli.bench import BENCH_GROUPS
-from overopt.methods.ppo import PpoConfig
+from overopt.methods import ppo
 from overopt.nets.checkpoints import load_lm
 from overopt.nets.heads import ScalarHeadModel
 from overopt.nets.llama import Llama
@@ -145,7 +145,7 @@ def test_runner_computes_every_product(monkeypatch):
 
 def test_ppo_products_count_what_a_step_does(tiny_llama):
     cfg = tiny_llama(0).cfg
-    ppo = PpoConfig(batch=8, ppo_epochs=3, minibatches=2, kl_coef=0.1)
+    ppo = ppo.Settings(batch=8, ppo_epochs=3, minibatches=2, kl_coef=0.1)
     n_prompt, n_tokens = 5, 4
     made = training.ppo_products(cfg, cfg, cfg, ppo, n_prompt=n_prompt, n_tokens=n_tokens)
     d, h, prompt, response, every = 16, 24, 8 * n_prompt, 8 * n_tokens, 8 * (n_prompt + n_tokens)

@@ -44,7 +44,7 @@ def comparison(**changes):
             Mitigation(
                 name="kl",
                 family="penalty",
-                trials=(("ppo.kl_coef=0.1",), ("ppo.kl_coef=0.3",)),
+                trials=(("method.kl_coef=0.1",), ("method.kl_coef=0.3",)),
                 methods=("ppo",),
             ),
             Mitigation(name="stop", family="stop", kind="stopping", rule="kl_budget"),
@@ -64,19 +64,19 @@ def test_tuning_and_test_share_neither_seeds_nor_prompts():
     used = {}
     for run in [*tuning, *test]:
         r = run.run
-        seeds = {r.labels.data_seed, r.proxy.rm_seed} | ({r.ppo.ppo_seed} if r.ppo else set())
+        seeds = {r.labels.data_seed, r.proxy.rm_seed} | ({r.method.ppo_seed} if r.ppo else set())
         assert seeds == {run.seed}
         assert (r.bon is None) == (run.method == "ppo") and (r.ppo is None) == (run.method == "bon")
         first, n = (
             (r.bon.eval_offset, r.bon.n_prompts)
             if r.bon
-            else (r.ppo.eval_offset, r.ppo.eval_prompts)
+            else (r.method.eval_offset, r.method.eval_prompts)
         )
         used.setdefault((run.role, run.method), set()).update(range(first, first + n))
     for method, n in (("bon", 4), ("ppo", 8)):
         assert not used["tuning", method] & used["test", method]
         assert len(used["tuning", method]) == len(used["test", method]) == n
-    assert [r.run.ppo.kl_coef for r in test if r.mitigation == "kl"] == [0.3] * 3
+    assert [r.run.method.kl_coef for r in test if r.mitigation == "kl"] == [0.3] * 3
     assert [r.run.proxy.lr for r in test if r.mitigation == "single"] == [3e-3] * 3 + [1e-3] * 3
 
 
@@ -91,7 +91,7 @@ def test_runs_of_a_seed_differ_in_the_mitigation_only():
 def test_number_of_tuning_prompts():
     runs = tuning_runs(comparison(tuning_prompts=3))
     assert {r.run.bon.n_prompts for r in runs if r.run.bon} == {3}
-    assert {r.run.ppo.eval_prompts for r in runs if r.run.ppo} == {3}
+    assert {r.run.method.eval_prompts for r in runs if r.run.ppo} == {3}
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_number_of_tuning_prompts():
         ({"baseline": "kl"}, "does not apply to bon"),
         ({"base": replace(smoke().runs[0], bon=None)}, "base.bon"),
         (
-            {"mitigations": (Mitigation(name="single", family="", trials=(("ppo.nothing=1",),)),)},
+            {"mitigations": (Mitigation(name="single", family="", trials=(("method.nothing=1",),)),)},
             "did you mean|unknown setting|none here",
         ),
     ],
@@ -179,7 +179,7 @@ def test_choices_follow_the_tuning_curves():
     choices = choose_trials(found, runs, curves)["ppo"]
     chosen = choices["mitigations"]
     assert chosen["single"]["trial"] == 1 and chosen["kl"]["trial"] == 0
-    assert chosen["kl"]["overrides"] == ("ppo.kl_coef=0.1",)
+    assert chosen["kl"]["overrides"] == ("method.kl_coef=0.1",)
     assert choices["reference"].is_turning
     # The true peak of d (0.8 − 0.1 d) is at 4; its KL is the budget a user would choose.
     assert 3.0 < choices["reference"].peak_sqrt_kl < 5.0

@@ -18,19 +18,19 @@ from overopt.nets.checkpoints import load_lm
 from overopt.nets.hf import HFBackbone
 from overopt.nets.sampling import sample
 from overopt.nets.sources import checkpoint_dir, checksum, source_files
+from overopt.rewards.kinds import bradley_terry, pretrained
 from overopt.rewards.kinds.classifier import load_classifier
 from overopt.rewards.kinds.rubric import calibrate
 from overopt.rewards.scorer import normalisation
-from overopt.rewards.settings import GoldConfig, ProxyConfig, RubricConfig
 from overopt.stages.settings import RunConfig
 from overopt.study.chain import build_graph
 from overopt.study.checks import source_checksums
 from overopt.study.presets import load_experiment
-from overopt.worlds import codecs
+from overopt.worlds import codecs, hf, stories
 from overopt.worlds.codecs import load_codec
 from overopt.worlds.load import load_world
 from overopt.worlds.prompts import instructions_file, load_instructions, read_prompts
-from overopt.worlds.world import WorldConfig
+from overopt.worlds.rubric import RubricConfig
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_shards_are_checked_and_read(tmp_path, gpt2):
     ids = torch.arange(12).view(2, 6)
     with torch.no_grad():
         assert torch.equal(load_lm(str(sharded))(ids), load_lm(gpt2)(ids))
-    run = RunConfig(world=WorldConfig(kind="hf", policy=str(sharded)), ppo=None)
+    run = RunConfig(world=hf.Settings(policy=str(sharded)), method=None)
     read = source_files(str(sharded))
     assert len(read) == len(shards) + 2  # config.json and tokenizer.json
     assert {checksum(f) for f in read} <= set(source_checksums(run))
@@ -158,7 +158,7 @@ def test_tokenizers_without_pad_or_end_token(tmp_path, caplog):
     eos = make_tokenizer().convert_tokens_to_ids("<e>")
     assert (codec.pad, codec.eos) == (eos, eos)
     assert (model.cfg.pad_token_id, model.cfg.eos_token_id) == (eos, eos)
-    world = load_world(WorldConfig(kind="hf", policy=str(only_eos), max_response_tokens=20))
+    world = load_world(hf.Settings(policy=str(only_eos), max_response_tokens=20))
     made = sample(model, world.prompts("eval", 8), n_tokens=20, seed=0, copies=40)
     assert bool(made.ended.any())
     assert bool((made.ids[made.ended].gather(1, made.length[made.ended, None] - 1) == eos).all())
@@ -182,15 +182,15 @@ def test_bos_is_put_where_the_tokenizer_puts_one(tmp_path):
         single="<u> $A", special_tokens=[("<u>", start)]
     )
     source = str(write_checkpoint(tmp_path / "b", "gpt2", tokenizer=tokenizer))
-    world = load_world(WorldConfig(kind="hf", policy=source))
+    world = load_world(hf.Settings(policy=source))
     prompts = world.prompts("rl", 3)
     for ids, mask in zip(prompts.ids, prompts.mask, strict=True):
         assert ids[mask].tolist().count(start) == 1 and int(ids[mask][0]) == start
 
 
 def test_a_ladder_policy_can_be_an_hf_world():
-    world = load_world(WorldConfig(kind="hf", policy="ladder:0.05m"))
-    stories = load_world(WorldConfig())
+    world = load_world(hf.Settings(policy="ladder:0.05m"))
+    stories = load_world(stories.Settings())
     prompts = world.prompts("eval", 2)
     text = world.texts[int(prompts.prompt_id[0])]
     assert prompts.ids[0][prompts.mask[0]].tolist() == [1, *stories.tokenizer.encode(text).ids]
@@ -241,14 +241,14 @@ def test_scores_without_spread_have_unit_one_and_a_flag():
 # --- before any work ------------------------------------------------------------------------------
 
 SMALL = ("labels.n_pairs=12", "labels.n_validation_prompts=2", "gold.kind=rubric", "bon.n_prompts=2",
-         "bon.pool_size=4", "bon.ns=1,4", "ppo.eval_prompts=2", "world.kind=hf")  # fmt: skip
+         "bon.pool_size=4", "bon.ns=1,4", "method.eval_prompts=2", "world.kind=hf")  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["world.kind=stories"], "world.policy.*use world.kind=hf"),
-        (["ppo.value_backbone=ladder:0.2m"], "ppo.value_backbone.*values are per token"),
+        (["method.value_backbone=ladder:0.2m"], "method.value_backbone.*values are per token"),
         (["world.max_response_tokens=160"], "world.max_response_tokens.*below 160"),
         (["world.max_response_tokens=150"], "prompt .* has .* tokens, 1 to 10 fit"),
         (["world.prompts_file={few}"], "at least 30"),
@@ -265,7 +265,7 @@ def test_mismatches_are_said_before_any_work(tmp_path, gpt2, capsys, overrides, 
     write_prompts(names["few"], 29)
     if any("{short}" in o for o in overrides):
         write_checkpoint(names["short"], "gpt2", max_position_embeddings=24)
-    settings = [f"world.policy={gpt2}", f"proxy.backbone={gpt2}", f"ppo.value_backbone={gpt2}"]
+    settings = [f"world.policy={gpt2}", f"proxy.backbone={gpt2}", f"method.value_backbone={gpt2}"]
     settings += [*SMALL, *(o.format(**names) for o in overrides)]
     settings = list({o.split("=")[0]: o for o in settings}.values())
     with pytest.raises((ConfigError, DataError, CheckpointError), match=message):
@@ -278,12 +278,12 @@ def test_mismatches_are_said_before_any_work(tmp_path, gpt2, capsys, overrides, 
 
 def test_settings_of_layers_and_worlds():
     with pytest.raises(ConfigError, match="proxy.layers"):
-        ProxyConfig(layers=-1)
+        bradley_terry.Settings(layers=-1)
     with pytest.raises(ConfigError, match="gold.layers"):
-        GoldConfig(kind="pretrained", layers=2)
-    assert WorldConfig(kind="hf", max_response_tokens=4000).max_response_tokens == 4000
+        pretrained.Settings(layers=2)
+    assert hf.Settings(max_response_tokens=4000).max_response_tokens == 4000
     with pytest.raises(ConfigError, match="2 to 200"):
-        WorldConfig(max_response_tokens=4000)
+        stories.Settings(max_response_tokens=4000)
 
 
 def test_a_dataset_becomes_prompts(monkeypatch):

@@ -9,10 +9,10 @@ from overopt.cli.main import main
 from overopt.nets.checkpoints import load_lm, load_reward_model
 from overopt.nets.sources import checkpoint_dir
 from overopt.study.presets import load_experiment
+from overopt.worlds import stories
 from overopt.worlds.load import load_world
 from overopt.worlds.prompts import read_prompts_file
 from overopt.worlds.splits import split_bounds
-from overopt.worlds.world import WorldConfig
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_a_good_prompts_file_becomes_a_world(tmp_path):
     path.write_text(
         "\n".join(json.dumps({"prompt": f"One day, Tim saw {i} cats"}) for i in range(60))
     )
-    world = load_world(WorldConfig(prompts_file=str(path)))
+    world = load_world(stories.Settings(prompts_file=str(path)))
     prompts = world.prompts("eval", 4)
     assert (
         world.tokenizer.decode(prompts.ids[0][prompts.mask[0]].tolist())
@@ -57,7 +57,7 @@ def test_splits_are_disjoint_and_cover_the_world():
     bounds = sorted(split_bounds(6000).values())
     assert bounds[0][0] == 0 and bounds[-1][1] == 6000
     assert all(a[1] == b[0] for a, b in zip(bounds, bounds[1:], strict=False))
-    world = load_world(WorldConfig())
+    world = load_world(stories.Settings())
     assert len(set(world.texts)) == 6000
 
 

@@ -35,7 +35,7 @@ def test_gpu_sweeps_six_sizes_and_six_data_sizes_with_five_seeds():
         assert run.bon.n_prompts >= 32
         if run.labels.n_pairs == most:
             assert run.bon.pool_size >= 60_000 and run.bon.ns[-1] == 60_000
-            assert len(run.ppo.evaluation_steps) >= 25
+            assert len(run.method.evaluation_steps) >= 25
     assert len(runs) == 80
 
 
@@ -48,8 +48,8 @@ def test_layers_of_a_preset_are_fewer_than_the_backbone_has():
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_overrides_of_a_method_pass_by_the_runs_without_it(name):
-    runs = load_experiment(name, ["ppo.steps=3", "bon.pool_size=70000"]).runs
-    assert {run.ppo.steps for run in runs if run.ppo is not None} == {3}
+    runs = load_experiment(name, ["method.steps=3", "bon.pool_size=70000"]).runs
+    assert {run.method.steps for run in runs if run.method is not None} == {3}
     assert {run.bon.pool_size for run in runs} == {70_000}
 
 
