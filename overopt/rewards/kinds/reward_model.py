@@ -10,13 +10,15 @@ from torch import Tensor
 from overopt.base import files
 from overopt.base.datatypes import Responses
 from overopt.base.errors import CheckpointError
+from overopt.base.seeding import torch_generator
 from overopt.nets.block import LlamaConfig
 from overopt.nets.checkpoints import backbone_state, n_params
 from overopt.nets.heads import ScalarHeadModel
 from overopt.nets.layout import from_transformers_state
 from overopt.nets.llama import Llama
-from overopt.rewards.kind import Place, Scorer, Unit
+from overopt.rewards.kind import Job, Place, Scorer, Unit
 from overopt.rewards.scorer import raw_scores
+from overopt.rewards.training.pairs import load_backbone
 from overopt.worlds import codecs
 from overopt.worlds.codecs import TextReader
 
@@ -53,7 +55,7 @@ class RewardModelScorer(Scorer):
 
     def save(self, folder: Path, info: dict[str, Any]) -> None:
         """Weights, shape and unit."""
-        _save(self.model, folder, info | {"mean": self.mean, "std": self.std})
+        save_network(self.model, folder, info | {"mean": self.mean, "std": self.std})
 
 
 @dataclass(frozen=True)
@@ -103,10 +105,11 @@ class MultiHeadScorer(Scorer):
 
     def save(self, folder: Path, info: dict[str, Any]) -> None:
         """Weights, shape and units."""
-        _save(self.model, folder, info | {"mean": list(self.means), "std": list(self.stds)})
+        save_network(self.model, folder, info | {"mean": list(self.means), "std": list(self.stds)})
 
 
-def _save(model: ScalarHeadModel, folder: Path, info: dict[str, Any]) -> None:
+def save_network(model: ScalarHeadModel, folder: Path, info: dict[str, Any]) -> None:
+    """Write weights, and ``scorer.json`` with the shape and ``info``."""
     backbone: Any = model.backbone
     state = backbone_state(backbone)
     state |= {f"score.{k}": v.detach().clone() for k, v in model.head.state_dict().items()}
@@ -121,6 +124,14 @@ def _save(model: ScalarHeadModel, folder: Path, info: dict[str, Any]) -> None:
 
 def load(folder: Path, info: dict[str, Any], place: Place) -> RewardModelScorer | MultiHeadScorer:
     """What `RewardModelScorer.save` or `MultiHeadScorer.save` wrote."""
+    model = load_network(folder, info, place)
+    if isinstance(info["mean"], list):
+        return MultiHeadScorer(model, tuple(info["mean"]), tuple(info["std"]))
+    return RewardModelScorer(model, info["mean"], info["std"])
+
+
+def load_network(folder: Path, info: dict[str, Any], place: Place) -> ScalarHeadModel:
+    """What `save_network` wrote, on the device."""
     state = files.load_tensors(folder / "model.safetensors")
     weights = {k: v for k, v in state.items() if not k.startswith("score.")}
     backbone: Any = None
@@ -135,10 +146,14 @@ def load(folder: Path, info: dict[str, Any], place: Place) -> RewardModelScorer 
         backbone.reader = TextReader(source, place.world, codecs.load_codec(source))
     model = ScalarHeadModel(backbone, len(state["score.bias"]))
     model.head.load_state_dict({"weight": state["score.weight"], "bias": state["score.bias"]})
-    model.to(place.device)
-    if isinstance(info["mean"], list):
-        return MultiHeadScorer(model.eval(), tuple(info["mean"]), tuple(info["std"]))
-    return RewardModelScorer(model.eval(), info["mean"], info["std"])
+    return model.to(place.device).eval()
+
+
+def fresh(source: str, job: Job, *, layers: int = 0) -> ScalarHeadModel:
+    """A backbone under an untrained head on the job's device."""
+    model = ScalarHeadModel(load_backbone(source, job.world, layers=layers))
+    model.init_head(torch_generator(job.seed, "head"))
+    return model.to(job.device)
 
 
 def network(scorer: Scorer) -> ScalarHeadModel:
