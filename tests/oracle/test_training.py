@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from ppo_steps import ppo_step
 from tolerances import FP32
 from training_data import (
     CountsToken,
@@ -19,7 +20,8 @@ from training_data import (
 from overopt.base.datatypes import Sequences, shared_prompts
 from overopt.base.errors import DataError, DivergenceError, MemoryLimitError
 from overopt.base.seeding import torch_generator
-from overopt.methods.ppo import new_state, ppo_step
+from overopt.methods import ppo
+from overopt.methods.ppo import new_state
 from overopt.methods.sft import Examples, SftConfig, fine_tune, join_examples, mean_loss
 from overopt.nets.compute import Compute, MemoryWarning, fit_memory
 from overopt.nets.heads import ScalarHeadModel

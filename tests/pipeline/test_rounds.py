@@ -24,7 +24,7 @@ from overopt.rewards.kind import Place
 from overopt.rewards.load import load_scorer
 from overopt.rewards.settings import RewardConfig
 from overopt.stages.common import load_responses
-from overopt.stages.rounds import RoundPpoStage
+from overopt.stages.rounds import RoundMethodStage
 from overopt.stages.settings import BonConfig, Experiment, RoundsConfig
 from overopt.study.chain import build_graph
 from overopt.study.collect import collect
@@ -337,7 +337,7 @@ def test_each_step_is_evaluated_once():
     ppo = load_experiment("quick").runs[0].ppo
     for k in (1, 2, 3, 7):
         parts = [
-            RoundPpoStage(world=None, ppo=ppo, round=j, k=k, root_seed=0).evaluation_steps
+            RoundMethodStage(world=None, method=method, round=j, k=k, root_seed=0).evaluation_steps
             for j in range(1, k + 1)
         ]
         steps = [step for part in parts for step in part]

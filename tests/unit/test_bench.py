@@ -145,9 +145,9 @@ def test_runner_computes_every_product(monkeypatch):
 
 def test_ppo_products_count_what_a_step_does(tiny_llama):
     cfg = tiny_llama(0).cfg
-    ppo = ppo.Settings(batch=8, ppo_epochs=3, minibatches=2, kl_coef=0.1)
+    cfg_ppo = ppo.Settings(batch=8, ppo_epochs=3, minibatches=2, kl_coef=0.1)
     n_prompt, n_tokens = 5, 4
-    made = training.ppo_products(cfg, cfg, cfg, ppo, n_prompt=n_prompt, n_tokens=n_tokens)
+    made = training.ppo_products(cfg, cfg, cfg, cfg_ppo, n_prompt=n_prompt, n_tokens=n_tokens)
     d, h, prompt, response, every = 16, 24, 8 * n_prompt, 8 * n_tokens, 8 * (n_prompt + n_tokens)
     keys, rest, head = 2 * (2 * d * d), 2 * (2 * d * d + 3 * d * h), 2 * d * 48
 

@@ -20,7 +20,6 @@ from overopt.nets.sampling import sample
 from overopt.nets.sources import checkpoint_dir, checksum, source_files
 from overopt.rewards.kinds import bradley_terry, pretrained
 from overopt.rewards.kinds.classifier import load_classifier
-from overopt.rewards.kinds.rubric import calibrate
 from overopt.rewards.scorer import normalisation
 from overopt.stages.settings import RunConfig
 from overopt.study.chain import build_graph
@@ -30,7 +29,7 @@ from overopt.worlds import codecs, hf, stories
 from overopt.worlds.codecs import load_codec
 from overopt.worlds.load import load_world
 from overopt.worlds.prompts import instructions_file, load_instructions, read_prompts
-from overopt.worlds.rubric import RubricConfig
+from overopt.worlds.rubric import RubricConfig, calibrate
 
 
 @pytest.fixture(scope="module")
@@ -190,10 +189,10 @@ def test_bos_is_put_where_the_tokenizer_puts_one(tmp_path):
 
 def test_a_ladder_policy_can_be_an_hf_world():
     world = load_world(hf.Settings(policy="ladder:0.05m"))
-    stories = load_world(stories.Settings())
+    embedded = load_world(stories.Settings())
     prompts = world.prompts("eval", 2)
     text = world.texts[int(prompts.prompt_id[0])]
-    assert prompts.ids[0][prompts.mask[0]].tolist() == [1, *stories.tokenizer.encode(text).ids]
+    assert prompts.ids[0][prompts.mask[0]].tolist() == [1, *embedded.tokenizer.encode(text).ids]
 
 
 def test_tokenizer_and_embedding_must_belong_together(tmp_path, gpt2):
