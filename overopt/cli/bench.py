@@ -63,6 +63,7 @@ def add(
 
 
 def run_bench(args: argparse.Namespace) -> int:
+    """Measure the groups that were asked for and print their table."""
     os.environ.update(RuntimeConfig(threads=args.threads).environment)
     from overopt.bench.report import bench
 

@@ -105,12 +105,7 @@ def fit_shared_alpha(
         )
         for name, c in curves.items()
     }
-    points = [
-        check_points(
-            c.sqrt_kl, c.gold, c.sigma, covariance=c.covariance, cut_off=cut_off, min_points=2
-        )
-        for c in curves.values()
-    ]
+    points = [_points(curve, cut_off) for curve in curves.values()]
     lengths = [len(np.asarray(c.gold)) for c in curves.values()]
     sigma = np.concatenate([p.sigma for p in points])
     gold = np.concatenate([p.gold for p in points]) / sigma
@@ -141,6 +136,17 @@ def fit_shared_alpha(
         delta_aic=shared.aic - apart.aic,
         p_value=_equal_alpha_p(apart, len(points)),
         separate=separate,
+    )
+
+
+def _points(curve: CurvePoints, cut_off: float | None) -> Points:
+    return check_points(
+        curve.sqrt_kl,
+        curve.gold,
+        curve.sigma,
+        covariance=curve.covariance,
+        cut_off=cut_off,
+        min_points=2,
     )
 
 
