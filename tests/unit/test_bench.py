@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from overopt.base.datatypes import Prompts
 from overopt.base.errors import ConfigError
 from overopt.base.seeding import torch_generator
-from overopt.bench import harness, peers, ppo_task, suite
+from overopt.bench import harness, peers, ppo_task, sampling_at_size, suite
 from overopt.bench.groups import estimators, mfu, pool, ppo_defaults, reward, scoring, stacked
 from overopt.bench.groups import ppo as ppo_group
 from overopt.bench.harness import BenchError, make_row
@@ -496,6 +496,17 @@ def test_rows_of_a_gpu_at_a_tiny_size():
     assert 0 < mfu["ratio"] < 1 and "bf16" in mfu["note"]
     assert found["score_pool"]["reference_seconds"] == pool.BUDGET_S
     assert set(report["seconds"]) == set(groups)
+
+
+def test_sampling_at_the_shape_of_a_checkpoint(monkeypatch):
+    """Generate at the first shape only; the bandwidth's time is the least bytes over its rate."""
+    monkeypatch.setattr(sampling_at_size, "copy_bandwidth", lambda device, n_bytes: 1e9)
+    sizes = replace(tiny_sizes("fp32"), sample_rows=4, sample_shapes=((4, 3), (5, 2)))
+    rows = sampling_at_size.sampling_rows(sizes, repeats=1, device="cpu")
+    assert [row["name"] for row in rows] == [*sampling_at_size.NAMES, "sample_vs_bandwidth_5_2"]
+    moved = sampling_at_size.decoding_bytes(sizes.model, 4, 5, 2, 4)
+    assert rows[2]["reference_seconds"] == moved / 1e9 and rows[2]["target"] is None
+    assert rows[1]["target"] == sampling_at_size.BANDWIDTH_TARGET and rows[0]["ratio"] > 0
 
 
 def test_a_group_of_the_gpu_alone_is_an_error_on_the_cpu():
