@@ -14,7 +14,8 @@ from overopt.analysis.peaks import PEAK_MEANING
 from overopt.base.errors import OveroptError
 from overopt.fits.replicates import ReplicateCurve, fit_replicates
 from overopt.pools.best_of_n import best_of_n, kl_bon, kl_bon_ties
-from overopt.pools.replay import ReplayColumns, ReplayTable, read_replay
+from overopt.pools.replay import ReplayTable, read_replay
+from overopt.pools.replay_layout import ReplayColumns
 from overopt.pools.tilt import exponential_tilt
 from overopt.reports.text import interval, plus_minus
 
