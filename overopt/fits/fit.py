@@ -13,7 +13,6 @@ known of an estimated one, and where a real curve departs from the form by a hai
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from scipy import special
 from scipy.optimize import brentq, minimize_scalar
 
 from overopt.base.errors import ConfigError, DataError, FitError
+from overopt.base.files import plain
 from overopt.fits.forms import Array, Form, get_form, peak
 from overopt.fits.peaks import Interval, PeakEstimate, estimate_peak
 
@@ -548,17 +548,7 @@ def t_quantile(level: float, dof: float) -> float:
 
 def jsonable(value: object) -> Any:
     """Dataclasses, arrays and mappings as JSON types; nan becomes None, ±inf becomes a string."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(k): jsonable(v) for k, v in value.items()}
-    if isinstance(value, tuple | list):
-        return [jsonable(v) for v in value]
-    if isinstance(value, np.ndarray | np.generic):
-        return jsonable(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else str(value)
-    return value
+    return plain(value, infinite="text")
 
 
 def _fit_shape(form: Form, points: Points, whiten: Array) -> tuple[float, dict[str, float], bool]:
