@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from overopt.analysis.reach import Array
+from overopt.fits.forms import Array
 from overopt.fits.peaks import NO_INTERVAL, Interval
 from overopt.fits.replicates import PairedDifference, holm, paired_difference
 

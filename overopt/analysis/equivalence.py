@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from overopt.analysis.leaderboard import check_paired
-from overopt.analysis.reach import Array, gold_at
+from overopt.analysis.reach import gold_at
 from overopt.base.errors import DataError
+from overopt.fits.forms import Array
 from overopt.fits.peaks import Interval
 from overopt.fits.replicates import paired_difference
 from overopt.records.curves import Curve

@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import brentq
 
-from overopt.analysis.regret import Array, halves, oracle
+from overopt.analysis.regret import halves, oracle
 from overopt.base.errors import DataError
+from overopt.fits.forms import Array
 from overopt.pools.best_of_n import best_of_n
 
 

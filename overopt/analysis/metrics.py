@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from overopt.analysis.reach import Array, area, gain, gold_at
+from overopt.analysis.reach import area, gain, gold_at
 from overopt.analysis.tuning import Reference
+from overopt.fits.forms import Array
 from overopt.records.curves import Curve
 
 METRICS: dict[str, str] = {

@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from overopt.base.errors import DataError
+from overopt.fits.forms import Array
 from overopt.records.curves import Curve
-
-Array = NDArray[np.float64]
 
 SLOPE_POINTS = 9
 """Points of the grid on which a curve's slope is taken: finer would differentiate the noise."""

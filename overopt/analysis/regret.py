@@ -8,13 +8,12 @@ from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from overopt.base.errors import DataError
+from overopt.fits.forms import Array
 from overopt.fits.replicates import crossed_mean
 from overopt.records.curves import Curve
-
-Array = NDArray[np.float64]
 
 
 def halves(n_prompts: int) -> tuple[Array, Array]:

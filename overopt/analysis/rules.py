@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from overopt.base.errors import ConfigError
+from overopt.fits.forms import Array
 from overopt.records.curves import Curve
 from overopt.records.schema import FIELDS
 
-Array = NDArray[np.float64]
 Past = Mapping[str, Array]
 
 GOLD_COLUMNS = frozenset(

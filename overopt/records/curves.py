@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from overopt.base import files
 from overopt.base.errors import DataError
-from overopt.base.files import load_json
 from overopt.base.shown import Shown, from_json, shown_of
 from overopt.records.schema import FIELDS, NEEDED_ARRAYS, OLDER_NAMES, validate_records
 
@@ -58,10 +58,8 @@ def read_costs(directory: str | Path) -> dict[str, float]:
     """CPU seconds by ``run_id``, summed over the stages of a run; empty without costs.jsonl."""
     file = Path(directory) / "costs.jsonl"
     totals: dict[str, float] = {}
-    if file.is_file():
-        for line in file.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            totals[row["run_id"]] = totals.get(row["run_id"], 0.0) + row["cpu_s"]
+    for row in files.load_records(file) if file.is_file() else ():
+        totals[row["run_id"]] = totals.get(row["run_id"], 0.0) + row["cpu_s"]
     return totals
 
 
@@ -77,7 +75,7 @@ def read_shown(directory: str | Path) -> dict[str, Shown]:
     if not file.is_file():
         return {}
     try:
-        return {method: from_json(data) for method, data in load_json(file).items()}
+        return {method: from_json(data) for method, data in files.load_json(file).items()}
     except (TypeError, AttributeError) as error:
         raise DataError(
             f"{file}: not the descriptions of methods that `overopt run` writes ({error})"

@@ -3,7 +3,6 @@
 Pure functions of curves, but for the two that read a results directory. Never imports torch.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from overopt.base import files
 from overopt.base.errors import OveroptError
 from overopt.fits.fit import FitResult
 from overopt.fits.forms import get_form
@@ -112,8 +112,7 @@ def load_tilts(folder: Path, groups: Groups) -> dict[str, tuple[np.ndarray, np.n
     if not file.is_file():
         return {}
     by_run: dict[str, list[dict[str, Any]]] = {}
-    for line in file.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for row in files.load_records(file):
         by_run.setdefault(row["run_id"], []).append(row)
     tilts = {}
     for name, curves in groups.get(BON, {}).items():
