@@ -43,27 +43,32 @@ def group_curves(curves: Sequence[Curve]) -> Groups:
 
     A series is one proxy under one treatment: labels, mitigations or KL penalties that differ between
     the curves, or are not the plain ones, are named in the legend and never averaged. So is what
-    the method's own description calls a treatment.
+    the method's own description calls a treatment, where it differs between curves of the method.
     """
     most = max(c.meta["n_pairs"] for c in curves)
-    called = {t for curve in curves for t in _treatments(curve)}
-    values = {t: {c.meta.get(t) for c in curves} - {None} for t in called}
-    varying = {t for t, v in values.items() if len(v) > 1 or v - _PLAIN}
+    values = {t: _values(curves, t) for t in _TREATMENTS}
+    shared = [t for t, v in values.items() if len(v) > 1 or v - _PLAIN]
+    varying = {}
+    for method in methods_of(curves):
+        same = [c for c in curves if c.meta["method"] == method]
+        own = [t for t in same[0].shown.treatments if len(_values(same, t)) > 1]
+        varying[method] = dict.fromkeys([*shared, *own])
     groups: Groups = {}
     for curve in sorted(curves, key=lambda c: (c.meta["n_params"], c.meta["backbone"])):
         if curve.meta["n_pairs"] == most:
-            name = series_name(curve)
-            for treatment, words in _treatments(curve).items():
+            method, name = curve.meta["method"], series_name(curve)
+            called = _TREATMENTS | curve.shown.treatments
+            for treatment in varying[method]:
                 value = curve.meta.get(treatment)
-                if treatment in varying and value not in (None, "none"):
-                    name += f", {words} {value}" if words else f", {value}"
-            groups.setdefault(curve.meta["method"], {}).setdefault(name, []).append(curve)
+                if value not in (None, "none"):
+                    name += f", {called[treatment]} {value}" if called[treatment] else f", {value}"
+            groups.setdefault(method, {}).setdefault(name, []).append(curve)
     return groups
 
 
-def _treatments(curve: Curve) -> dict[str, str]:
-    """Columns that set series of the curve's method apart -> what a legend calls them."""
-    return _TREATMENTS | curve.shown.treatments
+def _values(curves: Sequence[Curve], column: str) -> set[Any]:
+    """Values of a column that occur, null left out."""
+    return {c.meta.get(column) for c in curves} - {None}
 
 
 def data_sweeps(curves: Sequence[Curve]) -> dict[str, dict[int, list[Curve]]]:

@@ -30,19 +30,24 @@ NEW = Shown(
 )
 
 
-def with_new_method(folder, shown=NEW):
-    """The records of figure 1, and its optimised policies again as those of the method ``ts``."""
+def with_new_method(folder, shown=NEW, rates=(0.1,)):
+    """The records of figure 1, and its optimised policies again as those of the method ``ts``.
+
+    Its runs take the ``rates`` in turn.
+    """
     folder.mkdir()
     rows = [json.loads(x) for x in (RECORDS / "records.jsonl").read_text().splitlines()]
     moved = [row for row in rows if row["method"] != "bon"]
     with np.load(RECORDS / "curves.npz") as table:
         arrays = dict(table)
+    runs = list(dict.fromkeys(row["run_id"] for row in moved))
     for row in moved:
+        rate = rates[runs.index(row["run_id"]) % len(rates)]
         run_id = f"ts-{row['run_id']}"
         arrays |= {f"{run_id}.{k}": arrays[f"{row['run_id']}.{k}"] for k in
                    ("gold", "proxy", "rubric", "kl", "length")}  # fmt: skip
         new = {"method": "ts", "coord": "ts_step", "run_id": run_id, "ppo_seed": None}
-        rows.append(row | new | {"method_seed": row["ppo_seed"], "ppo_lr": None, "method_lr": 0.1})
+        rows.append(row | new | {"method_seed": row["ppo_seed"], "ppo_lr": None, "method_lr": rate})
     np.savez(folder / "curves.npz", **arrays)
     (folder / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     shutil.copy(RECORDS / "tilt.jsonl", folder)
@@ -66,7 +71,16 @@ def test_each_method_has_its_panel_best_of_n_the_first(folder):
     figure = overoptimization.draw(results)
     assert titles(figure) == ["(a) best-of-n", "(b) PPO", "(c) Tempered search"]
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert "3M proxy, rate 0.1" in labels and "3M proxy" in labels and "height of (a)" in labels
+    assert labels[:3] == ["0.056M proxy", "0.2M proxy", "3M proxy"]
+    assert labels[-1] == "height of (a)"
+
+
+def test_treatments_of_the_method_set_its_series_apart_where_they_differ(folder, tmp_path):
+    assert list(view(folder).groups["ts"]) == ["0.056M proxy", "0.2M proxy", "3M proxy"]
+    groups = view(with_new_method(tmp_path / "records", rates=(0.1, 0.2))).groups
+    found = list(groups["ts"])
+    assert len(found) == 3 and all(re.search(r"M proxy, rate 0\.[12]$", name) for name in found)
+    assert not [name for method in ("bon", "ppo") for name in groups[method] if "rate" in name]
 
 
 def test_panels_of_many_methods_are_in_rows(folder):
@@ -90,7 +104,7 @@ def test_its_form_is_fitted_and_its_marker_drawn(folder):
     ax = size_and_peak.draw(results).axes[0]
     drawn = {line.get_marker() for line in ax.lines}
     assert {"o", "s", "D"} <= drawn
-    assert "ts 3M proxy, rate 0.1: bon:" in fit(folder)
+    assert "ts 3M proxy: bon:" in fit(folder)
 
 
 def test_stopping_rules_have_a_table_a_method_and_the_same_numbers(folder):
