@@ -13,7 +13,6 @@ known of an estimated one, and where a real curve departs from the form by a hai
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from scipy import special
 from scipy.optimize import minimize_scalar
 
 from overopt.base.errors import ConfigError, FitError
+from overopt.base.files import plain
 from overopt.fits.forms import Array, Form, get_form
 from overopt.fits.linear import jacobian, linear_operator, quadratic_form_p, t_quantile, whitener
 from overopt.fits.peaks import Interval, PeakEstimate, estimate_peak
@@ -396,17 +396,7 @@ def _peak_notes(form: Form, turn: PeakEstimate, d_max: float) -> list[str]:
 
 def jsonable(value: object) -> Any:
     """Dataclasses, arrays and mappings as JSON types; nan becomes None, ±inf becomes a string."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(k): jsonable(v) for k, v in value.items()}
-    if isinstance(value, tuple | list):
-        return [jsonable(v) for v in value]
-    if isinstance(value, np.ndarray | np.generic):
-        return jsonable(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else str(value)
-    return value
+    return plain(value, infinite="text")
 
 
 def _fit_shape(form: Form, points: Points, whiten: Array) -> tuple[float, dict[str, float], bool]:

@@ -1,6 +1,6 @@
 """Tables for samples that somebody else scored: `overopt replay`.
 
-`overopt.replay` reads the file; best-of-n, tilt and fit are those of our own pools. Never imports
+`overopt.pools.replay` reads the file; best-of-n, tilt and fit are those of our own pools. Never imports
 torch.
 """
 
@@ -31,7 +31,7 @@ def replay(
     prompt_id: str | None = None,
     pool_size: int | None = None,
 ) -> str:
-    """Best-of-n, tilt and fit of other people's samples; see `overopt.replay` for the layouts.
+    """Best-of-n, tilt and fit of other people's samples; see `overopt.pools.replay` for the layouts.
 
     Parameters
     ----------

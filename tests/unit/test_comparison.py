@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from simulated_curves import simulate
 
-from overopt.analysis.leaderboard import Reference
+from overopt.analysis.tuning import Reference
 from overopt.base.config import to_dict
 from overopt.base.errors import ConfigError, DataError
 from overopt.base.files import save_arrays, save_json, save_records
