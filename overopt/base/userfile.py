@@ -21,9 +21,7 @@ _PREFIX = "overopt_user_"
 _loaded: dict[str, ModuleType] = {}
 
 
-def load_module(
-    path: str | Path, needs: Sequence[str] = (), *, where: str = ""
-) -> ModuleType:
+def load_module(path: str | Path, needs: Sequence[str] = (), *, where: str = "") -> ModuleType:
     """The module of the Python file ``path``, imported once for each content.
 
     ``needs``: names that it must define; ``where``: what named the file, for messages.
@@ -47,7 +45,7 @@ def load_module(
         name = f"{_PREFIX}{stem}_{checksum[:16]}"
         spec = importlib.util.spec_from_file_location(name, path.resolve())
         if spec is None or spec.loader is None:
-            raise ConfigError(f"{where}: cannot be imported: give the path of a .py file")
+            raise ConfigError(f"{where} cannot be imported: give the path of a .py file")
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module  # settings travel to other processes by this name
         try:
@@ -62,8 +60,9 @@ def load_module(
         _loaded[checksum] = module
     module = _loaded[checksum]
     for needed in needs:
-        if not hasattr(module, needed):
-            raise ConfigError(f"{where} has no {needed}: define one")
+        call = "()" if needed.islower() else ""  # a function; else a class
+        if not callable(getattr(module, needed, None)):
+            raise ConfigError(f"{where} has no {needed}{call}: define one")
     return module
 
 

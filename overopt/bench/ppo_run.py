@@ -14,7 +14,8 @@ from overopt.bench.harness import BenchError, clock
 from overopt.bench.models import write_lm, write_reward_model
 from overopt.bench.opponent import WARM_STEPS, Opponent, PeerSource, timed
 from overopt.bench.ppo_task import PpoTask
-from overopt.methods.ppo import PpoConfig, new_state, ppo_step
+from overopt.methods import ppo
+from overopt.methods.method import Problem
 from overopt.nets.block import LlamaConfig
 from overopt.nets.compute import Compute, Precision
 from overopt.nets.layout import from_transformers_state
@@ -46,7 +47,7 @@ class PpoRun:
 
 def ppo_run(
     task: PpoTask,
-    cfg: PpoConfig,
+    cfg: ppo.Settings,
     peer: PeerSource,
     peer_settings: PeerSettings,
     *,
@@ -75,26 +76,23 @@ def ppo_run(
 
 
 def _our_step(
-    task: PpoTask, cfg: PpoConfig, policy: Llama, *, seed: int, device: str, precision: Precision
+    task: PpoTask, cfg: ppo.Settings, policy: Llama, *, seed: int, device: str, precision: Precision
 ) -> Callable[[], None]:
     """A function that takes one PPO step with ``policy``, in place."""
-    ref_policy = task.policy().to(device)
-    state = new_state(policy, task.value_model(cfg.value_backbone).to(device), cfg)
-    compute = Compute(precision=precision)
+    state = ppo.new_state(policy, task.value_model(cfg.value_backbone).to(device), cfg)
     task.proxy.model.to(device)
     n_tokens = task.n_tokens
+    problem = Problem(
+        ref_policy=task.policy().to(device),
+        proxy=task.proxy,
+        prompts=task.prompts,
+        n_tokens=n_tokens,
+        seed=seed,
+        compute=Compute(precision=precision),
+    )
 
     def step() -> None:
-        stats = ppo_step(
-            state,
-            ref_policy,
-            task.proxy,
-            task.prompts,
-            cfg,
-            n_tokens=n_tokens,
-            seed=seed,
-            compute=compute,
-        )
+        stats = ppo.step(state, cfg, problem)
         if stats["train_response_tokens"] != n_tokens:
             raise BenchError(
                 f"responses have {stats['train_response_tokens']} tokens on average, not {n_tokens}"
@@ -104,7 +102,7 @@ def _our_step(
 
 
 def _peer_job(
-    home: Path, task: PpoTask, cfg: PpoConfig, peer_settings: PeerSettings
+    home: Path, task: PpoTask, cfg: ppo.Settings, peer_settings: PeerSettings
 ) -> dict[str, Any]:
     """What `peer_worker` is told; its models and prompts are written to ``home``."""
     proxy = task.proxy

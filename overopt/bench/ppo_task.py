@@ -19,8 +19,8 @@ from overopt.rewards.labels.pairs import label_pairs
 from overopt.rewards.scorer import mean_std, raw_scores
 from overopt.rewards.training.pairs import TrainingPairs
 from overopt.rewards.training.train import train_reward_model
+from overopt.worlds import stories
 from overopt.worlds.load import load_world
-from overopt.worlds.world import WorldConfig
 
 NO_END = -1  # a token id that is never sampled: no response ends early
 
@@ -56,7 +56,7 @@ def story_task(
     root_seed: int = 0,
 ) -> PpoTask:
     """The embedded world with responses of fixed length, and a proxy trained on labels of gold."""
-    world = load_world(WorldConfig())
+    world = load_world(stories.Settings())
 
     def policy() -> Llama:
         return endless(load_lm("ladder:policy-0.8m"))

@@ -109,10 +109,10 @@ def test_a_broken_user_file_is_refused_with_the_reason(body, message, tmp_path):
         (["reward.members=2", "reward.members_by=heads", "reward.backbones=ladder:3m"],
          "reward.backbones = .*has no effect"),
         (["reward.members=2", "reward.members_by=heads", "proxy.length_control=1"], "heads on one"),
-        (["reward.members=2", "proxy.kind=gold"], "reward.members = 2: the gold model as proxy"),
-        (["reward.transform=absent.py"], "reward.transform = 'absent.py': does not exist"),
+        (["reward.members=2", "proxy.kind=gold"], "reward.members = 2: a proxy of kind .gold. has no"),
+        (["reward.transform=absent.py"], "reward.transform = 'absent.py' does not exist"),
         (["proxy.length_control=-1"], "proxy.length_control = -1.0"),
-        (["method.kl_target=6"], "method.kl_coef = 0.0: must be above 0 with ppo.kl_target"),
+        (["method.kl_target=6"], "method.kl_coef = 0.0: must be above 0 with method.kl_target"),
         (["method.shaping=par", "method.shaping_scale=0"], "method.shaping_scale = 0.0"),
     ],
 )  # fmt: skip

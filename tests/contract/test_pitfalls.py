@@ -393,7 +393,7 @@ def test_advantages_are_whitened_over_the_whole_batch(tiny_llama, ragged_prompts
         parts.append(advantages[mask].double())
         return loss(new, old, advantages, mask, **settings)
 
-    monkeypatch.setattr(ppo, "ppo_policy_loss", recording)
+    monkeypatch.setattr(losses, "ppo_policy_loss", recording)
     state, ref = ppo_state(tiny_llama, cfg), tiny_llama(5, scale=4.0)
     ppo_step(state, ref, LikesToken(), ragged_prompts(5, [3, 6, 4, 2]), cfg, n_tokens=8, seed=0)
     assert len(parts) == 4

@@ -28,7 +28,7 @@ from overopt.bench.ppo_task import PpoTask
 from overopt.bench.report import bench
 from overopt.bench.setting import Setting
 from overopt.bench.sizes import SMOLLM2_135M, Sizes
-from overopt.methods.ppo import PpoConfig
+from overopt.methods.ppo import Settings
 from overopt.nets.checkpoints import load_lm
 from overopt.nets.heads import ScalarHeadModel
 from overopt.nets.llama import Llama
@@ -151,7 +151,7 @@ def test_runner_computes_every_product(monkeypatch):
 
 def test_ppo_products_count_what_a_step_does(tiny_llama):
     cfg = tiny_llama(0).cfg
-    ppo = PpoConfig(batch=8, ppo_epochs=3, minibatches=2, kl_coef=0.1)
+    ppo = Settings(batch=8, ppo_epochs=3, minibatches=2, kl_coef=0.1)
     n_prompt, n_tokens = 5, 4
     made = ppo_group.ppo_products(cfg, cfg, cfg, ppo, n_prompt=n_prompt, n_tokens=n_tokens)
     d, h, prompt, response, every = 16, 24, 8 * n_prompt, 8 * n_tokens, 8 * (n_prompt + n_tokens)

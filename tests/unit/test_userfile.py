@@ -12,12 +12,14 @@ from overopt.fits.fit import jsonable
 def test_a_file_is_imported_once_until_it_is_changed(tmp_path, monkeypatch):
     file = tmp_path / "mine.py"
     file.write_text("state = []\ndef draw(results): return state\n")
-    first = load_module(file)
+    first = load_module(file, ("draw",))
     first.state.append(1)
     monkeypatch.chdir(tmp_path)
-    assert load_module("mine.py") is first and load_module(str(file)).draw(None) == [1]
+    assert load_module("mine.py", ("draw",)) is first and load_module(str(file), ("draw",)).draw(
+        None
+    ) == [1]
     file.write_text("state = [7]\ndef draw(results): return state\n")
-    assert load_module(file).draw(None) == [7]
+    assert load_module(file, ("draw",)).draw(None) == [7]
 
 
 def test_files_of_one_name_in_two_folders_are_two(tmp_path):
@@ -39,7 +41,7 @@ def test_what_is_wrong_is_said(tmp_path, text, message):
     file = tmp_path / "mine.py"
     file.write_text(text)
     with pytest.raises(ConfigError, match=message):
-        load_module(file)
+        load_module(file, ("draw",))
 
 
 def test_what_is_no_python_file_is_refused(tmp_path):
@@ -54,7 +56,7 @@ def test_an_error_of_ours_inside_the_file_keeps_its_words(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text("from overopt.base.errors import ConfigError\nraise ConfigError('seed = -1')\n")
     with pytest.raises(ConfigError, match=r"^seed = -1$"):
-        load_module(file)
+        load_module(file, ("draw",))
 
 
 def test_from_file_checks_what_the_function_returns(tmp_path):

@@ -18,7 +18,7 @@ from overopt.bench.ppo_run import PEER, PeerSettings, PpoRun, ppo_run
 from overopt.bench.ppo_task import PpoTask, random_task, story_task
 from overopt.bench.setting import Group, Setting
 from overopt.bench.training import DTYPES
-from overopt.methods.ppo import PpoConfig
+from overopt.methods.ppo import Settings
 from overopt.nets.block import LlamaConfig
 from overopt.nets.compute import Precision
 
@@ -45,9 +45,9 @@ def group(setting: Setting) -> Group:
     return Group(NAMES, measure)
 
 
-def same_algorithm(n_steps: int, batch: int) -> PpoConfig:
+def same_algorithm(n_steps: int, batch: int) -> Settings:
     """The settings that both sides share in the comparison of the same algorithm."""
-    return PpoConfig(
+    return Settings(
         steps=n_steps,
         batch=batch,
         ppo_epochs=4,
@@ -128,7 +128,7 @@ def ppo_products(
     policy: LlamaConfig,
     value: LlamaConfig,
     proxy: LlamaConfig,
-    cfg: PpoConfig,
+    cfg: Settings,
     *,
     n_prompt: int,
     n_tokens: int,

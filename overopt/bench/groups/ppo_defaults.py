@@ -19,7 +19,7 @@ from overopt.bench.opponent import PeerSource
 from overopt.bench.ppo_run import PEER, PeerSettings, PpoRun, ppo_run
 from overopt.bench.ppo_task import PpoTask, story_task
 from overopt.bench.setting import Group, Setting
-from overopt.methods.ppo import PpoConfig
+from overopt.methods.ppo import Settings
 from overopt.nets.llama import Llama
 from overopt.nets.sampling import sample
 
@@ -59,7 +59,7 @@ def ppo_defaults_rows(
     init = float(held_scores(task.policy(), task, seed=root_seed).mean())
     settings = [
         replace(cfg, steps=n_steps, batch=batch)
-        for cfg in (PpoConfig(), replace(PpoConfig(), **FAST))
+        for cfg in (Settings(), replace(Settings(), **FAST))
     ]
     matches = [
         _match(task, cfg, peer, lr, n_seeds=n_seeds, root_seed=root_seed, device=device)
@@ -91,7 +91,7 @@ class _Match(NamedTuple):
 
 def _match(
     task: PpoTask,
-    cfg: PpoConfig,
+    cfg: Settings,
     peer: PeerSource,
     peer_lr: float,
     *,
