@@ -45,7 +45,7 @@ def simulate(
             arrays = {
                 "gold": gold + noise,
                 "proxy": proxy,
-                "rubric": 0.5 * gold + noise,
+                "intent": 0.5 * gold + noise,
                 "kl": kl,
                 "length": np.full_like(gold, 30.0),
             }

@@ -4,6 +4,7 @@ import json
 import sys
 
 import torch
+from ppo_steps import ppo_step
 from training_data import (
     CountsToken,
     backbone,
@@ -15,7 +16,8 @@ from training_data import (
 
 from overopt.base.config import RuntimeConfig
 from overopt.engine import launched
-from overopt.methods.ppo import new_state, ppo_step
+from overopt.methods import ppo
+from overopt.methods.ppo import new_state
 from overopt.methods.sft import Examples, SftConfig, fine_tune
 from overopt.nets.compute import compute_of
 from overopt.nets.heads import ScalarHeadModel

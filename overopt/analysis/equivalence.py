@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from overopt.analysis.leaderboard import Array, check_paired, gold_at
+from overopt.analysis.leaderboard import check_paired
+from overopt.analysis.reach import gold_at
 from overopt.base.errors import DataError
+from overopt.fits.forms import Array
 from overopt.fits.peaks import Interval
 from overopt.fits.replicates import paired_difference
 from overopt.records.curves import Curve
@@ -55,9 +57,9 @@ def equivalence(
 ) -> Equivalence:
     """Test that two settings have one gold-against-√KL frontier, over the range both reach.
 
-    Made for the finding of Gao et al. 2022 (their figure 9) that a KL penalty in PPO moves a run
+    Made for the finding of Gao et al. 2022 (their figure 9) that a KL penalty in RL moves a run
     along the frontier without changing the frontier: a claim of no difference, which a test that
-    fails to reject does not support and a bound does.
+    fails to reject cannot make and a bound can.
 
     Parameters
     ----------

@@ -1,17 +1,15 @@
 """Hedged n: the n at which to stop best-of-n, chosen on some prompts and scored on others."""
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import brentq
 
-from overopt.analysis.stopping import Array, halves, oracle
+from overopt.analysis.regret import halves, oracle
 from overopt.base.errors import DataError
+from overopt.fits.forms import Array
 from overopt.pools.best_of_n import best_of_n
-
-# ------------------------------------------------------------------------------- hedged best-of-n
 
 
 class HedgedN(NamedTuple):
@@ -43,7 +41,7 @@ def hedge_n(proxy_PN: ArrayLike, gold_PN: ArrayLike, *, max_n: float | None = No
     rank, constant over ((i−1)/N, i/N], ties averaged; over such a step the density integrates to
     uⁿ and its derivative by n to uⁿ log u, so that nothing is discretised further. Of several
     roots the one with the highest expected gold counts, of equals the smallest.
-    `overopt.world.quantile.hedge_tune` is the same for a world in closed form.
+    `overopt.pools.quantile.hedge_tune` is the same for a world in closed form.
     """
     proxy, gold = (np.asarray(x, dtype=np.float64) for x in (proxy_PN, gold_PN))
     if proxy.ndim != 2 or proxy.shape != gold.shape or proxy.shape[1] < 2:
@@ -90,8 +88,7 @@ def _gold_by_rank(proxy_PN: Array, gold_PN: Array) -> Array:
     return np.mean(rows, axis=0).reshape(size)
 
 
-@dataclass(frozen=True, kw_only=True)
-class HedgeScore:
+class HedgeScore(NamedTuple):
     """Best-of-n at an n chosen on other prompts, against the oracle's n; gold in sd of gold."""
 
     chosen_n: tuple[int, int]

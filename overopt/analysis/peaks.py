@@ -27,7 +27,7 @@ def mean_peak(curves: Sequence[Curve], largest: int) -> tuple[float, float]:
     The standard error is over replicates: nan for one. A peak is the largest of several noisy means,
     so it is too high by selection, most where curves are noisy or have many points.
     """
-    gains = ((c["value"], c.arrays["gold"] - c.arrays["gold"][:1]) for c in curves)
+    gains = ((c["value"], c.gain("gold")) for c in curves)
     heights = np.array([gain.mean(1)[value <= largest].max() for value, gain in gains])
     stderr = heights.std(ddof=1) / len(heights) ** 0.5 if len(heights) > 1 else math.nan
     return float(heights.mean()), float(stderr)
@@ -40,7 +40,7 @@ def peak_of(curve: Curve) -> dict[str, Any]:
     peak is selected as the largest mean, so its height is biased upwards by a fraction of its
     standard error; the fall inherits that.
     """
-    gain = curve.arrays["gold"] - curve.arrays["gold"][:1]
+    gain = curve.gain("gold")
     k = int(gain.mean(1).argmax())
     fall = paired_difference(gain[k], gain[-1])
     proxy = curve["proxy_score"]
@@ -62,6 +62,12 @@ def peak_of(curve: Curve) -> dict[str, Any]:
         "proxy_end_share": float(proxy[-1] / np.maximum.accumulate(proxy)[-1]),
         "proxy_lowest_share": float((proxy[1:] / np.maximum.accumulate(proxy)[1:]).min()),
     }
+
+
+def peaks_of_most_data(curves: Sequence[Curve]) -> list[dict[str, Any]]:
+    """`peak_of` each curve of the largest data size."""
+    most = max(c.meta["n_pairs"] for c in curves)
+    return [peak_of(c) for c in curves if c.meta["n_pairs"] == most]
 
 
 def size_rank_correlation(peaks: Sequence[dict[str, Any]], method: str) -> float:

@@ -245,6 +245,11 @@ def apply_overrides(config: T, overrides: Sequence[str]) -> T:
     return _override(config, tree, "", list(setting_names(config)))
 
 
+def kind_choice(cls: type, field: str) -> Kind | None:
+    """Which kinds' settings a field of a configuration may hold; None for any other field."""
+    return _kind(_hints(cls)[field])
+
+
 def setting_names(config: Any, where: str = "") -> Iterator[str]:
     """Dotted names of all settings of ``config`` that an override can set, in order."""
     for name, annotation in _hints(type(config)).items():

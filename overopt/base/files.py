@@ -7,6 +7,7 @@ passes through here; a write goes to a temporary file beside its target and is r
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import json
 import math
@@ -14,7 +15,7 @@ import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -209,19 +210,23 @@ def load_tensors(path: Path, device: str = "cpu") -> dict[str, torch.Tensor]:
 
 
 def _dump(value: Any, where: str, indent: int | None = None) -> str:
-    def plain(item: Any) -> Any:
-        if isinstance(item, np.generic):
-            return item.item()
-        raise TypeError(f"a {type(item).__name__} has no JSON form")
-
     try:
-        return json.dumps(value, allow_nan=False, ensure_ascii=False, indent=indent, default=plain)
+        return json.dumps(
+            value, allow_nan=False, ensure_ascii=False, indent=indent, default=_number
+        )
     except (TypeError, ValueError) as error:
         bad = _find_bad(value, "")
         raise DataError(
             f"{where}{': ' + bad if bad else ''}: cannot be written as JSON ({error}); an"
             " unavailable number is None, never NaN"
         ) from error
+
+
+def _number(item: Any) -> Any:
+    """A numpy scalar as a plain one, for `json.dumps`."""
+    if isinstance(item, np.generic):
+        return item.item()
+    raise TypeError(f"a {type(item).__name__} has no JSON form")
 
 
 def _find_bad(value: Any, where: str) -> str | None:
@@ -244,14 +249,20 @@ def fsync(path: Path) -> None:
         os.close(fd)
 
 
-def plain(value: Any) -> Any:
-    """JSON without NaN and infinities: they become null."""
-    if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
+def plain(value: Any, *, infinite: Literal["null", "text"] = "null") -> Any:
+    """Dataclasses, mappings, sequences and arrays as JSON types.
+
+    nan becomes null, and so do infinities; with ``infinite="text"`` those become "inf" and "-inf".
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = dataclasses.fields(value)
+        return {f.name: plain(getattr(value, f.name), infinite=infinite) for f in fields}
+    if isinstance(value, Mapping):
+        return {str(k): plain(v, infinite=infinite) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    if isinstance(value, np.generic):
-        value = value.item()
+        return [plain(v, infinite=infinite) for v in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist(), infinite=infinite)
     if isinstance(value, float) and not math.isfinite(value):
-        return None
+        return str(value) if infinite == "text" and math.isinf(value) else None
     return value

@@ -14,14 +14,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
-from overopt.base.errors import ConfigError
+from overopt.base.errors import ConfigError, OveroptError
 
 T = TypeVar("T")
 _PREFIX = "overopt_user_"
 _loaded: dict[str, ModuleType] = {}
 
 
-def load_module(path: Path, *, needs: Sequence[str] = (), where: str = "") -> ModuleType:
+def load_module(path: str | Path, needs: Sequence[str] = (), *, where: str = "") -> ModuleType:
     """The module of the Python file ``path``, imported once for each content.
 
     ``needs``: names that it must define; ``where``: what named the file, for messages.
@@ -31,12 +31,13 @@ def load_module(path: Path, *, needs: Sequence[str] = (), where: str = "") -> Mo
     ConfigError
         No such file, an exception while it is imported, or a name is missing.
     """
+    path = Path(path)
     where = where or f"file {str(path)!r}"
     try:
         source = path.read_bytes()
     except OSError as e:
         raise ConfigError(
-            f"{where}: {e.strerror or 'cannot be read'}: give the path of a .py file"
+            f"{where} does not exist or cannot be read ({e.strerror}): give the path of a Python file"
         ) from e
     checksum = hashlib.sha256(source).hexdigest()
     if checksum not in _loaded:
@@ -44,11 +45,14 @@ def load_module(path: Path, *, needs: Sequence[str] = (), where: str = "") -> Mo
         name = f"{_PREFIX}{stem}_{checksum[:16]}"
         spec = importlib.util.spec_from_file_location(name, path.resolve())
         if spec is None or spec.loader is None:
-            raise ConfigError(f"{where}: cannot be imported: give the path of a .py file")
+            raise ConfigError(f"{where} cannot be imported: give the path of a .py file")
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module  # settings travel to other processes by this name
         try:
             spec.loader.exec_module(module)
+        except OveroptError:
+            del sys.modules[name]
+            raise
         except Exception as e:  # a user's file may raise anything
             del sys.modules[name]
             raise ConfigError(f"{where}: importing it raised {type(e).__name__}: {e}") from e
@@ -56,8 +60,9 @@ def load_module(path: Path, *, needs: Sequence[str] = (), where: str = "") -> Mo
         _loaded[checksum] = module
     module = _loaded[checksum]
     for needed in needs:
-        if not hasattr(module, needed):
-            raise ConfigError(f"{where}: defines no {needed}")
+        call = "()" if needed.islower() else ""  # a function; else a class
+        if not callable(getattr(module, needed, None)):
+            raise ConfigError(f"{where} has no {needed}{call}: define one")
     return module
 
 
@@ -88,16 +93,7 @@ def loaded_files() -> tuple[str, ...]:
 
 def from_file(path: Path, function: str, result: type[T]) -> T:
     """What ``function()`` of the Python file ``path`` returns, which must be a ``result``."""
-    if not path.is_file():
-        raise ConfigError(f"experiment file {str(path)!r} does not exist")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"experiment file {str(path)!r} cannot be imported")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, function):
-        raise ConfigError(f"experiment file {str(path)!r} has no {function}(): define one")
-    made = getattr(module, function)()
+    made = getattr(load_module(path, needs=(function,)), function)()
     if not isinstance(made, result):
         raise ConfigError(
             f"{function}() of {str(path)!r} returned {type(made).__name__}, not {result.__name__}"

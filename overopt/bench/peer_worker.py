@@ -150,6 +150,18 @@ def train_reward(job: dict[str, Any], answers: Any) -> None:
     answer(answers, done={})
 
 
+def whole_sequences(generate: Any, width: int) -> Any:
+    """``generate``, with an error where a sequence has not ``width`` tokens."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        made = generate(*args, **kwargs)
+        if made.sequences.shape[1] != width:
+            raise RuntimeError(f"sequences of {made.sequences.shape[1]} tokens, not {width}")
+        return made
+
+    return run
+
+
 def train_ppo(job: dict[str, Any], answers: Any) -> None:
     """PPOTrainer with a separate value model; every response has exactly ``n_tokens`` tokens."""
     import torch
@@ -169,15 +181,7 @@ def train_ppo(job: dict[str, Any], answers: Any) -> None:
         model.config.eos_token_id = model.generation_config.eos_token_id = None
     prompts = read_json(job["prompts"])
     turns = make_turns(answers, job["steps"], job["device"])
-    generate, width = policy.generate, len(prompts[0]) + job["n_tokens"]
-
-    def generate_whole(*args: Any, **kwargs: Any) -> Any:
-        made = generate(*args, **kwargs)
-        if made.sequences.shape[1] != width:
-            raise RuntimeError(f"sequences of {made.sequences.shape[1]} tokens, not {width}")
-        return made
-
-    policy.generate = generate_whole
+    policy.generate = whole_sequences(policy.generate, len(prompts[0]) + job["n_tokens"])
     data = Dataset.from_dict({"input_ids": prompts})
     trainer = PPOTrainer(
         args=PPOConfig(

@@ -1,18 +1,17 @@
 """All benchmarks in one report: `overopt bench`.
 
 Groups are measured one after the other; one that fails leaves its reason in its rows and the others
-their numbers. Peers are measured where a directory for their environments is given.
+their numbers. Peers are measured where a directory for their environments is given. A group is the
+file of its name in ``groups/`` (`overopt.bench.setting`).
 """
 
 import gc
-import os
 import platform
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,38 +21,20 @@ import torch
 from overopt import __version__
 from overopt.base.errors import ConfigError
 from overopt.base.memory import keep_freed_memory
-from overopt.base.seeding import torch_generator
-from overopt.bench import gpu, pools, sampling, scoring, training
-from overopt.bench.gpu import Sizes
 from overopt.bench.harness import (
     REPORT_VERSION,
     ROW_FIELDS,
     BenchError,
-    Row,
     copy_bandwidth,
-    make_row,
     not_measured,
     rows_or_reason,
 )
+from overopt.bench.names import DEFAULT_GROUPS, GROUPS, module_of
+from overopt.bench.opponent import PeerSource
 from overopt.bench.peers import environment_python, wheel_site
-from overopt.bench.training import PeerSource, PpoTask
-from overopt.nets.checkpoints import load_lm
-from overopt.nets.heads import ScalarHeadModel
+from overopt.bench.setting import Group, Setting
+from overopt.bench.sizes import Sizes
 
-GROUPS = (
-    "estimators",
-    "sampling",
-    "scoring",
-    "reward",
-    "ppo",
-    "ppo-defaults",
-    "stacked",
-    "mfu",
-    "pool",
-    "quick",
-)
-REWARD_PEER, PPO_PEER = "trl==1.16.0", "trl==1.12.0"  # the second: the last release with PPO
-QUICK_BUDGET_S = 600.0
 REPORT_FIELDS = ("version", "clock", "device", "device_name", "threads", "versions", "rows")
 
 
@@ -66,7 +47,7 @@ def run_suite(
     wheels: Path | None = None,
     budget_s: float | None = None,
     sizes: Sizes | None = None,
-    groups: Sequence[str] = GROUPS[:-1],
+    groups: Sequence[str] = DEFAULT_GROUPS,
     say: Callable[[str], None] = lambda line: None,
     save: Callable[[dict[str, Any]], None] = lambda report: None,
     root_seed: int = 0,
@@ -94,112 +75,56 @@ def run_suite(
     if sizes is None and device.startswith("cuda"):
         sizes = Sizes()
     started = time.monotonic()
+    setting = Setting(
+        root_seed=root_seed,
+        device=device,
+        sizes=sizes,
+        peer=lru_cache(lambda requirement: _peer(requirement, peers, constraints, wheels)),
+    )
+    report = _empty_report(device, threads)
+    chosen = _groups(groups, setting)
+    if not chosen:
+        raise ConfigError(f"bench group {groups[0]!r} needs a GPU: use --device cuda")
+    for name, group in chosen.items():
+        spent = time.monotonic() - started
+        if budget_s is not None and spent > budget_s:
+            late = f"not started: {spent:.0f} s of a budget of {budget_s:.0f} s were spent"
+            report["rows"] += [not_measured(row, late) for row in group.names]
+        else:
+            say(name)
+            report["rows"] += rows_or_reason(group.names, group.measure)
+        report["seconds"][name] = time.monotonic() - started - spent
+        check_report(report)
+        save(report)
+        _free_memory(device)
+    return report
 
-    @lru_cache
-    def peer(requirement: str) -> PeerSource:
-        if peers is None:
-            return PeerSource(None, f"{requirement} was not asked for: use --peers")
-        try:
-            folder = peers.absolute()
-            if wheels is not None:
-                site = wheel_site(folder, requirement, wheels.absolute())
-                return PeerSource(Path(sys.executable), site=site)
-            return PeerSource(environment_python(folder, requirement, constraints=constraints))
-        except BenchError as error:
-            return PeerSource(None, str(error))
 
-    @lru_cache(maxsize=1)
-    def task() -> PpoTask:
-        return training.story_task(root_seed=root_seed)
+def _groups(names: Sequence[str], setting: Setting) -> dict[str, Group]:
+    """The groups of ``names`` that ``setting`` has a place for, in the order of `GROUPS`."""
+    made = {name: import_module(module_of(name)).group(setting) for name in GROUPS if name in names}
+    return {name: group for name, group in made.items() if group is not None}
 
-    def at_size() -> dict[str, tuple[Sequence[str], Callable[[], Sequence[Row]]]]:
-        """Groups at the shape of a checkpoint instead of the ladder's."""
-        if sizes is None:
-            return {}
-        where: dict[str, Any] = {"root_seed": root_seed, "device": device}
-        as_trained: dict[str, Any] = where | {"precision": sizes.precision}
-        return {
-            "sampling": (
-                gpu.SAMPLING_NAMES,
-                lambda: gpu.sampling_rows(sizes, **where),
-            ),
-            "scoring": (
-                scoring.NAMES,
-                lambda: scoring.scoring_rows(
-                    gpu.random_reward_model(sizes.model, seed=root_seed),
-                    n_responses=sizes.n_scored,
-                    **where,
-                ),
-            ),
-            "reward": (
-                training.REWARD_NAMES,
-                lambda: training.reward_rows(
-                    gpu.random_lm(sizes.model, seed=root_seed),
-                    peer(REWARD_PEER),
-                    n_pairs=sizes.n_pairs,
-                    n_tokens=sizes.n_tokens,
-                    **as_trained,
-                ),
-            ),
-            "ppo": (
-                training.PPO_NAMES,
-                lambda: training.ppo_rows(
-                    gpu.random_task(sizes, root_seed=root_seed),
-                    peer(PPO_PEER),
-                    batch=sizes.ppo_batch,
-                    **as_trained,
-                ),
-            ),
-            "mfu": (gpu.MFU_NAMES, lambda: gpu.mfu_rows(sizes, **where)),
-            "pool": (
-                gpu.POOL_NAMES,
-                lambda: gpu.pool_rows(scalar_model(), n_responses=sizes.n_pool, **where),
-            ),
-        }
 
-    def scalar_model() -> ScalarHeadModel:
-        model = ScalarHeadModel(load_lm("ladder:0.8m"))
-        model.init_head(torch_generator(root_seed, "scoring"))
-        return model
+def _peer(
+    requirement: str, peers: Path | None, constraints: Path | None, wheels: Path | None
+) -> PeerSource:
+    """Where ``requirement`` is installed, installed first where it is not; or why it is not."""
+    if peers is None:
+        return PeerSource(None, f"{requirement} was not asked for: use --peers")
+    try:
+        folder = peers.absolute()
+        if wheels is not None:
+            site = wheel_site(folder, requirement, wheels.absolute())
+            return PeerSource(Path(sys.executable), site=site)
+        return PeerSource(environment_python(folder, requirement, constraints=constraints))
+    except BenchError as error:
+        return PeerSource(None, str(error))
 
-    measures: dict[str, tuple[Sequence[str], Callable[[], Sequence[Row]]]] = {
-        "estimators": (("estimators",), lambda: pools.run_all(root_seed=root_seed)),
-        "sampling": (
-            ("sample_vs_generate", "sample_vs_products"),
-            lambda: [
-                {"against": "limit" if row["name"].endswith("products") else "implementation"} | row
-                for row in sampling.sampling_rows(
-                    load_lm("ladder:policy-0.8m"), root_seed=root_seed
-                )
-            ],
-        ),
-        "scoring": (
-            scoring.NAMES,
-            lambda: scoring.scoring_rows(scalar_model(), root_seed=root_seed, device=device),
-        ),
-        "reward": (
-            training.REWARD_NAMES,
-            lambda: training.reward_rows(
-                load_lm("ladder:0.8m"), peer(REWARD_PEER), root_seed=root_seed, device=device
-            ),
-        ),
-        "ppo": (
-            training.PPO_NAMES,
-            lambda: training.ppo_rows(task(), peer(PPO_PEER), root_seed=root_seed, device=device),
-        ),
-        "ppo-defaults": (
-            training.DEFAULT_PPO_NAMES,
-            lambda: training.ppo_defaults_rows(
-                task(), peer(PPO_PEER), root_seed=root_seed, device=device
-            ),
-        ),
-        "stacked": (
-            gpu.STACKED_NAMES,
-            lambda: gpu.stacked_rows(root_seed=root_seed, device=device),
-        ),
-        "quick": (("quick_preset",), lambda: [quick_row()]),
-    } | at_size()
-    report: dict[str, Any] = {
+
+def _empty_report(device: str, threads: int) -> dict[str, Any]:
+    """The report before any row: the machine and the versions."""
+    return {
         "version": REPORT_VERSION,
         "clock": "CPU seconds of the process" if device == "cpu" else "wall seconds, synchronized",
         "device": device,
@@ -215,22 +140,6 @@ def run_suite(
         "seconds": {},
         "rows": [],
     }
-    if not set(groups) & set(measures):
-        raise ConfigError(f"bench group {groups[0]!r} needs a GPU: use --device cuda")
-    for group in (g for g in GROUPS if g in groups and g in measures):
-        names, measure = measures[group]
-        spent = time.monotonic() - started
-        if budget_s is not None and spent > budget_s:
-            late = f"not started: {spent:.0f} s of a budget of {budget_s:.0f} s were spent"
-            report["rows"] += [not_measured(name, late) for name in names]
-        else:
-            say(group)
-            report["rows"] += rows_or_reason(names, measure)
-        report["seconds"][group] = time.monotonic() - started - spent
-        check_report(report)
-        save(report)
-        _free_memory(device)
-    return report
 
 
 def check_report(report: dict[str, Any]) -> None:
@@ -244,35 +153,6 @@ def check_report(report: dict[str, Any]) -> None:
             raise BenchError(f"row {row.get('name')!r}: fields {odd} are missing or unknown")
         if row["ratio"] is None and not row["reason"]:
             raise BenchError(f"row {row['name']!r} has neither a ratio nor a reason")
-
-
-def quick_row() -> Row:
-    """Wall seconds of the whole quick preset in an empty store, against its budget."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "overopt", "run", "quick", "--quiet"]
-        command += ["--store", f"{folder}/runs", "--results", f"{folder}/results"]
-        before = os.times()
-        start = time.perf_counter()
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        wall = time.perf_counter() - start
-        after = os.times()
-    if done.returncode != 0:
-        last = done.stderr.strip().splitlines()[-1:] or ["no message"]
-        return not_measured("quick_preset", f"exit status {done.returncode}: {last[0]}")
-    cpu = sum(
-        getattr(after, name) - getattr(before, name)
-        for name in ("children_user", "children_system")
-    )
-    return make_row(
-        "quick_preset",
-        [wall],
-        [QUICK_BUDGET_S],
-        against="budget",
-        target=1.0,
-        note=f"wall seconds on {os.cpu_count()} cores with default workers; {cpu:.0f} CPU seconds;"
-        f" reference: its budget of {QUICK_BUDGET_S:.0f} s",
-        details={"cpu_s": cpu},
-    )
 
 
 def _free_memory(device: str) -> None:

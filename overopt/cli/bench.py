@@ -8,19 +8,9 @@ import sys
 from pathlib import Path
 
 from overopt.base.config import RuntimeConfig
+from overopt.bench.names import DEFAULT_GROUPS, ON_REQUEST
 from overopt.cli.options import check_device, count
 
-BENCH_GROUPS = (
-    "estimators",
-    "sampling",
-    "scoring",
-    "reward",
-    "ppo",
-    "ppo-defaults",
-    "stacked",
-    "mfu",
-    "pool",
-)
 PEER_ENVIRONMENTS = Path("runs") / "bench-envs"
 
 
@@ -59,8 +49,8 @@ def add(
         action="append",
         default=None,
         metavar="GROUP",
-        choices=BENCH_GROUPS,
-        help=f"one group of {', '.join(BENCH_GROUPS)}; may be repeated (default: all; mfu and "
+        choices=DEFAULT_GROUPS,
+        help=f"one group of {', '.join(DEFAULT_GROUPS)}; may be repeated (default: all; mfu and "
         "pool on cuda only)",
     )
     bench.add_argument(
@@ -73,6 +63,7 @@ def add(
 
 
 def run_bench(args: argparse.Namespace) -> int:
+    """Measure the groups that were asked for and print their table."""
     os.environ.update(RuntimeConfig(threads=args.threads).environment)
     from overopt.bench.report import bench
 
@@ -82,7 +73,7 @@ def run_bench(args: argparse.Namespace) -> int:
         bench(
             threads=args.threads,
             device=args.device,
-            groups=tuple(args.only or BENCH_GROUPS) + (("quick",) if args.quick else ()),
+            groups=tuple(args.only or DEFAULT_GROUPS) + (ON_REQUEST if args.quick else ()),
             peers=PEER_ENVIRONMENTS if args.peers or args.peer_wheels else None,
             wheels=args.peer_wheels,
             budget_s=args.budget,

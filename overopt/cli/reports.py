@@ -8,34 +8,51 @@ from pathlib import Path
 from overopt.base.errors import ConfigError
 from overopt.cli.options import count
 
+RECORDS_HELP = "a preset's name or a directory with records.jsonl"
+
 
 def add(
     commands: argparse._SubParsersAction[argparse.ArgumentParser], common: argparse.ArgumentParser
 ) -> None:
     """Declare the arguments of this family's commands."""
     fit = commands.add_parser("fit", parents=[common], help="fit the functional forms to records")
-    fit.add_argument("records", type=Path, help="directory with records.jsonl")
+    fit.add_argument("records", help=RECORDS_HELP)
     fit.set_defaults(command=show_fit)
 
     stops = commands.add_parser(
-        "stops", parents=[common], help="compare rules for stopping PPO without gold"
+        "stops", parents=[common], help="compare rules for stopping without gold"
     )
-    stops.add_argument("records", help="a preset's name or a directory with records.jsonl")
+    stops.add_argument("records", help=RECORDS_HELP)
     stops.set_defaults(command=show_stops)
 
     figures = commands.add_parser("figures", parents=[common], help="draw figures from records")
-    figures.add_argument("records", help="a preset's name or a directory with records.jsonl")
+    figures.add_argument("records", help=RECORDS_HELP)
     figures.add_argument(
         "--out", type=Path, default=Path("figures"), help="where figures go (default: figures)"
     )
+    figures.add_argument(
+        "--figure",
+        action="append",
+        default=[],
+        metavar="NAME|FILE",
+        help="draw only this figure: a built-in one, or a .py file of yours with draw(results); may"
+        " be repeated (default: all built-in ones)",
+    )
     figures.set_defaults(command=draw_figures)
 
+    _add_forecast(commands, common)
+    _add_replay(commands, common)
+
+
+def _add_forecast(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], common: argparse.ArgumentParser
+) -> None:
     forecast = commands.add_parser(
         "forecast",
         parents=[common],
         help="predict the peak of a proxy size not yet trained, or score such a prediction",
     )
-    forecast.add_argument("records", help="a preset's name or a directory with records.jsonl")
+    forecast.add_argument("records", help=RECORDS_HELP)
     what = forecast.add_mutually_exclusive_group(required=True)
     what.add_argument(
         "--n-params", type=float, default=None, help="non-embedding parameters of the proxy to come"
@@ -44,7 +61,9 @@ def add(
         "--score", type=Path, default=None, metavar="FILE", help="a forecast written earlier"
     )
     forecast.add_argument(
-        "--method", choices=("bon", "ppo"), default=None, help="with --n-params (default: bon)"
+        "--method",
+        default=None,
+        help="with --n-params: a method of the records as they call it (default: bon)",
     )
     forecast.add_argument(
         "--out",
@@ -54,6 +73,10 @@ def add(
     )
     forecast.set_defaults(command=make_forecast)
 
+
+def _add_replay(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], common: argparse.ArgumentParser
+) -> None:
     replay = commands.add_parser(
         "replay", parents=[common], help="best-of-n, tilt and fit of scored samples of your own"
     )
@@ -92,18 +115,19 @@ def show_stops(args: argparse.Namespace) -> int:
 def draw_figures(args: argparse.Namespace) -> int:
     from overopt.reports.draw import draw
 
-    for path in draw(args.records, args.out):
+    for path in draw(args.records, args.out, args.figure):
         print(path)
     return 0
 
 
 def make_forecast(args: argparse.Namespace) -> int:
+    from overopt.records.curves import BON
     from overopt.reports import forecast
 
     if args.score is None:
         print(
             forecast.forecast(
-                args.records, n_params=args.n_params, method=args.method or "bon", out=args.out
+                args.records, n_params=args.n_params, method=args.method or BON, out=args.out
             )
         )
         return 0

@@ -1,6 +1,6 @@
 """The settings of a run as a list for people: names, defaults and what they mean.
 
-Level 0. The texts are those of the dataclasses' docstrings, so there is one place to write them.
+The texts are those of the dataclasses' docstrings, so there is one place to write them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from overopt.base import kinds
+from overopt.base.config import kind_choice
 from overopt.base.errors import ConfigError
 
 
@@ -41,18 +43,52 @@ def describe_settings(config: Any, where: str = "") -> Iterator[Setting]:
     texts = attribute_texts(type(config))
     for field in dataclasses.fields(config):
         value, name = getattr(config, field.name), where + field.name
+        choice = kind_choice(type(config), field.name)
+        if choice is not None:
+            yield Setting(f"{name}.kind", _kind_shown(value), _choices(choice))
         if dataclasses.is_dataclass(value):
             yield from describe_settings(value, name + ".")
-        else:
+        elif choice is None:
             yield Setting(name, _as_override(value), texts.get(field.name, ""))
 
 
+def describe_other_kinds(config: Any) -> Iterator[Setting]:
+    """Settings of the kinds that ``config`` does not hold, each with the setting that picks it."""
+    for field in dataclasses.fields(config):
+        choice = kind_choice(type(config), field.name)
+        if choice is None:
+            continue
+        for kind in kinds.names(choice.folder):
+            if kind != _kind_shown(getattr(config, field.name)):
+                picks = f"{field.name}.kind={kind}"
+                own = kinds.find(choice.folder, kind).Settings()
+                yield Setting(picks, "", (inspect.getdoc(type(own)) or "").partition("\n")[0])
+                for name, value, meaning in describe_settings(own, f"{field.name}."):
+                    yield Setting(name, value, f"{meaning} (with {picks})")
+
+
+def _kind_shown(settings: Any) -> str:
+    return "none" if settings is None else kinds.kind_of(settings)
+
+
+def _choices(choice: kinds.Kind) -> str:
+    known = ", ".join(kinds.names(choice.folder))
+    return f"One of {known}; or the path of a Python file of one's own."
+
+
 def attribute_texts(cls: type) -> dict[str, str]:
-    """Field name -> text of the "Attributes" section of a docstring in numpy style.
+    """Field name -> text of the "Attributes" sections of a class and of those it inherits from.
 
     Several names before one colon share their text.
     """
-    lines = iter((inspect.getdoc(cls) or "").splitlines())
+    texts: dict[str, str] = {}
+    for part in reversed(cls.__mro__):
+        texts |= _own_texts(part)
+    return texts
+
+
+def _own_texts(cls: type) -> dict[str, str]:
+    lines = iter(inspect.cleandoc(cls.__doc__ or "").splitlines())
     texts: dict[str, str] = {}
     names: list[str] = []
     if "Attributes" not in lines:  # consumes lines up to the heading
@@ -77,18 +113,19 @@ def _as_override(value: Any) -> str:
 
 
 def show_settings(args: argparse.Namespace) -> int:
+    """``overopt settings``: every setting with its default and meaning, or those with some words."""
     from overopt.stages.settings import RunConfig
 
     words = [word.lower() for word in args.words]
     shown = [
         setting
-        for setting in describe_settings(RunConfig())
+        for setting in (*describe_settings(RunConfig()), *describe_other_kinds(RunConfig()))
         if all(word in f"{setting.name} {setting.meaning}".lower() for word in words)
     ]
     if not shown:
         raise ConfigError(f"settings {' '.join(args.words)!r}: no setting has these words")
     for name, value, meaning in shown:
-        text = f"{name}={value}"
+        text = f"{name}={value}" if "=" not in name else name
         print(
             text
             if not meaning

@@ -12,7 +12,7 @@ from overopt.fits.compare import (
     extrapolate,
     fit_baseline,
 )
-from overopt.fits.fit import FitResult, fit_curve, jsonable, profile_ci
+from overopt.fits.fit import FitResult, fit_curve, jsonable
 from overopt.fits.forms import (
     BASELINES,
     FORMS,
@@ -27,6 +27,7 @@ from overopt.fits.forms import (
     rl,
 )
 from overopt.fits.peaks import Interval, PeakEstimate
+from overopt.fits.profile import profile_ci
 from overopt.fits.replicates import (
     MeanCurve,
     PairedDifference,
@@ -37,17 +38,15 @@ from overopt.fits.replicates import (
     paired_difference,
 )
 from overopt.fits.scaling import (
-    CurvePoints,
     Forecast,
     ForecastScore,
     ScalingFit,
     ScalingPoint,
-    SharedAlphaFit,
     fit_scaling,
-    fit_shared_alpha,
     forecast,
     score_forecast,
 )
+from overopt.fits.shared_alpha import CurvePoints, SharedAlphaFit, fit_shared_alpha
 
 __all__ = [
     "BASELINES",

@@ -22,8 +22,9 @@ import numpy as np
 from scipy import stats
 
 from overopt.base.errors import ConfigError
-from overopt.fits.fit import FitResult, linear_operator
+from overopt.fits.fit import FitResult
 from overopt.fits.forms import Array, Form, get_form, peak
+from overopt.fits.linear import linear_operator
 from overopt.fits.peaks import NO_INTERVAL, Interval, PeakStatus
 from overopt.fits.replicates import (
     ReplicateCurve,
@@ -154,10 +155,7 @@ def bootstrap_fit(
         ``studentized`` with several replicates: with a handful of seeds a resample may hold one
         seed only and has no stderr.
     """
-    if method not in ("percentile", "bca", "studentized"):
-        raise ConfigError(f"method is {method!r}; use 'percentile', 'bca' or 'studentized'")
-    if n_draws < 2:
-        raise ConfigError(f"n_draws is {n_draws}; use at least 2, better 2000")
+    _check_bootstrap(method, n_draws)
     curves = canonical_order(check_replicates(curves))
     if method == "studentized" and len(curves) > 1:
         raise ConfigError(
@@ -166,38 +164,21 @@ def bootstrap_fit(
         )
     model = get_form(form)
     fit = fit_replicates(curves, form, cut_off=cut_off, ci_level=ci_level)
-    estimate = _quantities(model, np.array([list(fit.params.values())]))
     weights = draw_weights(curves, rng=rng, n_draws=n_draws)
     theta_Bp = _refit(curves, model, weights, fit.cut_off)
     draws = _quantities(model, theta_Bp)
-    point = {name: float(value[0]) for name, value in estimate.items()}
+    data = _quantities(model, np.array([list(fit.params.values())]))
+    point = {name: float(value[0]) for name, value in data.items()}
+    ci = _intervals(curves, model, fit, method, weights, theta_Bp)
 
-    n_prompts = weights.prompts_BP.shape[1]
-    n_data_seeds = len({curve.data_seed for curve in curves})
-    units = n_data_seeds if n_data_seeds > 1 else len(curves)
-    if method == "bca" and fit.has_uncertainty:
-        jackknife = _jackknife(curves, model, fit.cut_off)
-        ci = {
-            name: _bca(draws[name], point[name], [level[name] for level in jackknife], ci_level)
-            for name in draws
-        }
-    elif method == "studentized" and fit.has_uncertainty:
-        ci = _studentized(curves[0], model, fit, weights, theta_Bp, draws, ci_level)
-    else:
-        ci = {name: _order_interval(values, ci_level) for name, values in draws.items()}
-    if not fit.has_uncertainty:
-        ci = dict.fromkeys(ci, NO_INTERVAL)
-
-    share = np.nan
-    status: PeakStatus = fit.peak.status
+    share, status = np.nan, fit.peak.status
     if "peak_sqrt_kl" in draws:
-        where = draws["peak_sqrt_kl"]
-        share = float(np.mean(~((where >= fit.d_min) & (where <= fit.d_max))))
-        if status == "in_range" and np.mean(~np.isfinite(where)) > (1.0 - ci_level) / 2.0:
-            status = "not_significant"
+        share, status = _peak_of_draws(draws["peak_sqrt_kl"], fit)
         if status != "in_range":
             point |= {"peak_sqrt_kl": np.nan, "peak_gold": np.nan}
             ci |= {name: _open_above(ci[name], status) for name in ("peak_sqrt_kl", "peak_gold")}
+    n_data_seeds = len({curve.data_seed for curve in curves})
+    units = n_data_seeds if n_data_seeds > 1 else len(curves)
     undercovers = 1 < units < FEW_SEEDS
     notes = [fit.message] if fit.message != "ok" else []
     if undercovers:
@@ -209,15 +190,12 @@ def bootstrap_fit(
         form=form,
         method=method,
         estimate=point,
-        stderr={
-            name: float(values.std(ddof=1)) if np.isfinite(values).all() else np.nan
-            for name, values in draws.items()
-        },
+        stderr={name: _std(values) for name, values in draws.items()},
         ci=ci,
         ci_level=ci_level,
         draws=draws,
         n_draws=n_draws,
-        n_prompts=n_prompts,
+        n_prompts=weights.prompts_BP.shape[1],
         n_replicates=len(curves),
         n_data_seeds=n_data_seeds,
         share_without_peak=share,
@@ -226,6 +204,51 @@ def bootstrap_fit(
         undercovers=undercovers,
         message="; ".join(notes) or "ok",
     )
+
+
+def _check_bootstrap(method: str, n_draws: int) -> None:
+    if method not in ("percentile", "bca", "studentized"):
+        raise ConfigError(f"method is {method!r}; use 'percentile', 'bca' or 'studentized'")
+    if n_draws < 2:
+        raise ConfigError(f"n_draws is {n_draws}; use at least 2, better 2000")
+
+
+def _intervals(
+    curves: Sequence[ReplicateCurve],
+    model: Form,
+    fit: FitResult,
+    method: Method,
+    weights: Weights,
+    theta_Bp: Array,
+) -> dict[str, Interval]:
+    """Interval of every quantity by ``method``, at the level of ``fit``."""
+    draws = _quantities(model, theta_Bp)
+    if not fit.has_uncertainty:
+        return dict.fromkeys(draws, NO_INTERVAL)
+    if method == "studentized":
+        return _studentized(curves[0], model, fit, weights, theta_Bp, draws, fit.ci_level)
+    if method == "percentile":
+        return {name: _order_interval(values, fit.ci_level) for name, values in draws.items()}
+    data = _quantities(model, np.array([list(fit.params.values())]))
+    jackknife = _jackknife(curves, model, fit.cut_off)
+    return {
+        name: _bca(values, float(data[name][0]), [x[name] for x in jackknife], fit.ci_level)
+        for name, values in draws.items()
+    }
+
+
+def _peak_of_draws(where: Array, fit: FitResult) -> tuple[float, PeakStatus]:
+    """Share of draws without a peak among the points, and the status that they leave the fit's."""
+    share = float(np.mean(~((where >= fit.d_min) & (where <= fit.d_max))))
+    status: PeakStatus = fit.peak.status
+    if status == "in_range" and np.mean(~np.isfinite(where)) > (1.0 - fit.ci_level) / 2.0:
+        status = "not_significant"
+    return share, status
+
+
+def _std(values: Array) -> float:
+    """Standard deviation of the draws; nan where some are not finite."""
+    return float(values.std(ddof=1)) if np.isfinite(values).all() else np.nan
 
 
 def draw_weights(

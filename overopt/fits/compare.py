@@ -16,16 +16,10 @@ from scipy.interpolate import UnivariateSpline
 from scipy.optimize import isotonic_regression
 
 from overopt.base.errors import ConfigError, DataError
-from overopt.fits.fit import (
-    Estimator,
-    FitResult,
-    Points,
-    check_points,
-    fit_curve,
-    jacobian,
-    linear_operator,
-)
+from overopt.fits.fit import Estimator, FitResult, fit_curve
 from overopt.fits.forms import BASELINES, GOLD_FORMS, Array, get_form
+from overopt.fits.linear import jacobian, linear_operator
+from overopt.fits.points import Points, check_points
 
 SPLINE_POINTS = 5
 """Fewest points for a cubic smoothing spline."""

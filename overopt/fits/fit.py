@@ -13,25 +13,24 @@ known of an estimated one, and where a real curve departs from the form by a hai
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy import special
-from scipy.optimize import brentq, minimize_scalar
+from scipy.optimize import minimize_scalar
 
-from overopt.base.errors import ConfigError, DataError, FitError
-from overopt.fits.forms import Array, Form, get_form, peak
+from overopt.base.errors import ConfigError, FitError
+from overopt.base.files import plain
+from overopt.fits.forms import Array, Form, get_form
+from overopt.fits.linear import jacobian, linear_operator, quadratic_form_p, t_quantile, whitener
 from overopt.fits.peaks import Interval, PeakEstimate, estimate_peak
+from overopt.fits.points import Points, check_points
 
 Estimator = Literal["wls", "gls"]
-
-ZERO_TOLERANCE_SIGMA = 5.0
-"""Gold at d = 0 may differ from 0 by this many of its sigmas before it counts as not recentred."""
 
 POOR_FIT_P = 1e-3
 """Goodness-of-fit p-value below which the message warns."""
@@ -46,21 +45,6 @@ class Band(NamedTuple):
     gold: Array
     low: Array
     high: Array
-
-
-class Points(NamedTuple):
-    """Validated points that carry information (d > 0), in order of d."""
-
-    sqrt_kl: Array
-    """(K,)"""
-    gold: Array
-    """(K,)"""
-    sigma: Array
-    """(K,)"""
-    covariance: Array
-    """(K, K)"""
-    rows: NDArray[np.intp]
-    """(K,) index of each point in the caller's arrays."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -222,25 +206,86 @@ def fit_curve(
     points = check_points(
         sqrt_kl, gold, sigma, covariance=covariance, cut_off=cut_off, min_points=len(model.params)
     )
-    nu = math.inf if covariance_dof is None else float(covariance_dof)
+    fitted = _least_squares(model, points, estimator)
+    judged = _judge(fitted, estimator, math.inf if covariance_dof is None else covariance_dof)
+    n, p = fitted.jac.shape
+    trusted = n > p and judged.nu >= 1 and bool(np.isfinite(judged.covar).all())
+    notes = _notes(model, fitted, judged)
+    return summarize(
+        model,
+        fitted.params,
+        judged.covar if trusted else np.full((p, p), np.nan),
+        dof_of=lambda _: judged.nu,
+        estimator=estimator,
+        ci_level=ci_level,
+        n_points=n,
+        d_range=(float(points.sqrt_kl[0]), float(points.sqrt_kl[-1])),
+        cut_off=cut_off,
+        chi2=fitted.chi2,
+        p_value=judged.p_value,
+        penalty=judged.penalty,
+        start_values=fitted.start,
+        at_bound=fitted.at_bound,
+        notes=notes,
+    )
+
+
+class _Fitted(NamedTuple):
+    """Estimates from whitened points, and what their uncertainty is made of."""
+
+    params: dict[str, float]
+    start: dict[str, float]
+    at_bound: bool
+    jac: Array
+    """(K, p) derivative of the whitened curve by the parameters."""
+    noise: Array
+    """(K, K) covariance of the whitened points."""
+    chi2: float
+
+
+class _Judged(NamedTuple):
+    """Uncertainty of a fit and how well it describes its points."""
+
+    covar: Array
+    """(p, p)"""
+    penalty: float
+    """What AIC adds to χ²."""
+    p_value: float
+    nu: float
+    """Degrees of freedom of the t quantile; inf means normal."""
+    covariance_dof: float
+    """Those that the caller gave; inf where the covariance is known."""
+
+
+def _least_squares(model: Form, points: Points, estimator: Estimator) -> _Fitted:
     # Whitened rows turn every estimator into ordinary least squares.
     if estimator == "wls":
         whiten: Array = np.diag(1.0 / points.sigma)
     else:
-        whiten = _whitener(points)
+        whiten = whitener(points.covariance)
     shape, start, at_bound = _fit_shape(model, points, whiten)
     basis = model.basis(points.sqrt_kl, shape)
     coef = linear_operator(whiten @ basis) @ (whiten @ points.gold)
     values = coef if model.shape is None else np.append(coef, shape)
     params = dict(zip(model.params, map(float, values), strict=True))
-
-    jac = whiten @ jacobian(model, points.sqrt_kl, params)
     residual = whiten @ (points.gold - basis @ coef)
-    chi2 = float(residual @ residual)
+    return _Fitted(
+        params,
+        start,
+        at_bound,
+        jac=whiten @ jacobian(model, points.sqrt_kl, params),
+        noise=whiten @ points.covariance @ whiten.T,
+        chi2=float(residual @ residual),
+    )
+
+
+def _judge(fitted: _Fitted, estimator: Estimator, covariance_dof: float) -> _Judged:
+    """Covariance of the parameters, AIC penalty and p-value; see the notes of `fit_curve`."""
+    jac, noise, chi2 = fitted.jac, fitted.noise, fitted.chi2
+    nu = float(covariance_dof)
     n, p = jac.shape
     dof = n - p
     operator = linear_operator(jac)
-    noise = whiten @ points.covariance @ whiten.T
     covar = operator @ noise @ operator.T
     penalty = 2.0 * float(np.trace(jac @ operator @ noise))
     p_value = quadratic_form_p(chi2, noise, np.eye(n) - jac @ operator) if dof > 0 else np.nan
@@ -250,40 +295,28 @@ def fit_curve(
                 f"estimator='gls' with covariance_dof={nu:g} needs more degrees of freedom than "
                 f"the {dof} residual contrasts of {n} points; use estimator='wls', fewer points "
                 "or more prompts",
-                best=params,
+                best=fitted.params,
             )
         if dof > 0:
             covar = covar * (nu / (nu - dof) * (1.0 + chi2 / nu))
             p_value = float(special.fdtrc(dof, nu - dof + 1, chi2 * (nu - dof + 1) / (nu * dof)))
         nu = nu - dof
+    return _Judged(covar, penalty, p_value, nu, covariance_dof)
 
+
+def _notes(model: Form, fitted: _Fitted, judged: _Judged) -> list[str]:
+    """What a reader of the numbers has to be told."""
+    n, p = fitted.jac.shape
     notes = []
-    if dof == 0:
+    if n == p:
         notes.append(f"{n} points for {p} parameters: the fit is exact and cannot be judged")
-    if nu < 1:
-        notes.append(f"covariance_dof={covariance_dof:g}: too few prompts for an interval")
-    if at_bound:
+    if judged.nu < 1:
+        notes.append(f"covariance_dof={judged.covariance_dof:g}: too few prompts for an interval")
+    if fitted.at_bound:
         notes.append(f"{model.shape} is at the end of its range {model.shape_range}")
-    if p_value < POOR_FIT_P:
-        notes.append(f"poor fit: p = {p_value:.2g}, the form does not describe these points")
-    trusted = dof > 0 and nu >= 1 and bool(np.isfinite(covar).all())
-    return summarize(
-        model,
-        params,
-        covar if trusted else np.full((p, p), np.nan),
-        dof_of=lambda _: nu,
-        estimator=estimator,
-        ci_level=ci_level,
-        n_points=n,
-        d_range=(float(points.sqrt_kl[0]), float(points.sqrt_kl[-1])),
-        cut_off=cut_off,
-        chi2=chi2,
-        p_value=p_value,
-        penalty=penalty,
-        start_values=start,
-        at_bound=at_bound,
-        notes=notes,
-    )
+    if judged.p_value < POOR_FIT_P:
+        notes.append(f"poor fit: p = {judged.p_value:.2g}, the form does not describe these points")
+    return notes
 
 
 def summarize(
@@ -315,6 +348,7 @@ def summarize(
     stderr = np.sqrt(np.diag(covar))
     dofs = [dof_of(row) if has_uncertainty else np.nan for row in np.eye(p)]
     half = np.array([t_quantile(ci_level, nu) for nu in dofs]) * stderr
+    ends = zip(map(float, theta - half), map(float, theta + half), strict=True)
     turn = estimate_peak(
         form,
         theta,
@@ -323,11 +357,6 @@ def summarize(
         d_min=d_range[0],
         d_max=d_range[1],
     )
-    notes = list(notes or [])
-    if form.turn_over is not None and not turn.in_range:
-        notes.append(f"no number for the peak: {turn.status}")
-    elif turn.in_range and turn.sqrt_kl_ci.high > d_range[1]:
-        notes.append("the interval of the peak location reaches beyond the measured range")
     spare = n_points - p - 1
     aic = chi2 + penalty
     return FitResult(
@@ -336,10 +365,7 @@ def summarize(
         params=dict(params),
         stderr=dict(zip(params, map(float, stderr), strict=True)),
         covar=covar,
-        ci={
-            name: Interval(float(t - h), float(t + h))
-            for name, t, h in zip(params, theta, half, strict=True)
-        },
+        ci={name: Interval(*pair) for name, pair in zip(params, ends, strict=True)},
         ci_level=ci_level,
         quantile_dof=dict(zip(params, map(float, dofs), strict=True)),
         n_points=n_points,
@@ -356,209 +382,21 @@ def summarize(
         converged=bool(np.isfinite(theta).all()),
         has_uncertainty=has_uncertainty,
         at_bound=at_bound,
-        message="; ".join(notes) or "ok",
+        message="; ".join([*(notes or []), *_peak_notes(form, turn, d_range[1])]) or "ok",
     )
 
 
-def profile_ci(
-    sqrt_kl: ArrayLike,
-    gold: ArrayLike,
-    sigma: ArrayLike | None,
-    form: str,
-    quantity: Literal["peak_sqrt_kl", "peak_gold"],
-    *,
-    covariance: ArrayLike | None = None,
-    ci_level: float = 0.95,
-) -> Interval:
-    """Profile-likelihood interval of the peak location or height, by refitting under constraint.
-
-    An independent check of `fit_curve`'s Fieller and ellipse intervals: for a trial value of the
-    quantity the curve is refitted with the quantity held there, and the interval ends where χ² has
-    risen by the squared normal quantile. Generalized least squares if ``covariance`` is given.
-
-    Raises
-    ------
-    FitError
-        The maximum is not significant, so the interval is unbounded.
-    """
-    model = get_form(form)
-    turn = model.turn_over
-    if turn is None:
-        raise ConfigError(f"form {form!r} has no closed-form peak")
-    points = check_points(sqrt_kl, gold, sigma, covariance=covariance, min_points=3)
-    whiten = _whitener(points)
-    basis = whiten @ model.basis(points.sqrt_kl, np.nan)
-    target = whiten @ points.gold
-    theta = linear_operator(basis) @ target
-    best = float(np.sum((target - basis @ theta) ** 2))
-    rise = t_quantile(ci_level, math.inf) ** 2
-    where, height = (float(v) for v in peak(form, theta[0], theta[1]))
-    if not (np.isfinite(where) and where > 0):
-        raise FitError("the fitted curve has no maximum to profile", best=theta)
-
-    def direction(d: float) -> Array:
-        # With the peak at d, (α, β) = β (h(d), 1): a model with one coefficient.
-        return basis @ np.array([float(turn.ratio(np.array(d))), 1.0])
-
-    def chi2_location(d: float) -> float:
-        x = direction(d)
-        return float(target @ target - (x @ target) ** 2 / (x @ x))
-
-    def chi2_height(value: float) -> float:
-        def at(log_d: float) -> float:
-            d = np.array(math.exp(log_d))
-            beta = value / float(d * (turn.ratio(d) - turn.psi(d)))
-            return float(np.sum((target - beta * direction(float(d))) ** 2))
-
-        centre = math.log(where)
-        return float(
-            minimize_scalar(
-                at, bounds=(centre - 3.0, centre + 3.0), method="bounded", options={"xatol": 1e-10}
-            ).fun
-        )
-
-    profile, centre = {
-        "peak_sqrt_kl": (chi2_location, where),
-        "peak_gold": (chi2_height, height),
-    }[quantity]
-
-    def excess(log_value: float) -> float:
-        return profile(math.exp(log_value)) - best - rise
-
-    ends = []
-    for sign in (-1.0, 1.0):
-        step = 1e-3
-        while excess(math.log(centre) + sign * step) < 0:
-            step *= 1.5
-            if step > 3.0:
-                raise FitError(
-                    f"{quantity} is unbounded at level {ci_level:g}: the turn-over is not "
-                    "significant; measure further out or with more prompts",
-                    best=centre,
-                )
-        inside = math.log(centre) + sign * (step / 1.5 if step > 1e-3 else 0.0)
-        end = brentq(excess, inside, math.log(centre) + sign * step, xtol=1e-13)
-        ends.append(math.exp(float(end)))
-    return Interval(*ends)
-
-
-def check_points(
-    sqrt_kl: ArrayLike,
-    gold: ArrayLike,
-    sigma: ArrayLike | None,
-    *,
-    covariance: ArrayLike | None = None,
-    cut_off: float | None = None,
-    min_points: int = 1,
-    increasing: bool = True,
-) -> Points:
-    """Validate the points of a curve and keep those that inform a fit: 0 < d <= ``cut_off``.
-
-    ``increasing=False`` is for a measured KL, which noise may send back a little.
-    Raises `DataError` naming the column (argument), the row index, the value and the remedy.
-    """
-    d = _column(sqrt_kl, "sqrt_kl")
-    y = _column(gold, "gold")
-    _same_length(d, y, "gold")
-    cov: Array | None = None
-    if covariance is not None:
-        cov = np.asarray(covariance, dtype=float)
-        if cov.shape != (len(d), len(d)) or not np.isfinite(cov).all():
-            raise DataError(
-                f"covariance has shape {cov.shape}; it must be finite, ({len(d)}, {len(d)})"
-            )
-        if not np.allclose(cov, cov.T, rtol=1e-6, atol=1e-12 * float(np.abs(cov).max(initial=0))):
-            raise DataError("covariance is not symmetric")
-    if sigma is not None:
-        s = _column(sigma, "sigma")
-        _same_length(d, s, "sigma")
-    elif cov is not None:
-        s = np.sqrt(np.maximum(np.diag(cov), 0.0))
-    else:
-        raise DataError("sigma is None; give the standard error of each point, or a covariance")
-
-    for row in np.flatnonzero(np.diff(d) <= 0)[:1] + 1 if increasing else ():
-        raise DataError(
-            f"sqrt_kl must increase strictly: row {row} is {d[row]:g} after {d[row - 1]:g}; sort "
-            "the points and merge repeated ones; a measured KL that turns back, as PPO's may, is "
-            "for fit_replicates (records: fit_records), which takes values by prompt"
-        )
-    for row in np.flatnonzero(d < 0)[:1]:
-        raise DataError(f"sqrt_kl row {row} is {d[row]:g}; a root of a KL is at least 0")
-    for row in np.flatnonzero((s < 0) | ((s == 0) & (d > 0)))[:1]:
-        raise DataError(
-            f"sigma row {row} is {s[row]:g}; it is the standard error of the point and must be "
-            "positive (too few prompts give no stderr: drop the point)"
-        )
-    if len(d) and d[0] == 0 and abs(y[0]) > ZERO_TOLERANCE_SIGMA * s[0] + 1e-9:
-        raise DataError(
-            f"gold row 0 is {y[0]:g} at sqrt_kl 0; subtract the initial policy's score first"
-        )
-
-    keep = d > 0
-    if cut_off is not None:
-        keep &= d <= cut_off
-    rows = np.flatnonzero(keep)
-    if len(rows) < max(min_points, 1):
-        limit = "" if cut_off is None else f" and up to cut_off={cut_off:g}"
-        raise DataError(
-            f"{len(rows)} points above sqrt_kl 0{limit}; the form needs at least {min_points}"
-        )
-    s = s[rows]
-    return Points(
-        d[rows], y[rows], s, np.diag(s**2) if cov is None else cov[np.ix_(rows, rows)], rows
-    )
-
-
-def linear_operator(design: Array) -> Array:
-    """Least-squares operator A with A y = argmin ‖y − X θ‖, batched: (..., K, p) -> (..., p, K).
-
-    By QR. Weights enter by scaling the rows of ``design`` (and of y).
-    """
-    q, r = np.linalg.qr(design)
-    diagonal = np.abs(np.diagonal(r, axis1=-2, axis2=-1))
-    if (diagonal.min(axis=-1) <= 1e-12 * diagonal.max(axis=-1)).any():
-        raise FitError(
-            "the points do not determine the parameters (design matrix of deficient rank); use "
-            "points at more values of sqrt_kl"
-        )
-    return np.linalg.solve(r, np.swapaxes(q, -1, -2))
-
-
-def jacobian(form: Form, sqrt_kl: Array, params: Mapping[str, float]) -> Array:
-    """Derivative of the form by its parameters, (..., K, p): the basis, then the shape column."""
-    shape = np.nan if form.shape is None else float(params[form.shape])
-    basis = form.basis(sqrt_kl, shape)
-    if form.shape is None:
-        return basis
-    coef = np.array([params[name] for name in form.linear])
-    step = 1e-5 * shape
-    slope = (form.basis(sqrt_kl, shape + step) - form.basis(sqrt_kl, shape - step)) @ coef
-    return np.concatenate([basis, (slope / (2.0 * step))[..., None]], axis=-1)
-
-
-def t_quantile(level: float, dof: float) -> float:
-    """Two-sided quantile of Student's t at ``level``; normal for infinite ``dof``, nan below 1."""
-    if not dof >= 1:
-        return np.nan
-    if np.isinf(dof):
-        return float(special.ndtri(0.5 + level / 2.0))
-    return float(special.stdtrit(dof, 0.5 + level / 2.0))
+def _peak_notes(form: Form, turn: PeakEstimate, d_max: float) -> list[str]:
+    if form.turn_over is not None and not turn.in_range:
+        return [f"no number for the peak: {turn.status}"]
+    if turn.in_range and turn.sqrt_kl_ci.high > d_max:
+        return ["the interval of the peak location reaches beyond the measured range"]
+    return []
 
 
 def jsonable(value: object) -> Any:
     """Dataclasses, arrays and mappings as JSON types; nan becomes None, ±inf becomes a string."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(k): jsonable(v) for k, v in value.items()}
-    if isinstance(value, tuple | list):
-        return [jsonable(v) for v in value]
-    if isinstance(value, np.ndarray | np.generic):
-        return jsonable(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else str(value)
-    return value
+    return plain(value, infinite="text")
 
 
 def _fit_shape(form: Form, points: Points, whiten: Array) -> tuple[float, dict[str, float], bool]:
@@ -584,36 +422,3 @@ def _fit_shape(form: Form, points: Points, whiten: Array) -> tuple[float, dict[s
     )
     at_bound = bool(min(found.x - low, high - found.x) < 1e-4 * (high - low))
     return math.exp(found.x), {form.shape: math.exp(grid[best])}, at_bound
-
-
-def quadratic_form_p(chi2: float, noise: Array, residual_maker: Array) -> float:
-    """P(‖M e‖² > χ²) for e ~ N(0, ``noise``), by a scaled χ² with the same mean and variance."""
-    product = residual_maker @ noise @ residual_maker.T
-    mean, half_variance = float(np.trace(product)), float(np.sum(product**2))
-    scale = half_variance / mean
-    return float(special.chdtrc(mean / scale, chi2 / scale))
-
-
-def _whitener(points: Points) -> Array:
-    """L⁻¹ with L Lᵀ the covariance of the points: whitened points have covariance 1."""
-    try:
-        return np.asarray(np.linalg.inv(np.linalg.cholesky(points.covariance)))
-    except np.linalg.LinAlgError:
-        raise FitError(
-            "covariance of the points is not positive definite (points of one pool nearly "
-            "repeat each other, or fewer prompts than points); use estimator='wls'"
-        ) from None
-
-
-def _column(values: ArrayLike, name: str) -> Array:
-    array = np.asarray(values, dtype=float)
-    if array.ndim != 1:
-        raise DataError(f"{name} has shape {array.shape}; give one value per point")
-    for row in np.flatnonzero(~np.isfinite(array))[:1]:
-        raise DataError(f"{name} row {row} is {array[row]}; drop points that were not measured")
-    return array
-
-
-def _same_length(d: Array, column: Array, name: str) -> None:
-    if len(d) != len(column):
-        raise DataError(f"{name} has {len(column)} rows and sqrt_kl has {len(d)}")

@@ -1,9 +1,8 @@
-"""Fit coefficients against proxy size and data: scaling lines, shared α, forecasts and their score.
+"""Fit coefficients against proxy size and data: scaling lines, forecasts and their score.
 
 Takes fits of single curves from `fit` or `replicates`. A forecast is made for a proxy that has not
 been trained, is a frozen object that turns into JSON, and is scored against the fit of the proxy
-once it exists. After Gao et al. 2022, figure 3: α and β are close to linear in log parameters, and
-for RL one α serves every size.
+once it exists. After Gao et al. 2022, figure 3: α and β are close to linear in log parameters.
 
 Differs from the reference in carrying the covariance of every fit through to the forecast, and in
 counting the scatter of proxies about the line, beyond what their own errors explain.
@@ -22,61 +21,13 @@ from scipy import stats
 from scipy.linalg import block_diag
 
 from overopt.base.errors import ConfigError, DataError, FitError
-from overopt.fits.fit import (
-    Band,
-    FitResult,
-    check_points,
-    fit_curve,
-    jsonable,
-    linear_operator,
-    t_quantile,
-)
+from overopt.fits.fit import Band, FitResult, jsonable
 from overopt.fits.forms import Array, get_form
-from overopt.fits.peaks import Interval, PeakEstimate, estimate_peak
+from overopt.fits.linear import linear_operator, t_quantile
+from overopt.fits.peaks import Interval, estimate_peak
 
 QUANTITIES = ("alpha", "beta", "peak_sqrt_kl", "peak_gold")
 """What a forecast speaks of."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class CurvePoints:
-    """The points of one curve, as arguments of `fit_curve`."""
-
-    sqrt_kl: ArrayLike
-    gold: ArrayLike
-    sigma: ArrayLike | None = None
-    covariance: ArrayLike | None = None
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class SharedAlphaFit:
-    """One α for all curves and a β for each, against separate α."""
-
-    form: str
-    alpha: float
-    alpha_stderr: float
-    alpha_ci: Interval
-    beta: Mapping[str, float]
-    beta_stderr: Mapping[str, float]
-    beta_ci: Mapping[str, Interval]
-    covar: Array
-    """(1 + curves, 1 + curves): α, then the β in order."""
-    peak: Mapping[str, PeakEstimate]
-    ci_level: float
-    n_points: int
-    chi2: float
-    aic: float
-    aic_separate: float
-    delta_aic: float
-    """Shared minus separate: negative where sharing α is the better description."""
-    p_value: float
-    """Wald test of equal α: small where they differ."""
-    separate: Mapping[str, FitResult]
-
-    def predict(self, name: str, sqrt_kl: ArrayLike) -> Array:
-        """Fitted gold of curve ``name`` at ``sqrt_kl``."""
-        params = {"alpha": self.alpha, "beta": self.beta[name]}
-        return get_form(self.form).evaluate(sqrt_kl, params)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -196,123 +147,6 @@ class ForecastScore:
     """Whether the observed value lies in the forecast's interval; None where one is missing."""
 
 
-def fit_shared_alpha(
-    curves: Mapping[str, CurvePoints],
-    form: str = "rl",
-    *,
-    covariance: ArrayLike | None = None,
-    cut_off: float | None = None,
-    ci_level: float = 0.95,
-) -> SharedAlphaFit:
-    """Fit curves of several proxies with one α in common and a β each.
-
-    Weighted least squares over all points, standard errors by the sandwich, as in `fit_curve`.
-
-    Parameters
-    ----------
-    curves
-        By label (size), at least two.
-    form
-        A form with parameters α and β.
-    covariance
-        Covariance of all points of all curves stacked in order, for curves that share prompts or
-        pool. Without it curves count as independent.
-    cut_off, ci_level
-        As in `fit_curve`.
-    """
-    model = get_form(form)
-    if model.params != ("alpha", "beta"):
-        raise ConfigError(f"form {form!r} has parameters {model.params}; it needs alpha and beta")
-    if len(curves) < 2:
-        raise DataError(f"{len(curves)} curves; sharing alpha needs at least 2")
-    separate, points, offsets = {}, [], [0]
-    for name, c in curves.items():
-        separate[name] = fit_curve(
-            c.sqrt_kl,
-            c.gold,
-            c.sigma,
-            form,
-            covariance=c.covariance,
-            cut_off=cut_off,
-            ci_level=ci_level,
-        )
-        points.append(
-            check_points(
-                c.sqrt_kl, c.gold, c.sigma, covariance=c.covariance, cut_off=cut_off, min_points=2
-            )
-        )
-        offsets.append(offsets[-1] + len(np.asarray(c.gold)))
-    noise = block_diag(*(p.covariance for p in points))
-    if covariance is not None:
-        full = np.asarray(covariance, dtype=float)
-        if full.shape != (offsets[-1], offsets[-1]):
-            raise DataError(
-                f"covariance has shape {full.shape}; the curves have {offsets[-1]} points together"
-            )
-        rows = np.concatenate([p.rows + start for p, start in zip(points, offsets, strict=False)])
-        noise = full[np.ix_(rows, rows)]
-    sigma = np.concatenate([p.sigma for p in points])
-    gold = np.concatenate([p.gold for p in points]) / sigma
-    noise = noise / np.outer(sigma, sigma)
-    bases = [model.basis(p.sqrt_kl, np.nan) for p in points]
-    apart = block_diag(*bases) / sigma[:, None]
-    together = (
-        np.concatenate(
-            [np.concatenate([b[:, :1] for b in bases]), block_diag(*(b[:, 1:] for b in bases))],
-            axis=1,
-        )
-        / sigma[:, None]
-    )
-
-    def solve(design: Array) -> tuple[Array, Array, float, float]:
-        operator = linear_operator(design)
-        theta = operator @ gold
-        chi2 = float(np.sum((gold - design @ theta) ** 2))
-        penalty = 2.0 * float(np.trace(design @ operator @ noise))
-        return theta, operator @ noise @ operator.T, chi2, chi2 + penalty
-
-    theta, covar, chi2, aic = solve(together)
-    theta_apart, covar_apart, _, aic_apart = solve(apart)
-    contrast = np.zeros((len(points) - 1, 2 * len(points)))
-    contrast[:, 0] = -1.0
-    contrast[np.arange(len(points) - 1), 2 * np.arange(1, len(points))] = 1.0
-    gap = contrast @ theta_apart
-    wald = float(gap @ np.linalg.solve(contrast @ covar_apart @ contrast.T, gap))
-    stderr = np.sqrt(np.diag(covar))
-    q = t_quantile(ci_level, math.inf)
-    ci = [Interval(float(t - q * s), float(t + q * s)) for t, s in zip(theta, stderr, strict=True)]
-    peaks = {}
-    for i, (name, p) in enumerate(zip(curves, points, strict=True), start=1):
-        keep = np.ix_([0, i], [0, i])
-        peaks[name] = estimate_peak(
-            model,
-            theta[[0, i]],
-            covar[keep],
-            quantile=lambda _: q,
-            d_min=float(p.sqrt_kl[0]),
-            d_max=float(p.sqrt_kl[-1]),
-        )
-    return SharedAlphaFit(
-        form=form,
-        alpha=float(theta[0]),
-        alpha_stderr=float(stderr[0]),
-        alpha_ci=ci[0],
-        beta=dict(zip(curves, map(float, theta[1:]), strict=True)),
-        beta_stderr=dict(zip(curves, map(float, stderr[1:]), strict=True)),
-        beta_ci=dict(zip(curves, ci[1:], strict=True)),
-        covar=covar,
-        peak=peaks,
-        ci_level=ci_level,
-        n_points=len(gold),
-        chi2=chi2,
-        aic=aic,
-        aic_separate=aic_apart,
-        delta_aic=aic - aic_apart,
-        p_value=float(stats.chi2.sf(wald, len(points) - 1)),
-        separate=separate,
-    )
-
-
 def fit_scaling(
     points: Sequence[ScalingPoint],
     *,
@@ -348,25 +182,8 @@ def fit_scaling(
     Generalized least squares with the fits' covariances, multiplied by max(1, χ²/dof) (Birge) for
     scatter between proxies; t quantiles with ``dof``.
     """
-    points = list(points)
-    for term in terms:
-        if term not in ("log10_n_params", "log10_n_pairs"):
-            raise ConfigError(f"unknown term {term!r}; known: log10_n_params, log10_n_pairs")
-    for name in constant:
-        if name not in ("alpha", "beta"):
-            raise ConfigError(f"constant names {name!r}; known: alpha, beta")
-    for row, point in enumerate(points):
-        if tuple(point.fit.params) != ("alpha", "beta") or point.fit.form != points[0].fit.form:
-            raise DataError(
-                f"point {row} ({point.label}) is a fit of {point.fit.form!r}; use one "
-                "form with alpha and beta for all"
-            )
-        if not point.fit.has_uncertainty:
-            raise DataError(
-                f"point {row} ({point.label}) has no uncertainty: {point.fit.message}; drop it"
-            )
-    terms, constant = tuple(terms), tuple(constant)
-    blocks = [_design(terms, constant, p.n_params, p.n_pairs) for p in points]
+    points, terms, constant = list(points), tuple(terms), tuple(constant)
+    _check_scaling(points, terms, constant)
     n_coef = 2 * (1 + len(terms)) - len(terms) * len(set(constant))
     dof = 2 * len(points) - n_coef
     if dof < 1:
@@ -374,14 +191,9 @@ def fit_scaling(
             f"{len(points)} proxies for {n_coef} coefficients leave no residual; add proxies or "
             "drop terms"
         )
-    design = np.concatenate(blocks)
+    design = np.concatenate([_design(terms, constant, p.n_params, p.n_pairs) for p in points])
     target = np.concatenate([np.array(list(p.fit.params.values())) for p in points])
-    if covariance is None:
-        errors = block_diag(*(p.fit.covar for p in points))
-    else:
-        errors = np.asarray(covariance, dtype=float)
-        if errors.shape != (len(target), len(target)):
-            raise DataError(f"covariance has shape {errors.shape}; it must be {(len(target),) * 2}")
+    errors = _errors(points, covariance)
     try:
         whiten = np.linalg.inv(np.linalg.cholesky(errors))
     except np.linalg.LinAlgError:
@@ -410,18 +222,52 @@ def fit_scaling(
         dof=dof,
         p_value=float(stats.chi2.sf(chi2, dof)),
         ci_level=ci_level,
-        fitted_on=tuple(
-            {
-                "label": p.label,
-                "n_params": p.n_params,
-                "n_pairs": p.n_pairs,
-                "cut_off": p.fit.cut_off,
-                "params": dict(p.fit.params),
-                "stderr": dict(p.fit.stderr),
-            }
-            for p in points
-        ),
+        fitted_on=tuple(map(_described, points)),
     )
+
+
+def _check_scaling(
+    points: Sequence[ScalingPoint], terms: Sequence[str], constant: Sequence[str]
+) -> None:
+    for term in terms:
+        if term not in ("log10_n_params", "log10_n_pairs"):
+            raise ConfigError(f"unknown term {term!r}; known: log10_n_params, log10_n_pairs")
+    for name in constant:
+        if name not in ("alpha", "beta"):
+            raise ConfigError(f"constant names {name!r}; known: alpha, beta")
+    for row, point in enumerate(points):
+        if tuple(point.fit.params) != ("alpha", "beta") or point.fit.form != points[0].fit.form:
+            raise DataError(
+                f"point {row} ({point.label}) is a fit of {point.fit.form!r}; use one "
+                "form with alpha and beta for all"
+            )
+        if not point.fit.has_uncertainty:
+            raise DataError(
+                f"point {row} ({point.label}) has no uncertainty: {point.fit.message}; drop it"
+            )
+
+
+def _errors(points: Sequence[ScalingPoint], covariance: ArrayLike | None) -> Array:
+    """Covariance of (α₁, β₁, α₂, β₂, ...), (2n, 2n), as given or of independent fits."""
+    if covariance is None:
+        return np.asarray(block_diag(*(p.fit.covar for p in points)))
+    errors = np.asarray(covariance, dtype=float)
+    n = 2 * len(points)
+    if errors.shape != (n, n):
+        raise DataError(f"covariance has shape {errors.shape}; it must be {(n, n)}")
+    return errors
+
+
+def _described(point: ScalingPoint) -> dict[str, Any]:
+    """What a forecast keeps of a proxy that its line was fitted on."""
+    return {
+        "label": point.label,
+        "n_params": point.n_params,
+        "n_pairs": point.n_pairs,
+        "cut_off": point.fit.cut_off,
+        "params": dict(point.fit.params),
+        "stderr": dict(point.fit.stderr),
+    }
 
 
 def forecast(scaling: ScalingFit, n_params: float, n_pairs: float | None = None) -> Forecast:

@@ -48,7 +48,7 @@ SHOWN = Shown(
     coord="ppo_step",
     axis="PPO step",
     form="rl",
-    marker="^",
+    marker="s",
     treatments={"kl_coef": "kl_coef "},
 )
 _FORWARD_TOKENS = 8192  # padded tokens of one forward pass without gradient

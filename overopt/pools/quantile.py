@@ -94,6 +94,7 @@ class HumpWorld:
         return n / (self.scale * (n + self.power) * (n + self.power + 1))
 
     def nodes(self, step: float) -> Nodes:
+        """Trapezoid rule in the logit of u."""
         # u = 1/(1 + e^{−y}); the density of every method times u(1 − u) is below 1e-16 outside.
         y = np.arange(-45.0, 45.0 + step / 2, step)
         u, v = special.expit(y), special.expit(-y)
@@ -162,6 +163,7 @@ class AdditiveErrorWorld:
         return self.gold_std**2 / (self.gold_std**2 + variance)
 
     def nodes(self, step: float) -> Nodes:
+        """Trapezoid rule in the proxy score, or in its arsinh where the error has a heavy tail."""
         scale = float(np.hypot(self.gold_std, self.error_scale))
         if self.tail_index is None:
             t = np.arange(-11.0, 11.0 + step / 2, step)

@@ -205,6 +205,7 @@ def _check_finite(name: str, array: NDArray) -> None:
 
 
 def checked_points(name: str, points: ArrayLike, *, minimum: float) -> Floats:
+    """``points`` as float64 (K,), finite and at least ``minimum``; else `DataError` with ``name``."""
     array = np.atleast_1d(np.asarray(points, dtype=np.float64))
     if array.ndim != 1 or array.size == 0:
         raise DataError(f"{name}: shape {array.shape} is not a list of at least one number")
@@ -215,6 +216,7 @@ def checked_points(name: str, points: ArrayLike, *, minimum: float) -> Floats:
 
 
 def checked_ids(ids: ArrayLike, shape: tuple[int, ...]) -> NDArray:
+    """``ids`` as an integer array of ``shape``; else `DataError`."""
     array = np.asarray(ids)
     if not np.issubdtype(array.dtype, np.integer):
         raise DataError(f"ids: dtype {array.dtype} is not integer; number the distinct responses")

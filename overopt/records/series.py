@@ -1,53 +1,74 @@
-"""From records to tables and figures: `overopt fit`, `overopt stops`, `overopt figures`.
+"""From curves to series: replicates, means and fits of what `overopt fit` and `figures` show.
 
-Reads records, calls the pure functions of `fits` and `figures`, and writes pictures with a sidecar
-JSON each. Never imports torch.
+Pure functions of curves, but for the two that read a results directory. Never imports torch.
 """
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from overopt.base import files
 from overopt.base.errors import OveroptError
 from overopt.fits.fit import FitResult
+from overopt.fits.forms import get_form
 from overopt.fits.replicates import ReplicateCurve, fit_replicates, mean_curve
 from overopt.fits.scaling import ScalingPoint
-from overopt.records.curves import Curve, load_curves, results_dir
+from overopt.records.curves import BON, Curve, load_curves, results_dir
 
-FORMS = {"bon": "bon", "ppo": "rl"}
-
+Groups = dict[str, dict[str, list[Curve]]]
+"""Method -> series -> replicate curves."""
 
 _TREATMENTS = {
     "label_rule": "",
-    "label_flip_rate": "flips ",
+    "label_flip_rate": "flips",
     "mitigation": "",
-    "kl_coef": "kl_coef ",
+    "kl_coef": "kl_coef",
 }
+"""Columns that set series apart under every method -> what a legend calls them."""
+_PLAIN = {"", "none", 0, "argmax"}
+"""Values of a treatment that a legend need not name, unless others occur beside them."""
 
 
-def group_curves(curves: Sequence[Curve]) -> dict[str, dict[str, list[Curve]]]:
+def methods_of(curves: Iterable[Curve]) -> list[str]:
+    """Methods in the order of the records, best-of-n first."""
+    found = dict.fromkeys(curve.meta["method"] for curve in curves)
+    return sorted(found, key=lambda method: method != BON)
+
+
+def group_curves(curves: Sequence[Curve]) -> Groups:
     """Curves by method and series, sizes increasing, the largest data size only.
 
     A series is one proxy under one treatment: labels, mitigations or KL penalties that differ between
-    the curves, or are not the plain ones, are named in the legend and never averaged.
+    the curves, or are not the plain ones, are named in the legend and never averaged. So is what
+    the method's own description calls a treatment, where it differs between curves of the method.
     """
     most = max(c.meta["n_pairs"] for c in curves)
-    values = {t: {c.meta.get(t) for c in curves} - {None} for t in _TREATMENTS}
-    varying = [t for t, v in values.items() if len(v) > 1 or v - {"", "none", 0, "argmax"}]
-    groups: dict[str, dict[str, list[Curve]]] = {}
+    values = {t: _values(curves, t) for t in _TREATMENTS}
+    shared = [t for t, v in values.items() if len(v) > 1 or v - _PLAIN]
+    varying = {}
+    for method in methods_of(curves):
+        same = [c for c in curves if c.meta["method"] == method]
+        own = [t for t in same[0].shown.treatments if len(_values(same, t)) > 1]
+        varying[method] = dict.fromkeys([*shared, *own])
+    groups: Groups = {}
     for curve in sorted(curves, key=lambda c: (c.meta["n_params"], c.meta["backbone"])):
         if curve.meta["n_pairs"] == most:
-            name = series_name(curve)
-            for treatment in varying:
+            method, name = curve.meta["method"], series_name(curve)
+            called = _TREATMENTS | curve.shown.treatments
+            for treatment in varying[method]:
                 value = curve.meta.get(treatment)
                 if value not in (None, "none"):
-                    name += f", {_TREATMENTS[treatment]}{value}"
-            groups.setdefault(curve.meta["method"], {}).setdefault(name, []).append(curve)
+                    name += f", {called[treatment]} {value}" if called[treatment] else f", {value}"
+            groups.setdefault(method, {}).setdefault(name, []).append(curve)
     return groups
+
+
+def _values(curves: Sequence[Curve], column: str) -> set[Any]:
+    """Values of a column that occur, null left out."""
+    return {c.meta.get(column) for c in curves} - {None}
 
 
 def data_sweeps(curves: Sequence[Curve]) -> dict[str, dict[int, list[Curve]]]:
@@ -56,7 +77,7 @@ def data_sweeps(curves: Sequence[Curve]) -> dict[str, dict[int, list[Curve]]]:
     for curve in sorted(curves, key=lambda c: (c.meta["n_params"], c.meta["n_pairs"])):
         meta = curve.meta
         plain = meta.get("mitigation") in (None, "none") and meta["label_flip_rate"] == 0
-        if meta["method"] == "bon" and plain and meta["label_rule"] == "argmax":
+        if curve.is_bon and plain and meta["label_rule"] == "argmax":
             sweep = sweeps.setdefault(series_name(curve), {})
             sweep.setdefault(meta["n_pairs"], []).append(curve)
     return {name: sweep for name, sweep in sweeps.items() if len(sweep) >= 3}
@@ -65,15 +86,15 @@ def data_sweeps(curves: Sequence[Curve]) -> dict[str, dict[int, list[Curve]]]:
 def as_replicates(curves: Sequence[Curve]) -> list[ReplicateCurve]:
     """Curves of one series as the statistics see them: gold gains by prompt, known or measured KL.
 
-    PPO seeds of one proxy are averaged first: they are not independent proxies.
+    Seeds of a method against one proxy are averaged first: they are not independent proxies.
     """
     by_proxy: dict[tuple[int, int], list[Curve]] = {}
     for curve in curves:
         by_proxy.setdefault((curve.meta["data_seed"], curve.meta["rm_seed"]), []).append(curve)
     replicates = []
     for (data_seed, rm_seed), same in by_proxy.items():
-        gold = np.mean([c.arrays["gold"] - c.arrays["gold"][:1] for c in same], axis=0)
-        known = same[0].meta["method"] == "bon"
+        gold = np.mean([c.gain("gold") for c in same], axis=0)
+        known = same[0].is_bon
         kl = np.mean([np.maximum(c.arrays["kl"], 0.0) for c in same], axis=0)
         replicates.append(
             ReplicateCurve(
@@ -87,9 +108,7 @@ def as_replicates(curves: Sequence[Curve]) -> list[ReplicateCurve]:
     return replicates
 
 
-def load_tilts(
-    folder: Path, groups: dict[str, dict[str, list[Curve]]]
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def load_tilts(folder: Path, groups: Groups) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """√KL and mean gold gain of the exponential tilt by series, trusted points only.
 
     Replicates are averaged β by β. Empty where the records hold no tilt.
@@ -98,11 +117,10 @@ def load_tilts(
     if not file.is_file():
         return {}
     by_run: dict[str, list[dict[str, Any]]] = {}
-    for line in file.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for row in files.load_records(file):
         by_run.setdefault(row["run_id"], []).append(row)
     tilts = {}
-    for name, curves in groups.get("bon", {}).items():
+    for name, curves in groups.get(BON, {}).items():
         runs = [by_run[c.meta["run_id"]] for c in curves if c.meta["run_id"] in by_run]
         points = [p for p in zip(*runs, strict=True) if all(row["reliable"] for row in p)]
         if points:
@@ -114,14 +132,15 @@ def load_tilts(
     return tilts
 
 
-def fit_groups(groups: dict[str, dict[str, list[Curve]]]) -> dict[str, dict[str, FitResult]]:
+def fit_groups(groups: Groups) -> dict[str, dict[str, FitResult]]:
     """The method's form fitted to each series' replicates; a series that cannot be fitted is absent."""
     fits: dict[str, dict[str, FitResult]] = {}
     for method, series in groups.items():
         fits[method] = {}
         for name, curves in series.items():
+            form = get_form(curves[0].shown.form)  # raises for a form that does not exist
             try:
-                fits[method][name] = fit_replicates(as_replicates(curves), FORMS[method])
+                fits[method][name] = fit_replicates(as_replicates(curves), form.name)
             except OveroptError:
                 continue
     return fits
@@ -149,7 +168,7 @@ def scaling_points(curves: Sequence[Curve], method: str) -> list[ScalingPoint]:
 
 
 def fit_records(records: str | Path) -> dict[str, dict[str, FitResult]]:
-    """The fits that `overopt fit` prints: method (``bon``, ``ppo``) -> series -> result.
+    """The fits that `overopt fit` prints: method -> series -> result.
 
     Values by prompt enter, so that the standard errors hold for points that share prompts and pool.
     """

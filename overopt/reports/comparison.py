@@ -1,6 +1,6 @@
 """The report of a comparison: leaderboard and figures from the files of its results.
 
-Level 3, downstream of `overopt.comparison`, which writes those files: records and curves of the test
+Downstream of `overopt.study.comparison`, which writes those files: records and curves of the test
 runs, comparison.json (what each run is for) and choices.json (reference points and thresholds).
 Needs neither the store nor torch, so committed results can be reported anywhere.
 """
@@ -16,30 +16,27 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from overopt.analysis import stopping
+from overopt.analysis.effects import Effect
 from overopt.analysis.leaderboard import (
     COSTS,
     FEW_MITIGATIONS,
     FEW_SEEDS,
-    METRICS,
-    PRIMARY,
     SEEDS_FOR_MORE,
-    Effect,
-    Reference,
     Standing,
     leaderboard,
-    truncate,
 )
-from overopt.analysis.stopping import rule_named
+from overopt.analysis.metrics import METRICS, PRIMARY
+from overopt.analysis.reach import truncate
+from overopt.analysis.rules import rule_named, stop
+from overopt.analysis.tuning import Reference
 from overopt.base import files
 from overopt.base.errors import DataError
 from overopt.base.seeding import numpy_rng
-from overopt.fits.fit import jsonable
 from overopt.records.curves import Curve, load_curves
 from overopt.reports.figures import forest, frontier
 
-NOT_TRAINING = ("ppo_gold",)
-"""Stages whose CPU time is measurement, not a cost of the mitigation."""
+MEASURING = "_gold"
+"""How names of stages end whose CPU time is measurement, not a cost of the mitigation."""
 
 
 class Results(NamedTuple):
@@ -90,7 +87,7 @@ def load_results(results: str | Path) -> Results:
             if is_stopped:
                 rule = rule_named(mitigation["rule"])
                 threshold = float(choices[method]["mitigations"][name]["threshold"])
-                same = [truncate(c, stopping.stop(rule, c, threshold)) for c in same]
+                same = [truncate(c, stop(rule, c, threshold)) for c in same]
             curves[method][name] = same
             cpu_s[method][name] = float(np.mean([cost_of.get(i, math.nan) for i in ids]))
     references = {m: Reference(**choices[m]["reference"]) for m in protocol["methods"]}
@@ -102,7 +99,7 @@ def _costs(folder: Path) -> dict[str, float]:
     file = folder / "costs.jsonl"
     costs: dict[str, float] = {}
     for row in files.load_records(file) if file.is_file() else ():
-        if row["stage"] not in NOT_TRAINING:
+        if not row["stage"].endswith(MEASURING):
             costs[row["run_id"]] = costs.get(row["run_id"], 0.0) + row["cpu_s"]
     return costs
 
@@ -131,14 +128,15 @@ def report(results: str | Path) -> str:
     text = _as_text(found, standings)
     files.save_json(
         folder / "leaderboard.json",
-        jsonable(
+        files.plain(
             {
                 "comparison": found.protocol["name"],
                 "baseline": baseline,
                 "metrics": METRICS,
                 "references": found.references,
                 "standings": standings,
-            }
+            },
+            infinite="text",
         ),
     )
     (folder / "leaderboard.md").write_text(text + "\n", encoding="utf-8")
@@ -147,7 +145,8 @@ def report(results: str | Path) -> str:
         side = {"comparison": found.protocol["name"], "records": sorted(set(used))}
         figure = frontier.frontier(found.curves, families, found.references, baseline=baseline)
         _save_figure(folder / "frontier.png", figure, side | {"references": found.references})
-        figure = forest.forest(standings, baseline=baseline)
+        labels = {m: same[baseline][0].shown.label for m, same in found.curves.items()}
+        figure = forest.forest(standings, labels, baseline=baseline)
         _save_figure(folder / "effects.png", figure, side | {"effects": _effects(standings)})
     return text
 
@@ -161,7 +160,7 @@ def _effects(standings: Mapping[str, Sequence[Standing]]) -> dict[str, Any]:
 
 def _save_figure(path: Path, figure: Figure, side: Mapping[str, Any]) -> None:
     figure.savefig(path, dpi=160, metadata={"Software": None})
-    text = json.dumps(jsonable(side), indent=1, allow_nan=False)
+    text = json.dumps(files.plain(side, infinite="text"), indent=1, allow_nan=False)
     path.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
 
 

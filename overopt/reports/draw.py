@@ -1,89 +1,119 @@
-"""Draws every figure that the records of a results directory can support."""
+"""Draws every figure that the records of a results directory hold: `overopt figures`.
 
+A figure is a file: those of `overopt.reports.figures` are found by their names, a user's own by its
+path. Each picture gets a JSON beside it, with the fingerprints of its records, fits and peaks.
+"""
+
+import importlib
 import json
+import pkgutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from overopt.analysis.peaks import mean_peak, peak_of
+from matplotlib.figure import Figure
+
+from overopt.analysis.peaks import peaks_of_most_data
+from overopt.base.errors import ConfigError, DataError
 from overopt.base.files import plain
-from overopt.fits.fit import POOR_FIT_P, jsonable
-from overopt.fits.scaling import fit_scaling
-from overopt.records.curves import load_curves, results_dir
-from overopt.records.series import (
-    FORMS,
-    as_replicates,
-    data_sweeps,
-    fit_groups,
-    group_curves,
-    load_tilts,
-    scaling_points,
-)
-from overopt.reports.figures import coefficients, data_sizes, overoptimization, size_and_peak
+from overopt.base.userfile import load_module
+from overopt.records.view import ResultsView, view
+from overopt.reports import figures
 
-FEWEST_SIZES = 4  # for a picture of coefficients: a line through three leaves one degree of freedom
+NAMELESS = ("quick", "exp001_figure1")
+"""Experiments whose pictures do not carry their name: fig01.png, not fig01_desk.png."""
 
 
-def draw(records: str | Path, out: str | Path) -> list[Path]:
-    """Draw the figures of a results directory into ``out``; returns the files written."""
-    folder = results_dir(records)
-    curves = load_curves(folder)
-    groups = group_curves(curves)
-    fits = fit_groups(groups)
-    replicates = {
-        m: {name: as_replicates(same) for name, same in series.items()}
-        for m, series in groups.items()
+class FigureFile(NamedTuple):
+    """One figure: what its file defines."""
+
+    name: str
+    picture: str
+    """Name of the picture's file, before that of the experiment."""
+    draw: Callable[[ResultsView], Figure | None]
+    sidecar: Callable[[ResultsView], dict[str, Any]] | None
+    """Further entries of the JSON beside the picture."""
+
+
+def draw(records: str | Path, out: str | Path, only: Sequence[str | Path] = ()) -> list[Path]:
+    """Draw the figures of a results directory into ``out``; returns the files written.
+
+    Parameters
+    ----------
+    records : results directory, or a preset's name.
+    out : directory of the pictures.
+    only : names of built-in figures and paths of figure files (.py) to draw; by default all that
+        are built in.
+
+    Raises
+    ------
+    ConfigError
+        A figure that does not exist, a file without ``draw``, or one that draws something else.
+    DataError
+        Records that do not hold what a figure of ``only`` shows.
+    """
+    chosen = [figure_of(name) for name in only] or built_in()
+    twice = {f.picture for f in chosen if sum(g.picture == f.picture for g in chosen) > 1}
+    if twice:
+        raise ConfigError(f"figures {', '.join(sorted(twice))} are asked for twice: rename a file")
+    results = view(records)
+    pictures = {}
+    for figure in chosen:
+        picture = figure.draw(results)
+        if picture is None and only:
+            raise DataError(
+                f"figure {figure.name!r}: {str(results.folder)!r} does not hold what it shows"
+            )
+        if picture is not None:
+            if not isinstance(picture, Figure):
+                raise ConfigError(
+                    f"figure {figure.name!r}: draw(results) returned {type(picture).__name__}, not a"
+                    " matplotlib Figure or None"
+                )
+            pictures[figure] = picture
+    return [file for figure, p in pictures.items() for file in _save(p, figure, results, Path(out))]
+
+
+def built_in() -> list[FigureFile]:
+    """Figures of the package: files of its folder that have ``draw``, sorted by name."""
+    names = sorted(info.name for info in pkgutil.iter_modules(figures.__path__))
+    modules = {n: importlib.import_module(f"{figures.__name__}.{n}") for n in names if n[0] != "_"}
+    return [_figure(name, module) for name, module in modules.items() if hasattr(module, "draw")]
+
+
+def figure_of(name: str | Path) -> FigureFile:
+    """The built-in figure ``name``, or that of the file ``name`` if it ends in .py."""
+    if str(name).endswith(".py"):
+        return _figure(Path(name).stem, load_module(name, needs=("draw",)))
+    found = {figure.name: figure for figure in built_in()}
+    if str(name) not in found:
+        raise ConfigError(
+            f"figure {str(name)!r} does not exist: give one of {', '.join(found)}, or a .py file"
+            " with a function draw(results)"
+        )
+    return found[str(name)]
+
+
+def _figure(name: str, module: Any) -> FigureFile:
+    picture = getattr(module, "PICTURE", name)
+    return FigureFile(name, picture, module.draw, getattr(module, "sidecar", None))
+
+
+def _save(picture: Figure, figure: FigureFile, results: ResultsView, out: Path) -> list[Path]:
+    """Write the picture and its JSON; returns both paths."""
+    name = results.experiment
+    stem = figure.picture if name in NAMELESS else f"{figure.picture}_{name}"
+    fits = {m: {k: f.to_dict() for k, f in s.items()} for m, s in results.fits.items()}
+    side = {
+        "experiment": name,
+        "records": sorted({c.meta["run_id"] for c in results.curves}),
+        "peaks": peaks_of_most_data(results.curves),
+        **({} if figure.sidecar is None else figure.sidecar(results)),
+        "fits": fits,
     }
-    out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    name = curves[0].meta["experiment"]
-    most = max(c.meta["n_pairs"] for c in curves)
-    peaks = [peak_of(c) for c in curves if c.meta["n_pairs"] == most]
-    stem = "fig01" if name in ("quick", "exp001_figure1") else f"fig01_{name}"
-    pictures = {
-        stem: overoptimization.overoptimization(
-            groups, replicates, fits, load_tilts(folder, groups)
-        )
-    }
-    if len({p["n_params"] for p in peaks}) > 2:
-        by_method = {
-            m: [
-                (p["n_params"], p["peak_gold"], p["peak_stderr"]) for p in peaks if p["method"] == m
-            ]
-            for m in FORMS
-        }
-        by_method = {m: v for m, v in by_method.items() if v}
-        pictures[stem.replace("fig01", "fig02")] = size_and_peak.size_and_peak(by_method)
-    points = scaling_points(curves, "bon")
-    if len(points) >= FEWEST_SIZES and all(p.fit.p_value >= POOR_FIT_P for p in points):
-        pictures[stem.replace("fig01", "fig04")] = coefficients.coefficients(
-            points, fit_scaling(points)
-        )
-    sweeps = data_sweeps(curves)
-    # Curves may end at different n: peaks are compared over what all of them cover.
-    ends = [int(c["value"][-1]) for sweep in sweeps.values() for s in sweep.values() for c in s]
-    sweep_peaks = {
-        series: [(n, *mean_peak(same, min(ends))) for n, same in sweep.items()]
-        for series, sweep in sweeps.items()
-    }
-    if sweeps:
-        pictures[stem.replace("fig01", "fig03")] = data_sizes.data_sizes(
-            sweeps,
-            {s: {n: as_replicates(c) for n, c in sweep.items()} for s, sweep in sweeps.items()},
-            sweep_peaks,
-            min(ends),
-        )
-    written = []
-    for file, figure in pictures.items():
-        path = out / f"{file}.png"
-        figure.savefig(path, dpi=160, metadata={"Software": None})
-        side = {
-            "experiment": name,
-            "records": sorted({c.meta["run_id"] for c in curves}),
-            "peaks": peaks,
-            **({"data_size_peaks": sweep_peaks} if "fig03" in file else {}),
-            "fits": {m: {k: jsonable(f) for k, f in s.items()} for m, s in fits.items()},
-        }
-        (out / f"{file}.json").write_text(
-            json.dumps(plain(side), indent=1, allow_nan=False) + "\n", encoding="utf-8"
-        )
-        written += [path, out / f"{file}.json"]
-    return written
+    files = [out / f"{stem}.png", out / f"{stem}.json"]
+    picture.savefig(files[0], dpi=160, metadata={"Software": None})
+    text = json.dumps(plain(side), indent=1, allow_nan=False)
+    files[1].write_text(text + "\n", encoding="utf-8")
+    return files

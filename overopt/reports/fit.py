@@ -3,18 +3,17 @@
 import math
 from pathlib import Path
 
-from overopt.analysis.peaks import peak_of, peak_table, size_rank_correlation
+from overopt.analysis.peaks import peak_table, peaks_of_most_data, size_rank_correlation
 from overopt.fits.fit import POOR_FIT_P
-from overopt.records.curves import load_curves, results_dir
-from overopt.records.series import FORMS, fit_groups, group_curves
+from overopt.records.view import view
 
 
 def fit(records: str | Path) -> str:
     """Fits and peaks of a results directory, as a table."""
-    curves = load_curves(results_dir(records))
-    lines = ["measured: each curve's highest point and its end", peak_table(curves), ""]
+    results = view(records)
+    lines = ["measured: each curve's highest point and its end", peak_table(results.curves), ""]
     lines.append("fitted: functional forms over the whole curve, and the peak that they imply")
-    for method, series in fit_groups(group_curves(curves)).items():
+    for method, series in results.fits.items():
         for name, result in series.items():
             params = ", ".join(
                 f"{k} = {v:.3f} ± {result.stderr[k]:.3f}" for k, v in result.params.items()
@@ -32,10 +31,9 @@ def fit(records: str | Path) -> str:
         "p: of deviations from the form as large as these, by the scatter of prompts and seeds; "
         f"below {POOR_FIT_P:g} the form does not describe the curve, and its parameters mean little"
     )
-    peaks = [peak_of(c) for c in curves]
-    most = max(p["n_pairs"] for p in peaks)
-    for method in FORMS:
-        rho = size_rank_correlation([p for p in peaks if p["n_pairs"] == most], method)
+    peaks = peaks_of_most_data(results.curves)
+    for method in results.methods:
+        rho = size_rank_correlation(peaks, method)
         if not math.isnan(rho):
             lines.append(f"{method}: Spearman correlation of proxy size with peak gold {rho:.2f}")
     return "\n".join(lines)

@@ -8,13 +8,15 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from overopt.analysis.peaks import PEAK_MEANING
 from overopt.base.errors import DataError
 from overopt.fits import scaling
 from overopt.fits.fit import POOR_FIT_P
-from overopt.records.curves import load_curves, results_dir
+from overopt.records.curves import BON
 from overopt.records.series import scaling_points
+from overopt.records.view import ResultsView, view
 from overopt.reports.text import interval, number
 
 FORECAST_SIZES = 3
@@ -25,7 +27,7 @@ SAME_SIZE = 0.1
 
 
 def forecast(
-    records: str | Path, *, n_params: float, method: str = "bon", out: str | Path | None = None
+    records: str | Path, *, n_params: float, method: str = BON, out: str | Path | None = None
 ) -> str:
     """Forecast the peak of a proxy of ``n_params`` that was not trained; written once, as JSON.
 
@@ -36,7 +38,7 @@ def forecast(
     n_params
         Non-embedding parameters of the proxy to come.
     method
-        ``bon`` or ``ppo``.
+        As records call it: ``bon``, or the method that optimised the policy.
     out
         File to write; by default ``results/forecast_<records>_<method>_<size>M.json``.
 
@@ -54,15 +56,49 @@ def forecast(
     """
     if not (math.isfinite(n_params) and n_params > 0):
         raise DataError(f"n_params = {n_params}: give the proxy's positive number of parameters")
-    folder = results_dir(records)
-    curves = load_curves(folder)
-    points = scaling_points(curves, method)
+    results = view(records)
+    points = _points_for(results, method, n_params)
+    line = scaling.fit_scaling(points)
+    made = scaling.forecast(line, n_params, points[0].n_pairs)
+    name = f"forecast_{results.folder.resolve().name}_{method}_{n_params / 1e6:.3g}M.json"
+    path = Path("results") / name if out is None else Path(out)
+    same = [c for c in results.curves if c.meta["method"] == method]
+    _write_once(
+        path,
+        {
+            "schema_version": FORECAST_VERSION,
+            "experiment": results.experiment,
+            "method": method,
+            "records": sorted({c.meta["run_id"] for c in same}),
+            "scatter": line.scatter,
+            "forecast": made.to_dict(),
+        },
+    )
+    lines = [
+        f"{method} (form {made.form}), proxy of {n_params / 1e6:.3g}M parameters and"
+        f" {made.n_pairs} pairs; {made.ci_level:.0%} intervals, t with {made.dof} dof",
+        *(
+            f"  {name:12} {number(getattr(made, name))} {interval(made.ci[name])}"
+            for name in scaling.QUANTITIES
+        ),
+        f"  peak: {PEAK_MEANING.get(made.peak_status, made.peak_status)}",
+        f"  fitted on {', '.join(p.label for p in points)}; chi2/dof {line.chi2 / line.dof:.2f}",
+    ]
+    reach = max(float(c["sqrt_kl"].max()) for c in same)
+    return "\n".join([*lines, *_doubts(made, points, reach), f"written to {path}"])
+
+
+def _points_for(results: ResultsView, method: str, n_params: float) -> list[scaling.ScalingPoint]:
+    """The fits by size that a forecast for ``n_params`` starts from; DataError where it cannot."""
+    points = scaling_points(results.curves, method)
     if len(points) < FORECAST_SIZES:
         found = ", ".join(p.label for p in points) or "none"
+        others = ", ".join(m for m in results.methods if m != method)
+        hint = f"; they have curves of {others}" if method not in results.methods else ""
         raise DataError(
-            f"{str(folder)!r} has {len(points)} proxy sizes with a {method} fit ({found}); a"
-            f" forecast needs at least {FORECAST_SIZES}: run more sizes with both prompts and"
-            " points enough to fit"
+            f"{str(results.folder)!r} has {len(points)} proxy sizes with a {method} fit"
+            f" ({found}){hint}; a forecast needs at least {FORECAST_SIZES}: run more sizes with both"
+            " prompts and points enough to fit"
         )
     held = _nearest_size([p.n_params for p in points], n_params)
     if held is not None:
@@ -70,18 +106,11 @@ def forecast(
             f"n_params = {n_params:.3g}: the records already hold a proxy of {held:.3g}"
             " parameters; forecast one that is not trained yet"
         )
-    line = scaling.fit_scaling(points)
-    made = scaling.forecast(line, n_params, points[0].n_pairs)
-    name = f"forecast_{folder.resolve().name}_{method}_{n_params / 1e6:.3g}M.json"
-    path = Path("results") / name if out is None else Path(out)
-    written = {
-        "schema_version": FORECAST_VERSION,
-        "experiment": curves[0].meta["experiment"],
-        "method": method,
-        "records": sorted({c.meta["run_id"] for c in curves if c.meta["method"] == method}),
-        "scatter": line.scatter,
-        "forecast": made.to_dict(),
-    }
+    return points
+
+
+def _write_once(path: Path, written: dict[str, Any]) -> None:
+    """Write a forecast, unless there is one."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("x", encoding="utf-8") as file:
@@ -93,32 +122,27 @@ def forecast(
         ) from e
     except OSError as e:
         raise DataError(f"forecast {str(path)!r} cannot be written: {e.strerror}") from e
-    largest = max(p.n_params for p in points)
-    lines = [
-        f"{method} (form {made.form}), proxy of {n_params / 1e6:.3g}M parameters and"
-        f" {made.n_pairs} pairs; {made.ci_level:.0%} intervals, t with {made.dof} dof",
-        *(
-            f"  {name:12} {number(getattr(made, name))} {interval(made.ci[name])}"
-            for name in scaling.QUANTITIES
-        ),
-        f"  peak: {PEAK_MEANING.get(made.peak_status, made.peak_status)}",
-        f"  fitted on {', '.join(p.label for p in points)}; chi2/dof {line.chi2 / line.dof:.2f}",
-    ]
-    reach = max(float(c["sqrt_kl"].max()) for c in curves if c.meta["method"] == method)
+
+
+def _doubts(
+    made: scaling.Forecast, points: Sequence[scaling.ScalingPoint], reach: float
+) -> list[str]:
+    """What a reader of the forecast should know; ``reach`` is the largest √KL measured."""
+    lines = []
     if made.peak_sqrt_kl > reach:
         lines.append(
             f"  that peak lies beyond √KL {reach:.3g}, the largest measured: it is the form's, no"
             " curve has shown one there"
         )
-    if n_params > largest:
-        lines.append(f"  extrapolates {n_params / largest:.2g}-fold beyond the largest size")
+    largest = max(p.n_params for p in points)
+    if made.n_params > largest:
+        lines.append(f"  extrapolates {made.n_params / largest:.2g}-fold beyond the largest size")
     poor = ", ".join(p.label for p in points if p.fit.p_value < POOR_FIT_P)
     if poor:
         lines.append(
             f"  the form does not describe (p < {POOR_FIT_P:g}): {poor}; trust no interval"
         )
-    lines += [f"  note on the {p.label}: {p.fit.message}" for p in points if p.fit.message]
-    return "\n".join([*lines, f"written to {path}"])
+    return lines + [f"  note on the {p.label}: {p.fit.message}" for p in points if p.fit.message]
 
 
 def score(records: str | Path, forecast_file: str | Path) -> str:
@@ -139,7 +163,7 @@ def score(records: str | Path, forecast_file: str | Path) -> str:
         raise DataError(
             f"{str(forecast_file)!r} is not a forecast written by this package: {e}"
         ) from e
-    curves = [c for c in load_curves(results_dir(records)) if c.meta["n_pairs"] == made.n_pairs]
+    curves = [c for c in view(records).curves if c.meta["n_pairs"] == made.n_pairs]
     points = scaling_points(curves, method)
     size = _nearest_size([p.n_params for p in points], made.n_params)
     if size is None:

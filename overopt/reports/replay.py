@@ -1,6 +1,6 @@
 """Tables for samples that somebody else scored: `overopt replay`.
 
-`overopt.replay` reads the file; best-of-n, tilt and fit are those of our own pools. Never imports
+`overopt.pools.replay` reads the file; best-of-n, tilt and fit are those of our own pools. Never imports
 torch.
 """
 
@@ -14,7 +14,8 @@ from overopt.analysis.peaks import PEAK_MEANING
 from overopt.base.errors import OveroptError
 from overopt.fits.replicates import ReplicateCurve, fit_replicates
 from overopt.pools.best_of_n import best_of_n, kl_bon, kl_bon_ties
-from overopt.pools.replay import ReplayColumns, ReplayTable, read_replay
+from overopt.pools.replay import ReplayTable, read_replay
+from overopt.pools.replay_layout import ReplayColumns
 from overopt.pools.tilt import exponential_tilt
 from overopt.reports.text import interval, plus_minus
 
@@ -30,7 +31,7 @@ def replay(
     prompt_id: str | None = None,
     pool_size: int | None = None,
 ) -> str:
-    """Best-of-n, tilt and fit of other people's samples; see `overopt.replay` for the layouts.
+    """Best-of-n, tilt and fit of other people's samples; see `overopt.pools.replay` for the layouts.
 
     Parameters
     ----------

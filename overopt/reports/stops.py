@@ -1,33 +1,50 @@
 """``overopt stops`` as text: rules for stopping without gold, scored over proxies."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
-from overopt.analysis import stopping
+from overopt.analysis.regret import proxy_of
+from overopt.analysis.rules import RULES, Rule
+from overopt.analysis.stopping import compare_rules, rank_detectors
 from overopt.base.errors import DataError
-from overopt.records.curves import load_curves, results_dir
+from overopt.records.curves import Curve
+from overopt.records.view import view
 from overopt.reports.text import with_error
 
 FEW_PROXIES = 5  # below, thresholds and errors of stopping rules are not to be trusted
 
 
 def stops(records: str | Path) -> str:
-    """Rules for stopping PPO without gold, as a table: what each loses against the oracle.
+    """Rules for stopping without gold: what each loses against the oracle, a table a method.
+
+    Every method whose curve is a trajectory has one; best-of-n has no steps to stop at.
 
     Raises
     ------
     DataError
-        Fewer than two proxies with PPO curves: thresholds are tuned on the others.
+        No curve with steps, or fewer than two proxies: thresholds are tuned on the others.
     """
-    curves = [c for c in load_curves(results_dir(records)) if c.meta["method"] == "ppo"]
-    if not curves:
-        raise DataError(f"records {str(records)!r} hold no PPO curve: stopping rules need one")
-    scores = stopping.compare_rules(curves)
-    detectors = {d.rule: d for d in stopping.rank_detectors(curves)}
-    rules = {rule.name: rule for rule in stopping.RULES}
+    by_method: dict[str, list[Curve]] = {}
+    for curve in view(records).curves:
+        if not curve.is_bon:
+            by_method.setdefault(curve.meta["method"], []).append(curve)
+    if not by_method:
+        raise DataError(
+            f"records {str(records)!r} hold no curve of an optimised policy, only best-of-n: stopping"
+            " rules need one"
+        )
+    return "\n\n".join(map(_table, by_method.values()))
+
+
+def _table(curves: Sequence[Curve]) -> str:
+    """The rules on the curves of one method."""
+    scores = compare_rules(curves)
+    detectors = {d.rule: d for d in rank_detectors(curves)}
+    rules = {rule.name: rule for rule in RULES}
     lines = [
-        f"{len(curves)} PPO curves; regret in sd of gold against the oracle, tuned on other proxies"
-        " and on the other half of the prompts",
+        f"{len(curves)} {curves[0].shown.label} curves; regret in sd of gold against the oracle,"
+        " tuned on other proxies and on the other half of the prompts",
         f"{'rule':20} {'regret':>13} {'in sample':>9} {'steps before peak':>17}"
         f" {'AUC':>11}  {'threshold':<20}",
     ]
@@ -41,10 +58,10 @@ def stops(records: str | Path) -> str:
             f"{score.rule:20} {regret:>13} {score.regret.in_sample:9.2f} {score.lead:17.1f}"
             f" {auc:>11}  {threshold}"
         )
-    absent = [r.name for r in stopping.RULES if r.name not in detectors]
+    absent = [name for name in rules if name not in detectors]
     if absent:
         lines.append(f"not in these records: what {', '.join(absent)} would watch")
-    n_proxies = len({stopping.proxy_of(c) for c in curves})
+    n_proxies = len({proxy_of(c) for c in curves})
     if n_proxies < FEW_PROXIES:
         lines.append(
             f"{n_proxies} proxies are few to tune a threshold on and to score it: the errors are too"
@@ -53,7 +70,7 @@ def stops(records: str | Path) -> str:
     return "\n".join(lines)
 
 
-def _threshold(rule: stopping.Rule, value: float) -> str:
+def _threshold(rule: Rule, value: float) -> str:
     """In words where it is infinite: every signal is past it, or none."""
     if math.isfinite(value):
         return f"{value:.3g} {rule.unit}"

@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from overopt.analysis import stopping
-from overopt.analysis.leaderboard import PRIMARY, choose, common_range, find_reference
-from overopt.analysis.stopping import rule_named
+from overopt.analysis.metrics import PRIMARY
+from overopt.analysis.rules import RULES, rule_named
+from overopt.analysis.tuning import choose, common_range, find_reference
 from overopt.base import files
 from overopt.base.config import RuntimeConfig, apply_overrides, check_types, require
 from overopt.base.errors import ConfigError
@@ -94,7 +95,7 @@ class Mitigation:
         require(self.name != "", "name", self.name, "give the mitigation a name")
         if self.kind == "stopping":
             require(self.trials == (), f"{where}: trials", self.trials, "a rule has no trials")
-            known = [rule.name for rule in stopping.RULES]
+            known = [rule.name for rule in RULES]
             require(self.rule in known, f"{where}: rule", self.rule, f"use one of {known}")
         else:
             require(len(self.trials) > 0, f"{where}: trials", self.trials, "give at least one")
@@ -212,7 +213,7 @@ class Comparison:
 
     def _check_signal(self, mitigation: Mitigation) -> None:
         """Raise ConfigError if the baseline's runs will not record what the rule watches."""
-        rule = next(r for r in stopping.RULES if r.name == mitigation.rule)
+        rule = next(r for r in RULES if r.name == mitigation.rule)
         where = f"mitigation {mitigation.name!r}: rule"
         require(
             not (mitigation.applies_to("bon") and "bon" in self.methods)

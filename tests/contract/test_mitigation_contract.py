@@ -16,8 +16,6 @@ from overopt.nets.sampling import sample
 from overopt.rewards.kinds import bradley_terry
 from overopt.rewards.kinds.ensemble import (
     average_weights,
-    load_transform,
-    member_proxies,
     normalised_ensemble,
 )
 from overopt.rewards.kinds.reward_model import MultiHeadScorer, RewardModelScorer
@@ -26,8 +24,10 @@ from overopt.rewards.settings import RewardConfig
 from overopt.rewards.transforms import length
 from overopt.rewards.transforms.ensembles import ENSEMBLES
 from overopt.rewards.transforms.inputs import RewardInputs, Step, check_contract
+from overopt.rewards.transforms.own import load_transform
 from overopt.rewards.transforms.shaping import SHAPINGS
 from overopt.stages.names import mitigation_name
+from overopt.stages.reward import member_proxies
 from overopt.stages.settings import RunConfig
 from overopt.study.chain import build_graph
 from overopt.study.presets import load_experiment
@@ -109,10 +109,10 @@ def test_a_broken_user_file_is_refused_with_the_reason(body, message, tmp_path):
         (["reward.members=2", "reward.members_by=heads", "reward.backbones=ladder:3m"],
          "reward.backbones = .*has no effect"),
         (["reward.members=2", "reward.members_by=heads", "proxy.length_control=1"], "heads on one"),
-        (["reward.members=2", "proxy.kind=gold"], "reward.members = 2: the gold model as proxy"),
-        (["reward.transform=absent.py"], "reward.transform = 'absent.py': does not exist"),
+        (["reward.members=2", "proxy.kind=gold"], "reward.members = 2: a proxy of kind .gold. has no"),
+        (["reward.transform=absent.py"], "reward.transform = 'absent.py' does not exist"),
         (["proxy.length_control=-1"], "proxy.length_control = -1.0"),
-        (["method.kl_target=6"], "method.kl_coef = 0.0: must be above 0 with ppo.kl_target"),
+        (["method.kl_target=6"], "method.kl_coef = 0.0: must be above 0 with method.kl_target"),
         (["method.shaping=par", "method.shaping_scale=0"], "method.shaping_scale = 0.0"),
     ],
 )  # fmt: skip
@@ -188,9 +188,9 @@ def test_names_of_series():
         reward=RewardConfig(members=5, combine="mean_minus_variance", members_by="bootstrap"),
         method=ppo.Settings(shaping="par", kl_coef=0.1, kl_target=6.0),
     )
-    assert mitigation_name(RunConfig(), with_ppo=True) == "none"
-    assert mitigation_name(run, with_ppo=False) == "UWO 0.5 of 5 by bootstrap"
-    assert mitigation_name(run, with_ppo=True) == "UWO 0.5 of 5 by bootstrap, par 1, KL target 6"
+    assert mitigation_name(RunConfig(), with_method=True) == "none"
+    assert mitigation_name(run, with_method=False) == "UWO 0.5 of 5 by bootstrap"
+    assert mitigation_name(run, with_method=True) == "UWO 0.5 of 5 by bootstrap, par 1, KL target 6"
     others = [
         replace(run, method=replace(run.method, kl_gain=0.5)),
         *(
@@ -199,7 +199,7 @@ def test_names_of_series():
         ),
     ]
     # Series are told apart by this name: settings that differ must not share it.
-    assert len({mitigation_name(r, with_ppo=True) for r in [run, *others]}) == 4
+    assert len({mitigation_name(r, with_method=True) for r in [run, *others]}) == 4
 
 
 # --- scorers --------------------------------------------------------------------------------------

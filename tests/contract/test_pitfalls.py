@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ppo_steps import ppo_step
 from small_smoke import prompts_file
 from tolerances import FP32, FP64
 from torch import nn
@@ -345,12 +346,12 @@ def test_models_have_no_dropout_and_the_reference_stays_fixed(tiny_llama, ragged
     ids = torch.randint(2, 48, (3, 9), generator=torch_generator(0, "ids"))
     with torch.no_grad():
         assert torch.equal(state.policy.train()(ids), state.policy.eval()(ids))
-    responses = ppo.evaluate_policy(state.policy, prompts, copies=2, n_tokens=8, seed=0)
+    responses = sample(state.policy, prompts, copies=2, n_tokens=8, seed=0)
     for estimate in measure_kl(state.policy, ref, responses):
         assert torch.equal(estimate, torch.zeros_like(estimate))
     before = [p.clone() for p in ref.parameters()]
     for _ in range(2):
-        ppo.ppo_step(state, ref, LikesToken(), prompts, cfg, n_tokens=8, seed=0)
+        ppo_step(state, ref, LikesToken(), prompts, cfg, n_tokens=8, seed=0)
     assert all(torch.equal(a, b) for a, b in zip(before, ref.parameters(), strict=True))
     assert all(p.grad is None for p in ref.parameters())
     assert not all(
@@ -392,9 +393,9 @@ def test_advantages_are_whitened_over_the_whole_batch(tiny_llama, ragged_prompts
         parts.append(advantages[mask].double())
         return loss(new, old, advantages, mask, **settings)
 
-    monkeypatch.setattr(ppo, "ppo_policy_loss", recording)
+    monkeypatch.setattr(losses, "ppo_policy_loss", recording)
     state, ref = ppo_state(tiny_llama, cfg), tiny_llama(5, scale=4.0)
-    ppo.ppo_step(state, ref, LikesToken(), ragged_prompts(5, [3, 6, 4, 2]), cfg, n_tokens=8, seed=0)
+    ppo_step(state, ref, LikesToken(), ragged_prompts(5, [3, 6, 4, 2]), cfg, n_tokens=8, seed=0)
     assert len(parts) == 4
     whole = torch.cat(parts)
     assert float(whole.mean()) == pytest.approx(0, abs=FP32)
@@ -419,9 +420,7 @@ def test_values_and_their_clip_are_in_units_of_the_normalised_score(
 
     def first_steps(scorer):
         state, ref = ppo_state(tiny_llama, cfg), tiny_llama(5, scale=4.0)
-        return [
-            ppo.ppo_step(state, ref, scorer, prompts, cfg, n_tokens=8, seed=0) for _ in range(2)
-        ]
+        return [ppo_step(state, ref, scorer, prompts, cfg, n_tokens=8, seed=0) for _ in range(2)]
 
     narrow, broad, raw = (
         first_steps(RewardModelScorer(model, *units))
@@ -445,9 +444,7 @@ def test_optimizers_have_the_documented_epsilon_and_linear_decay(
     state, ref = ppo_state(tiny_llama, cfg), tiny_llama(5, scale=4.0)
     rates = []
     for _ in range(cfg.steps):
-        ppo.ppo_step(
-            state, ref, LikesToken(), ragged_prompts(5, [3, 6, 4, 2]), cfg, n_tokens=6, seed=0
-        )
+        ppo_step(state, ref, LikesToken(), ragged_prompts(5, [3, 6, 4, 2]), cfg, n_tokens=6, seed=0)
         rates.append([o.param_groups[0]["lr"] for o in (state.policy_opt, state.value_opt)])
     assert [o.param_groups[0]["eps"] for o in (state.policy_opt, state.value_opt)] == [1e-5, 1e-5]
     # To a tenth, were there one step more; the first of two warm-up steps at half the rate.

@@ -4,16 +4,12 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from ppo_steps import ppo_step
 
 from overopt.base.datatypes import Prompts
 from overopt.base.errors import DivergenceError
-from overopt.methods.ppo import (
-    PpoState,
-    load_state_tensors,
-    new_state,
-    ppo_step,
-    state_tensors,
-)
+from overopt.methods import ppo
+from overopt.methods.ppo import PpoState, load_state_tensors, new_state, state_tensors
 from overopt.nets.block import LlamaConfig
 from overopt.nets.heads import ScalarHeadModel
 from overopt.nets.llama import Llama

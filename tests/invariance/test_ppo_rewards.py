@@ -5,16 +5,12 @@ from itertools import pairwise
 
 import pytest
 import torch
+from ppo_steps import ppo_step, reference_scores
 
 from overopt.base.datatypes import Prompts
-from overopt.methods.ppo import (
-    load_state_tensors,
-    new_state,
-    ppo_step,
-    prompts_of_step,
-    reference_scores,
-    state_tensors,
-)
+from overopt.methods import ppo
+from overopt.methods.ppo import load_state_tensors, new_state, state_tensors
+from overopt.methods.rollouts import prompts_of_step
 from overopt.nets.block import LlamaConfig
 from overopt.nets.heads import ScalarHeadModel
 from overopt.nets.llama import Llama

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import integrate, special
 
 from overopt.base.errors import DataError
-from overopt.bench.pools import bench_against_big_integers, log_spaced_ns
+from overopt.bench.groups.estimators import bench_against_big_integers, log_spaced_ns
 from overopt.pools import table
 from overopt.pools.best_of_n import best_of_n, kl_bon, kl_bon_ties
 from overopt.pools.soft import best_of_poisson, kl_best_of_poisson, soft_best_of_n

@@ -5,7 +5,7 @@ import pytest
 from scipy.optimize import curve_fit, minimize_scalar
 
 from overopt.fits.compare import fit_baseline
-from overopt.fits.fit import fit_curve, profile_ci
+from overopt.fits.fit import fit_curve
 from overopt.fits.forms import (
     FORMS,
     PEAKED_FORMS,
@@ -15,6 +15,7 @@ from overopt.fits.forms import (
     peak,
     rl,
 )
+from overopt.fits.profile import profile_ci
 from overopt.fits.replicates import holm
 
 SOLVER_TOLERANCE = 1e-8

@@ -5,11 +5,11 @@ import pytest
 from scipy import stats
 
 from overopt.base.errors import ConfigError, DataError
+from overopt.fits.crossed import crossed_mean
 from overopt.fits.fit import fit_curve
 from overopt.fits.forms import FORMS
 from overopt.fits.replicates import (
     ReplicateCurve,
-    crossed_mean,
     fit_replicates,
     mean_curve,
     paired_difference,

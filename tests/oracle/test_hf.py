@@ -261,7 +261,8 @@ def test_a_run_with_a_gpt2_world_a_foreign_proxy_and_a_pretrained_gold(folder, t
 
     def run(name, *more):
         settings = [
-            "world.kind=hf", f"world.policy={folder('gpt2')}", f"world.prompts_file={prompts}",
+            "world.kind=hf", "world.intent=rubric",
+            f"world.policy={folder('gpt2')}", f"world.prompts_file={prompts}",
             "world.max_response_tokens=12", "gold.kind=pretrained", f"gold.source={gold}",
             "labels.n_pairs=40", "labels.n_validation_prompts=5", "bon.n_prompts=3",
             "bon.pool_size=16", "bon.ns=1,2,4,8,16", "method.steps=2", "method.eval_prompts=4",

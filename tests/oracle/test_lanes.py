@@ -11,9 +11,9 @@ from overopt.nets.block import LlamaConfig
 from overopt.nets.checkpoints import load_lm
 from overopt.nets.llama import Llama
 from overopt.nets.sampling import _inverse_cdf, sample, score_logprobs
-from overopt.worlds.codecs import load_tokenizer
 from overopt.worlds.prompts import load_openings
 from overopt.worlds.stories import StoriesWorld
+from overopt.worlds.tokenizers import load_tokenizer
 
 N_TOKENS = 7
 

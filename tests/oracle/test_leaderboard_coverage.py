@@ -5,8 +5,10 @@ import pytest
 from simulated_curves import simulate
 from tolerances import SIGMAS
 
+from overopt.analysis.effects import paired_effect
 from overopt.analysis.equivalence import equivalence
-from overopt.analysis.leaderboard import Reference, half_splits, metric_tables, paired_effect
+from overopt.analysis.metrics import half_splits, metric_tables
+from overopt.analysis.tuning import Reference
 from overopt.base.errors import DataError
 from overopt.base.seeding import numpy_rng
 from overopt.fits.replicates import holm

@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from ppo_steps import ppo_step
 from tolerances import FP32
 from training_data import (
     CountsToken,
@@ -19,7 +20,8 @@ from training_data import (
 from overopt.base.datatypes import Sequences, shared_prompts
 from overopt.base.errors import DataError, DivergenceError, MemoryLimitError
 from overopt.base.seeding import torch_generator
-from overopt.methods.ppo import new_state, ppo_step
+from overopt.methods import ppo
+from overopt.methods.ppo import new_state
 from overopt.methods.sft import Examples, SftConfig, fine_tune, join_examples, mean_loss
 from overopt.nets.compute import Compute, MemoryWarning, fit_memory
 from overopt.nets.heads import ScalarHeadModel
@@ -170,7 +172,7 @@ def test_reward_model_trajectory_does_not_depend_on_the_micro_batch(micro_batch)
     assert found == pytest.approx(expected, rel=FP32)
 
 
-def ppo(compute=None, prepare=lambda state: None, steps=3):
+def run_ppo(compute=None, prepare=lambda state: None, steps=3):
     cfg = ppo.Settings(steps=steps, batch=12, minibatches=2, lr=3e-3, eval_prompts=4, kl_coef=0.05)
     policy = backbone()
     state = new_state(policy, ScalarHeadModel(backbone(1)), cfg)
@@ -185,7 +187,7 @@ def ppo(compute=None, prepare=lambda state: None, steps=3):
 
 @pytest.mark.parametrize("micro_batch", [1, 3])
 def test_ppo_trajectory_does_not_depend_on_the_micro_batch(micro_batch):
-    (_, expected), (_, found) = ppo(), ppo(Compute(micro_batch=micro_batch))
+    (_, expected), (_, found) = run_ppo(), run_ppo(Compute(micro_batch=micro_batch))
     for a, b in zip(expected, found, strict=True):
         assert b == pytest.approx(a, rel=10 * FP32, abs=FP32)
 
@@ -250,9 +252,9 @@ def test_running_out_of_memory_halves_the_micro_batch_once_and_changes_nothing(e
 
 
 def test_ppo_and_fine_tuning_survive_running_out_of_memory():
-    (_, expected) = ppo()
+    (_, expected) = run_ppo()
     with pytest.warns(MemoryWarning):
-        (_, found) = ppo(prepare=lambda state: Backward(state.value.head, 2))
+        (_, found) = run_ppo(prepare=lambda state: Backward(state.value.head, 2))
     for a, b in zip(expected, found, strict=True):
         assert b == pytest.approx(a, rel=10 * FP32, abs=FP32)
     expected = tune(cfg=NO_VALIDATION)[1].loss

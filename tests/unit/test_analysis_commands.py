@@ -291,3 +291,24 @@ def test_replay_needs_no_torch(table):
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(table(8))], check=True, capture_output=True)
+
+
+RECORDS = str(Path(__file__).parents[2] / "experiments" / "results" / "exp001_figure1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "unused"),
+    [
+        (["fit", RECORDS], "matplotlib"),
+        (["stops", RECORDS], "matplotlib"),
+        (["forecast", RECORDS, "--n-params", "12e6"], "matplotlib"),
+        (["figures", RECORDS], "matplotlib.pyplot"),
+    ],
+)
+def test_reading_commands_load_only_what_they_use(arguments, unused):
+    code = (
+        "import sys; from overopt.cli.main import main; assert main(sys.argv[2:]) == 0;"
+        "heavy = {'torch', 'transformers', 'tokenizers', 'pandas', sys.argv[1]} & set(sys.modules);"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code, unused, *arguments], check=True)

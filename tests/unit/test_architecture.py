@@ -60,11 +60,13 @@ FILES_TOO = {  # and why
     "overopt.nets.sources",  # finds, hashes and converts checkpoints
     "overopt.nets.checkpoints",  # reads them
     "overopt.worlds.prompts",  # reads prompts
-    "overopt.pools.replay",  # reads tables of the user's
+    "overopt.pools.replay",  # keeps tables of the user's
+    "overopt.pools.replay_source",  # reads them
     "overopt.reports.draw",  # writes pictures
     "overopt.reports.comparison",  # the same, and the leaderboard
     "overopt.reports.forecast",  # writes and reads forecasts
     "overopt.rewards.kinds.ensemble",  # makes the folders of members
+    "overopt.rewards.transforms.own",  # compares a user's file with the copy in an artefact
 }
 IO_CALLS = {
     *("open", "write_text", "write_bytes", "read_text", "read_bytes", "mkdir", "unlink", "savefig"),

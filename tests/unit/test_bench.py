@@ -7,6 +7,7 @@ import textwrap
 import time
 import zipfile
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -16,13 +17,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from overopt.base.datatypes import Prompts
 from overopt.base.errors import ConfigError
 from overopt.base.seeding import torch_generator
-from overopt.bench import gpu, harness, peers, scoring, suite, training
+from overopt.bench import harness, peers, ppo_task, sampling_at_size, suite
+from overopt.bench.groups import estimators, mfu, pool, ppo_defaults, reward, scoring, stacked
+from overopt.bench.groups import ppo as ppo_group
 from overopt.bench.harness import BenchError, make_row
+from overopt.bench.names import DEFAULT_GROUPS, GROUPS, module_of
+from overopt.bench.opponent import PeerSource
 from overopt.bench.peers import Peer, environment_python
+from overopt.bench.ppo_task import PpoTask
 from overopt.bench.report import bench
-from overopt.bench.training import PeerSource, PpoTask
-from overopt.cli.bench import BENCH_GROUPS
-from overopt.methods import ppo
+from overopt.bench.setting import Setting
+from overopt.bench.sizes import SMOLLM2_135M, Sizes
+from overopt.methods.ppo import Settings
 from overopt.nets.checkpoints import load_lm
 from overopt.nets.heads import ScalarHeadModel
 from overopt.nets.llama import Llama
@@ -145,9 +151,9 @@ def test_runner_computes_every_product(monkeypatch):
 
 def test_ppo_products_count_what_a_step_does(tiny_llama):
     cfg = tiny_llama(0).cfg
-    ppo = ppo.Settings(batch=8, ppo_epochs=3, minibatches=2, kl_coef=0.1)
+    ppo = Settings(batch=8, ppo_epochs=3, minibatches=2, kl_coef=0.1)
     n_prompt, n_tokens = 5, 4
-    made = training.ppo_products(cfg, cfg, cfg, ppo, n_prompt=n_prompt, n_tokens=n_tokens)
+    made = ppo_group.ppo_products(cfg, cfg, cfg, ppo, n_prompt=n_prompt, n_tokens=n_tokens)
     d, h, prompt, response, every = 16, 24, 8 * n_prompt, 8 * n_tokens, 8 * (n_prompt + n_tokens)
     keys, rest, head = 2 * (2 * d * d), 2 * (2 * d * d + 3 * d * h), 2 * d * 48
 
@@ -251,7 +257,7 @@ def test_finished_environment_is_used_again_and_a_broken_one_is_not(monkeypatch,
 
 def tiny_reward_rows(tiny_llama, peer):
     model = tiny_llama(2, scale=2.0, vocab_size=64)
-    return training.reward_rows(model, peer, n_pairs=4, n_tokens=12, repeats=2)
+    return reward.reward_rows(model, peer, n_pairs=4, n_tokens=12, repeats=2)
 
 
 def test_reward_step_without_peer_says_why(tiny_llama):
@@ -289,7 +295,7 @@ def tiny_task():
     ids = torch.randint(2, 4096, (30, 4), generator=torch_generator(0, "ids"))
     prompts = Prompts(ids, torch.ones_like(ids, dtype=torch.bool), torch.arange(30))
     return PpoTask(
-        lambda: training.endless(load_lm("ladder:0.05m")),
+        lambda: ppo_task.endless(load_lm("ladder:0.05m")),
         RewardModelScorer(reward.eval(), 0.5, 2.0),
         prompts,
         prompts.select(slice(0, 8)),
@@ -298,14 +304,22 @@ def tiny_task():
 
 
 def test_ppo_step_without_peer(tiny_task):
-    vs_trl, vs_products = training.ppo_rows(tiny_task, NO_PEER, batch=4, repeats=2)
+    vs_trl, vs_products = ppo_group.ppo_rows(tiny_task, NO_PEER, batch=4, repeats=2)
     assert vs_trl["ratio"] is None and vs_trl["reason"] == "nobody asked for it"
     assert len(vs_trl["samples"]) == 2 and vs_products["ratio"] > 0
 
 
+def test_ppo_step_takes_the_seconds_of_the_peer(tiny_task, worker):
+    worker()
+    vs_trl, vs_products = ppo_group.ppo_rows(tiny_task, PeerSource(HERE), batch=4, repeats=2)
+    assert vs_trl["reference_samples"] == [0.25, 0.25] and vs_trl["reason"] == ""
+    assert vs_trl["details"]["peer_versions"] == {"peer": "1.0"}
+    assert 0.25 not in vs_products["reference_samples"]
+
+
 def test_ppo_defaults_report_the_score_they_reach(tiny_task):
-    rows = training.ppo_defaults_rows(tiny_task, NO_PEER, batch=4, n_steps=3, n_seeds=2)
-    assert [row["name"] for row in rows] == list(training.DEFAULT_PPO_NAMES)
+    rows = ppo_defaults.ppo_defaults_rows(tiny_task, NO_PEER, batch=4, n_steps=3, n_seeds=2)
+    assert [row["name"] for row in rows] == list(ppo_defaults.NAMES)
     for row in rows:
         details = row["details"]
         assert details["n_samples"] == 12
@@ -325,7 +339,7 @@ def test_endless_policy_fills_every_response(tiny_task):
 
 def test_cut_prompts_keep_the_first_real_tokens():
     ids = torch.tensor([[0, 0, 5], [0, 6, 7], [8, 9, 10]])
-    cut = training.cut_prompts(Prompts(ids, ids > 0, torch.arange(3)), 2)
+    cut = ppo_task.cut_prompts(Prompts(ids, ids > 0, torch.arange(3)), 2)
     assert cut.ids.tolist() == [[6, 7], [8, 9]] and cut.prompt_id.tolist() == [1, 2]
 
 
@@ -335,12 +349,12 @@ def test_cut_prompts_keep_the_first_real_tokens():
 @pytest.fixture
 def fast_groups(monkeypatch):
     """Stand-ins for two groups: one with a row, one that fails."""
-    monkeypatch.setattr(suite.pools, "run_all", lambda root_seed: [make_row("best", [1.0], [4.0])])
+    monkeypatch.setattr(estimators, "run_all", lambda root_seed: [make_row("best", [1.0], [4.0])])
 
     def fail(*args, **kwargs):
         raise BenchError("the two sides disagree")
 
-    monkeypatch.setattr(suite.scoring, "scoring_rows", fail)
+    monkeypatch.setattr(scoring, "scoring_rows", fail)
     return ("scoring", "estimators")
 
 
@@ -368,10 +382,10 @@ def test_peer_environment_failure_is_in_the_row(monkeypatch, tmp_path, tiny_llam
         raise BenchError(f"environment for {requirement} could not be built: no network")
 
     monkeypatch.setattr(suite, "environment_python", broken)
-    monkeypatch.setattr(suite, "load_lm", lambda source: tiny_llama(3, vocab_size=64))
-    measure = training.reward_rows
+    monkeypatch.setattr(reward, "load_lm", lambda source: tiny_llama(3, vocab_size=64))
+    measure = reward.reward_rows
     monkeypatch.setattr(
-        suite.training,
+        reward,
         "reward_rows",
         lambda model, peer, **options: measure(model, peer, n_pairs=2, n_tokens=8, repeats=1),
     )
@@ -392,10 +406,35 @@ def test_report_without_a_field_or_reason_is_an_error(fast_groups):
         suite.check_report(report | {"rows": [row | {"ratio": None}]})
 
 
-def test_groups_of_the_command_are_those_of_the_suite():
-    assert (*BENCH_GROUPS, "quick") == suite.GROUPS
+def test_an_unknown_group_is_an_error():
     with pytest.raises(ConfigError, match="'speed' is not known"):
         suite.run_suite(threads=1, groups=("speed",))
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_every_group_is_a_file_with_rows(name):
+    """Nothing is measured or loaded before it is asked for; the rows have names of their own."""
+    setting = Setting(
+        root_seed=0, device="cpu", sizes=tiny_sizes(), peer=lambda requirement: NO_PEER
+    )
+    group = import_module(module_of(name)).group(setting)
+    assert group.names and len(set(group.names)) == len(group.names)
+
+
+def test_every_file_is_a_group():
+    files = Path(suite.__file__).with_name("groups").glob("[a-z]*.py")
+    assert sorted(f"overopt.bench.groups.{file.stem}" for file in files) == sorted(
+        map(module_of, GROUPS)
+    )
+
+
+def test_names_of_groups_need_no_torch():
+    code = "import sys, overopt.bench.names, overopt.cli.bench; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_whole_preset_is_timed_on_request_only():
+    assert set(GROUPS) - set(DEFAULT_GROUPS) == {"quick"}
 
 
 def test_picture_has_a_bar_for_each_measured_row():
@@ -422,16 +461,16 @@ def test_worker_of_trl_needs_nothing_of_this_package():
 # --- at the shape of a checkpoint -----------------------------------------------------------------
 
 
-def tiny_sizes(precision="bf16") -> gpu.Sizes:
+def tiny_sizes(precision="bf16") -> Sizes:
     shape = replace(
-        gpu.SMOLLM2_135M,
+        SMOLLM2_135M,
         vocab_size=64,
         hidden_size=36,
         intermediate_size=48,
         num_hidden_layers=2,
         max_position_embeddings=128,
     )
-    return gpu.Sizes(
+    return Sizes(
         model=shape,
         n_pairs=2,
         n_tokens=8,
@@ -455,8 +494,19 @@ def test_rows_of_a_gpu_at_a_tiny_size():
         assert found[name]["ratio"] > 0, found[name]["reason"]
     mfu = found["reward_mfu"]
     assert 0 < mfu["ratio"] < 1 and "bf16" in mfu["note"]
-    assert found["score_pool"]["reference_seconds"] == gpu.POOL_BUDGET_S
+    assert found["score_pool"]["reference_seconds"] == pool.BUDGET_S
     assert set(report["seconds"]) == set(groups)
+
+
+def test_sampling_at_the_shape_of_a_checkpoint(monkeypatch):
+    """Generate at the first shape only; the bandwidth's time is the least bytes over its rate."""
+    monkeypatch.setattr(sampling_at_size, "copy_bandwidth", lambda device, n_bytes: 1e9)
+    sizes = replace(tiny_sizes("fp32"), sample_rows=4, sample_shapes=((4, 3), (5, 2)))
+    rows = sampling_at_size.sampling_rows(sizes, repeats=1, device="cpu")
+    assert [row["name"] for row in rows] == [*sampling_at_size.NAMES, "sample_vs_bandwidth_5_2"]
+    moved = sampling_at_size.decoding_bytes(sizes.model, 4, 5, 2, 4)
+    assert rows[2]["reference_seconds"] == moved / 1e9 and rows[2]["target"] is None
+    assert rows[1]["target"] == sampling_at_size.BANDWIDTH_TARGET and rows[0]["ratio"] > 0
 
 
 def test_a_group_of_the_gpu_alone_is_an_error_on_the_cpu():
@@ -467,7 +517,7 @@ def test_a_group_of_the_gpu_alone_is_an_error_on_the_cpu():
 def test_shape_of_the_checkpoint_has_its_number_of_weights():
     """134,515,008 by the model card's weights: embedding tied, norms included."""
     with torch.device("meta"):
-        model = Llama(gpu.SMOLLM2_135M)
+        model = Llama(SMOLLM2_135M)
     assert sum(p.numel() for p in model.parameters()) == 134_515_008
 
 
@@ -478,12 +528,12 @@ def test_attention_operations_are_those_that_torch_counts():
     with FlopCounterMode(display=False) as counter:
         q @ q.transpose(2, 3) @ q
     forward = counter.get_total_flops() / 2 * cfg.num_hidden_layers
-    assert gpu.attention_flops(cfg, 3, 10) == 3 * forward
+    assert mfu.attention_flops(cfg, 3, 10) == 3 * forward
 
 
 def test_stacked_members_are_measured_against_the_same_apart(tiny_llama):
     backbones = [("tiny", lambda: tiny_llama(3, vocab_size=64))]
-    (row,) = gpu.stacked_rows(
+    (row,) = stacked.stacked_rows(
         backbones=backbones, n_members=2, n_steps=2, batch=2, n_tokens=8, repeats=2
     )
     assert row["name"] == "tiny" and row["ratio"] > 0 and row["target"] == 2.0

@@ -75,7 +75,7 @@ def fake_pipe(monkeypatch, tmp_path):
         "study.chain": {"build_graph": build_graph},
         "study.collect": {"collect": collect},
         "reports.fit": {"fit": lambda records: f"fitted {records}"},
-        "reports.draw": {"draw": lambda records, out: [f"{out}/{records}.pdf"]},
+        "reports.draw": {"draw": lambda records, out, only: [f"{out}/{records}.pdf"]},
     }
     for name, functions in stand_ins.items():
         module = types.ModuleType(name)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from simulated_curves import simulate
 
-from overopt.analysis.leaderboard import Reference
+from overopt.analysis.tuning import Reference
 from overopt.base.config import to_dict
 from overopt.base.errors import ConfigError, DataError
 from overopt.base.files import save_arrays, save_json, save_records
@@ -64,9 +64,11 @@ def test_tuning_and_test_share_neither_seeds_nor_prompts():
     used = {}
     for run in [*tuning, *test]:
         r = run.run
-        seeds = {r.labels.data_seed, r.proxy.rm_seed} | ({r.method.ppo_seed} if r.ppo else set())
+        seeds = {r.labels.data_seed, r.proxy.rm_seed} | ({r.method.ppo_seed} if r.method else set())
         assert seeds == {run.seed}
-        assert (r.bon is None) == (run.method == "ppo") and (r.ppo is None) == (run.method == "bon")
+        assert (r.bon is None) == (run.method == "ppo") and (r.method is None) == (
+            run.method == "bon"
+        )
         first, n = (
             (r.bon.eval_offset, r.bon.n_prompts)
             if r.bon
@@ -84,14 +86,14 @@ def test_runs_of_a_seed_differ_in_the_mitigation_only():
     every = [r for r in tuning_runs(comparison()) if r.method == "ppo" and r.trial == 0]
     runs = {r.mitigation: r.run for r in every if r.seed == 1}
     a, b = to_dict(runs["single"]), to_dict(runs["kl"])
-    assert {k for k in a if a[k] != b[k]} == {"proxy", "ppo"}
-    assert {k for k in a["ppo"] if a["ppo"][k] != b["ppo"][k]} == {"kl_coef"}
+    assert {k for k in a if a[k] != b[k]} == {"proxy", "method"}
+    assert {k for k in a["method"] if a["method"][k] != b["method"][k]} == {"kl_coef"}
 
 
 def test_number_of_tuning_prompts():
     runs = tuning_runs(comparison(tuning_prompts=3))
     assert {r.run.bon.n_prompts for r in runs if r.run.bon} == {3}
-    assert {r.run.method.eval_prompts for r in runs if r.run.ppo} == {3}
+    assert {r.run.method.eval_prompts for r in runs if r.run.method} == {3}
 
 
 @pytest.mark.parametrize(
@@ -109,7 +111,7 @@ def test_number_of_tuning_prompts():
         ({"baseline": "stop"}, "must be a mitigation that trains"),
         ({"baseline": "nobody"}, "must be a mitigation that trains"),
         ({"baseline": "kl"}, "does not apply to bon"),
-        ({"base": replace(smoke().runs[0], bon=None)}, "base.bon"),
+        ({"base": replace(smoke().runs[0], bon=None), "methods": ("bon", "ppo")}, "methods = .bon."),
         (
             {"mitigations": (Mitigation(name="single", family="", trials=(("method.nothing=1",),)),)},
             "did you mean|unknown setting|none here",
@@ -320,7 +322,7 @@ def test_report_needs_no_torch_and_repeats_itself(results):
 @pytest.mark.parametrize(
     ("rule", "methods", "says"),
     [
-        ("entropy_floor", ("bon", "ppo"), "only PPO has"),
+        ("entropy_floor", ("bon", "ppo"), "best-of-n has not"),
         ("member_disagreement", ("ppo",), "has one"),
     ],
 )

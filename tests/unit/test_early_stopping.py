@@ -9,23 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from overopt.analysis import stopping
 from overopt.analysis.hedging import hedge_n, score_hedge
-from overopt.analysis.stopping import (
+from overopt.analysis.regret import halves, oracle, proxy_of, regret
+from overopt.analysis.rules import (
     GOLD_COLUMNS,
     RULES,
     Rule,
     can_watch,
-    compare_rules,
-    halves,
-    oracle,
-    proxy_of,
-    rank_detectors,
-    regret,
     signals,
     stop,
-    tune,
+    stops_of,
 )
+from overopt.analysis.stopping import compare_rules, rank_detectors, tune
 from overopt.base.errors import ConfigError, DataError
 from overopt.base.seeding import numpy_rng
 from overopt.cli.main import main
@@ -415,4 +410,4 @@ def test_stops_at_all_thresholds_are_those_of_reading_point_by_point(side):
             for threshold in thresholds:
                 past = [s > threshold if side == "above" else s < threshold for s in signal]
                 expected.append(max(past.index(True) - 1, 0) if any(past) else length - 1)
-            assert stopping._stops_of(signal, side, thresholds).tolist() == expected
+            assert stops_of(signal, side, thresholds).tolist() == expected

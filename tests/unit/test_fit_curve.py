@@ -7,8 +7,9 @@ import pytest
 
 from overopt.base.errors import ConfigError, DataError, FitError
 from overopt.fits.compare import compare_forms, extrapolate
-from overopt.fits.fit import fit_curve, profile_ci
+from overopt.fits.fit import fit_curve
 from overopt.fits.forms import FORMS
+from overopt.fits.profile import profile_ci
 
 D = np.linspace(0.2, 2.6, 13)
 SIGMA = np.full(13, 0.02)

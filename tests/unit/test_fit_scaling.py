@@ -10,14 +10,13 @@ from overopt.base.errors import ConfigError, DataError
 from overopt.fits.fit import fit_curve
 from overopt.fits.forms import FORMS
 from overopt.fits.scaling import (
-    CurvePoints,
     Forecast,
     ScalingPoint,
     fit_scaling,
-    fit_shared_alpha,
     forecast,
     score_forecast,
 )
+from overopt.fits.shared_alpha import CurvePoints, fit_shared_alpha
 
 D = np.linspace(0.2, 3.0, 14)
 SIZES = (5e4, 2e5, 8e5, 3e6)

@@ -18,19 +18,19 @@ from overopt.nets.checkpoints import load_lm
 from overopt.nets.hf import HFBackbone
 from overopt.nets.sampling import sample
 from overopt.nets.sources import checkpoint_dir, checksum, source_files
-from overopt.rewards.kinds import bradley_terry, pretrained
+from overopt.rewards.kinds import bradley_terry, learned, pretrained
 from overopt.rewards.kinds.classifier import load_classifier
-from overopt.rewards.kinds.rubric import calibrate
 from overopt.rewards.scorer import normalisation
 from overopt.stages.settings import RunConfig
 from overopt.study.chain import build_graph
 from overopt.study.checks import source_checksums
 from overopt.study.presets import load_experiment
-from overopt.worlds import codecs, hf, stories
+from overopt.worlds import hf, stories
 from overopt.worlds.codecs import load_codec
 from overopt.worlds.load import load_world
 from overopt.worlds.prompts import instructions_file, load_instructions, read_prompts
-from overopt.worlds.rubric import RubricConfig
+from overopt.worlds.rubric import RubricConfig, calibrate
+from overopt.worlds.tokenizers import load_tokenizer, shares_vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -190,10 +190,10 @@ def test_bos_is_put_where_the_tokenizer_puts_one(tmp_path):
 
 def test_a_ladder_policy_can_be_an_hf_world():
     world = load_world(hf.Settings(policy="ladder:0.05m"))
-    stories = load_world(stories.Settings())
+    embedded = load_world(stories.Settings())
     prompts = world.prompts("eval", 2)
     text = world.texts[int(prompts.prompt_id[0])]
-    assert prompts.ids[0][prompts.mask[0]].tolist() == [1, *stories.tokenizer.encode(text).ids]
+    assert prompts.ids[0][prompts.mask[0]].tolist() == [1, *embedded.tokenizer.encode(text).ids]
 
 
 def test_tokenizer_and_embedding_must_belong_together(tmp_path, gpt2):
@@ -206,7 +206,7 @@ def test_tokenizer_and_embedding_must_belong_together(tmp_path, gpt2):
     with pytest.raises(CheckpointError, match="has no tokenizer"):
         load_codec(str(bare))
     with pytest.raises(CheckpointError, match=f"vocab_size {VOCAB} and no tokenizer"):
-        codecs.shares_vocabulary(str(bare), codecs.load_tokenizer())
+        shares_vocabulary(str(bare), load_tokenizer())
 
 
 # --- gold -----------------------------------------------------------------------------------------
@@ -214,10 +214,10 @@ def test_tokenizer_and_embedding_must_belong_together(tmp_path, gpt2):
 
 def test_classifiers_with_other_heads_are_refused(tmp_path, gpt2):
     with pytest.raises(CheckpointError, match="GPT2LMHeadModel"):
-        load_classifier(gpt2)
+        pretrained.check(pretrained.Settings(source=gpt2))
     three = write_checkpoint(tmp_path, "gpt2", labels=3)
     with pytest.raises(CheckpointError, match="3 labels"):
-        load_classifier(str(three))
+        pretrained.check(pretrained.Settings(source=str(three)))
     spec = json.loads((three / "config.json").read_text())
     del spec["architectures"], spec["id2label"], spec["label2id"]
     (three / "config.json").write_text(json.dumps(spec | {"num_labels": 1}))
@@ -241,7 +241,8 @@ def test_scores_without_spread_have_unit_one_and_a_flag():
 # --- before any work ------------------------------------------------------------------------------
 
 SMALL = ("labels.n_pairs=12", "labels.n_validation_prompts=2", "gold.kind=rubric", "bon.n_prompts=2",
-         "bon.pool_size=4", "bon.ns=1,4", "method.eval_prompts=2", "world.kind=hf")  # fmt: skip
+         "bon.pool_size=4", "bon.ns=1,4", "method.eval_prompts=2", "world.kind=hf",
+         "world.intent=rubric")  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -280,7 +281,9 @@ def test_settings_of_layers_and_worlds():
     with pytest.raises(ConfigError, match="proxy.layers"):
         bradley_terry.Settings(layers=-1)
     with pytest.raises(ConfigError, match="gold.layers"):
-        pretrained.Settings(layers=2)
+        learned.Settings(layers=-1)
+    with pytest.raises(ConfigError, match="gold.source"):
+        pretrained.check(pretrained.Settings())
     assert hf.Settings(max_response_tokens=4000).max_response_tokens == 4000
     with pytest.raises(ConfigError, match="2 to 200"):
         stories.Settings(max_response_tokens=4000)

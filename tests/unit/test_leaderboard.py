@@ -8,23 +8,15 @@ from scipy import stats
 from simulated_curves import rows, simulate
 from tolerances import FP64, SIGMAS
 
-from overopt.analysis.leaderboard import (
-    METRICS,
+from overopt.analysis.effects import bootstrap_interval, paired_effect
+from overopt.analysis.leaderboard import leaderboard
+from overopt.analysis.metrics import METRICS, at_peak, half_splits, metric_tables
+from overopt.analysis.reach import area, first_reach, gain, gold_at, truncate
+from overopt.analysis.tuning import (
     Reference,
-    area,
-    at_peak,
-    bootstrap_interval,
     choose,
     common_range,
     find_reference,
-    first_reach,
-    gain,
-    gold_at,
-    half_splits,
-    leaderboard,
-    metric_tables,
-    paired_effect,
-    truncate,
     tuning_score,
 )
 from overopt.base.errors import DataError
@@ -33,12 +25,12 @@ from overopt.records.curves import Curve
 from overopt.reports.comparison import as_table
 
 
-def known_curve(d, gold, n_prompts=4, *, proxy=None, rubric=None, seed=0):
+def known_curve(d, gold, n_prompts=4, *, proxy=None, intent=None, seed=0):
     """A curve with the same values for every prompt: no noise."""
     d, gold = np.asarray(d, float), np.asarray(gold, float)
     proxy = gold if proxy is None else np.asarray(proxy, float)
-    rubric = gold if rubric is None else np.asarray(rubric, float)
-    tables = {"gold": gold, "proxy": proxy, "rubric": rubric, "kl": d**2, "length": d}
+    intent = gold if intent is None else np.asarray(intent, float)
+    tables = {"gold": gold, "proxy": proxy, "intent": intent, "kl": d**2, "length": d}
     arrays = {k: np.repeat(v[:, None], n_prompts, axis=1) for k, v in tables.items()}
     return Curve(rows(arrays, "known", "ppo", seed), arrays)
 
@@ -143,20 +135,20 @@ def test_a_cross_fitted_peak_of_noise_is_zero_and_the_largest_mean_is_not():
 
 
 def test_a_clear_peak_is_found_exactly():
-    curve = known_curve([0, 1, 2], [0, 2, 1], rubric=[0, -1, 5])
+    curve = known_curve([0, 1, 2], [0, 2, 1], intent=[0, -1, 5])
     splits = half_splits(4, rng=numpy_rng(0, "splits"))
-    gold, rubric = at_peak(
-        curve.arrays["gold"], [curve.arrays["gold"], curve.arrays["rubric"]], splits
+    gold, intent = at_peak(
+        curve.arrays["gold"], [curve.arrays["gold"], curve.arrays["intent"]], splits
     )
     np.testing.assert_allclose(gold, 2.0, atol=FP64)
-    np.testing.assert_allclose(rubric, -1.0, atol=FP64)
+    np.testing.assert_allclose(intent, -1.0, atol=FP64)
 
 
 # --- metrics, tuning
 
 
 def test_metrics_of_a_curve_without_noise():
-    curve = known_curve([0, 1, 2, 3], [5, 7, 6, 4], proxy=[1, 2, 3, 5], rubric=[0, 1, 3, -1])
+    curve = known_curve([0, 1, 2, 3], [5, 7, 6, 4], proxy=[1, 2, 3, 5], intent=[0, 1, 3, -1])
     reference = Reference(max_sqrt_kl=3.0, peak_sqrt_kl=1.5, is_turning=True)
     tables = metric_tables([curve], reference, half_splits(4, rng=numpy_rng(0, "splits")))
     assert set(tables) == set(METRICS)

@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from overopt.analysis.reach import gain
 from overopt.base.errors import DataError
-from overopt.records.curves import read_records
+from overopt.records.curves import load_curves, read_records
 from overopt.records.schema import FIELDS, SCHEMA_VERSION, validate_records
 
 ROOT = Path(__file__).parents[2]
@@ -61,3 +63,46 @@ def test_documentation_lists_every_column_with_its_unit():
             name, unit = (cell.strip() for cell in line.split("|")[1:3])
             documented[name.strip("`")] = unit
     assert documented == {name: field.unit for name, field in FIELDS.items()}
+
+
+def test_either_name_of_the_intent_is_enough():
+    """Older records say rubric, newer ones intent; neither needs a reason without nulls."""
+    old = dict.fromkeys(("intent_score", "intent_score_stderr"))
+    new = dict.fromkeys(("rubric_score", "rubric_score_stderr"))
+    for row in (a_row(missing_reason=None) | names for names in (old, new)):
+        validate_records([row])
+    with pytest.raises(DataError, match="'intent_score' is null without a missing_reason"):
+        validate_records([a_row(missing_reason=None) | old | new])
+    validate_records([a_row(missing_reason="a world without intent") | old | new])
+
+
+def test_the_older_name_reads_under_both(tmp_path):
+    row = a_row(rubric_score=0.7, rubric_score_stderr=0.1)
+    del row["intent_score"], row["intent_score_stderr"], row["method_seed"]
+    (tmp_path / "records.jsonl").write_text(json.dumps(row) + "\n")
+    (read,) = read_records(tmp_path)
+    assert (read["intent_score"], read["rubric_score"]) == (0.7, 0.7)
+    assert (read["intent_score_stderr"], read["method_seed"]) == (0.1, None)
+
+
+@pytest.mark.parametrize("name", ["intent", "rubric", None])
+def test_the_intent_of_a_curve_is_read_from_either_array_or_absent(tmp_path, name):
+    rows = [a_row(value=k, n_prompts=2, rubric_score=None, run_id="r") for k in (1, 2)]
+    (tmp_path / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = np.arange(4.0).reshape(2, 2)
+    arrays = {f"r.{k}": table for k in ("gold", "proxy", "kl", "length")}
+    np.savez(tmp_path / "curves.npz", **arrays, **({f"r.{name}": -table} if name else {}))
+    (curve,) = load_curves(tmp_path)
+    assert "rubric" not in curve.arrays and curve.gain("gold").tolist() == [[0, 0], [2, 2]]
+    if name is None:
+        assert "intent" not in curve.arrays
+        assert np.isnan(gain(curve, "intent")).all()
+    else:
+        np.testing.assert_array_equal(curve.arrays["intent"], -table)
+
+
+def test_committed_records_have_the_intent_under_both_names():
+    results = ROOT / "experiments" / "results" / "exp001_figure1"
+    curve = load_curves(results)[0]
+    assert curve["intent_score"].tolist() == curve["rubric_score"].tolist()
+    np.testing.assert_allclose(curve.arrays["intent"].mean(1), curve["intent_score"], atol=1e-6)

@@ -9,9 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from overopt.base.errors import DataError, StoreError
-from overopt.pools import replay
+from overopt.pools import replay, replay_layout
 from overopt.pools.best_of_n import best_of_n
-from overopt.pools.replay import ROW_NUMBER, ReplayColumns, open_replay, read_replay
+from overopt.pools.replay import open_replay, read_replay
+from overopt.pools.replay_layout import ROW_NUMBER, ReplayColumns
 
 P, N = 5, 7
 RNG = np.random.default_rng(0)
@@ -62,7 +63,7 @@ def write(folder, rows, suffix):
 @pytest.mark.parametrize("cached", [False, True])
 @pytest.mark.parametrize("batch_rows", [2, 1_000])
 def test_both_layouts_give_the_arrays_back(tmp_path, monkeypatch, suffix, cached, batch_rows):
-    monkeypatch.setattr(replay, "BATCH_ROWS", {"lists": batch_rows, "long": batch_rows})
+    monkeypatch.setattr(replay_layout, "BATCH_ROWS", {"lists": batch_rows, "long": batch_rows})
     for layout, rows in (("lists", list_rows()), ("long", long_rows())):
         folder = tmp_path / layout
         folder.mkdir()

@@ -6,14 +6,20 @@ import torch
 
 from overopt.base.datatypes import Prompts, Responses
 from overopt.base.errors import ConfigError
-from overopt.rewards.kinds.rubric import calibrate, features, find_hero, response_curve
 from overopt.rewards.labels.pairs import label_pairs
 from overopt.rewards.settings import LabelsConfig
 from overopt.rewards.training.calibration import pair_metrics, recalibration
 from overopt.stages.settings import BonConfig
 from overopt.study.chain import build_graph
 from overopt.study.presets import load_experiment
-from overopt.worlds.rubric import FEATURES, RubricConfig
+from overopt.worlds.rubric import (
+    FEATURES,
+    RubricConfig,
+    calibrate,
+    features,
+    find_hero,
+    response_curve,
+)
 
 
 def test_hero():

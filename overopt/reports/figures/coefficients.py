@@ -1,17 +1,29 @@
 """Coefficients of the functional forms against proxy size."""
 
-from collections.abc import Sequence
-
 import numpy as np
 from matplotlib.figure import Figure
 
-from overopt.fits.scaling import ScalingFit, ScalingPoint
-from overopt.records.series import size_name
+from overopt.fits.fit import POOR_FIT_P
+from overopt.fits.scaling import fit_scaling
+from overopt.records.curves import BON
+from overopt.records.series import scaling_points, size_name
+from overopt.records.view import ResultsView
 from overopt.reports.figures.style import proxy_styles
 
+PICTURE = "fig04"
+FEWEST_SIZES = 4
+"""Proxy sizes from which it is drawn: a line through three leaves one degree of freedom."""
 
-def coefficients(points: Sequence[ScalingPoint], line: ScalingFit) -> Figure:
-    """α and β of best-of-n against proxy size, and their lines in log parameters with intervals."""
+
+def draw(results: ResultsView) -> Figure | None:
+    """α and β of best-of-n against proxy size, and their lines in log parameters with intervals.
+
+    None where the form does not describe the curve of every size.
+    """
+    points = scaling_points(results.curves, BON)
+    if len(points) < FEWEST_SIZES or any(p.fit.p_value < POOR_FIT_P for p in points):
+        return None
+    line = fit_scaling(points)
     fig = Figure(figsize=(8.4, 3.6), layout="constrained")
     styles = proxy_styles([p.label for p in points])
     sizes = [p.n_params for p in points]

@@ -2,36 +2,54 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from overopt.fits.replicates import ReplicateCurve
+from overopt.analysis.peaks import mean_peak
 from overopt.records.curves import Curve
-from overopt.records.series import average
-from overopt.reports.figures.overoptimization import draw_series
-from overopt.reports.figures.style import MARKERS, X_LABELS, Style, proxy_styles
+from overopt.records.series import as_replicates, average
+from overopt.records.view import ResultsView
+from overopt.reports.figures.style import MARKERS, X_LABELS, Style, draw_series, proxy_styles
+
+PICTURE = "fig03"
+LETTERS = "abcdefgh"
+
+Sweeps = Mapping[str, Mapping[int, Sequence[Curve]]]
+"""Series -> comparisons -> replicate curves, both increasing."""
 
 
-def data_sizes(
-    sweeps: Mapping[str, Mapping[int, Sequence[Curve]]],
-    replicates: Mapping[str, Mapping[int, Sequence[ReplicateCurve]]],
-    peaks: Mapping[str, Sequence[tuple[int, float, float]]],
-    largest_n: int,
-) -> Figure:
-    """Best-of-n by data size: a panel of curves for each proxy size, and the peaks of all.
+def largest_n(sweeps: Sweeps) -> int:
+    """End of the range over which peaks are compared: what all curves cover."""
+    return min(int(c["value"][-1]) for sweep in sweeps.values() for s in sweep.values() for c in s)
 
-    Parameters
-    ----------
-    sweeps : series name -> comparisons -> replicate curves, both increasing.
-    replicates : the same keys -> the same curves as the statistics take them.
-    peaks : series name -> (comparisons, mean peak gold over replicates, its standard error over
-        them, nan for a single one).
-    largest_n : of the range over which peaks are taken.
-    """
+
+def sweep_peaks(sweeps: Sweeps) -> dict[str, list[tuple[int, float, float]]]:
+    """Series -> (comparisons, mean peak gold over replicates, its standard error over them)."""
+    if not sweeps:
+        return {}
+    end = largest_n(sweeps)
+    return {
+        series: [(n, *mean_peak(same, end)) for n, same in sweep.items()]
+        for series, sweep in sweeps.items()
+    }
+
+
+def sidecar(results: ResultsView) -> dict[str, Any]:
+    """The peaks of the last panel."""
+    return {"data_size_peaks": sweep_peaks(results.data_sweeps)}
+
+
+def draw(results: ResultsView) -> Figure | None:
+    """Best-of-n by data size: a panel of curves for each proxy size, and the peaks of all."""
+    sweeps = results.data_sweeps
+    if not sweeps:
+        return None
     n_panels = len(sweeps) + 1
     n_columns = 2 if n_panels in (2, 4) else 3
     n_rows = -(-n_panels // n_columns)
@@ -46,32 +64,13 @@ def data_sizes(
         n: Style(to_hex(shade), marker)
         for n, shade, marker in zip(sizes, shades, itertools.cycle(MARKERS), strict=False)
     }
-    for letter, (name, sweep), ax in zip("abcdefgh", sweeps.items(), axes, strict=False):
-        for n_pairs, curves in sweep.items():
-            draw_series(ax, average(curves, replicates[name][n_pairs]), styles[n_pairs], None)
+    for letter, (name, sweep), ax in zip(LETTERS, sweeps.items(), axes, strict=False):
+        _draw_sweep(ax, sweep, styles)
         ax.set_title(f"({letter}) best-of-n, {name}", loc="left", fontsize=10)
-        ax.set_xlabel(X_LABELS["bon_bound"], fontsize=9)
-        ax.axhline(0, color="0.8", lw=0.8, zorder=0)
-        ax.set_ylabel("score gain (sd)")
-    last = axes[-1]
     limits = [y for ax in axes[:-1] for y in ax.get_ylim()]
     for ax in axes[:-1]:
         ax.set_ylim(min(limits), max(limits))
-    for (name, points), style in zip(
-        peaks.items(), proxy_styles(list(peaks)).values(), strict=True
-    ):
-        n, peak, err = (np.array(x) for x in zip(*points, strict=True))
-        last.errorbar(
-            n, peak, yerr=err, color=style.color, marker=style.marker, ms=5, capsize=2, label=name
-        )
-    last.set_xscale("log")
-    last.set_xticks(sizes, [f"{n:,}" for n in sizes], fontsize=8)
-    last.set_xticks([], minor=True)
-    last.set_xlabel("comparisons the proxy was trained on")
-    last.set_ylabel("peak gold gain (sd) ± 1 stderr over seeds")
-    title = f"({'abcdefgh'[len(sweeps) % 8]}) peaks up to n = {largest_n:,}"
-    last.set_title(title, loc="left", fontsize=10)
-    last.legend(frameon=False, fontsize=8)
+    _draw_peaks(axes[-1], sweeps, sizes)
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
     handles = [
@@ -84,3 +83,34 @@ def data_sizes(
     ]
     fig.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     return fig
+
+
+def _draw_sweep(
+    ax: Axes, sweep: Mapping[int, Sequence[Curve]], styles: Mapping[int, Style]
+) -> None:
+    """Curves of one proxy size, a line a data size."""
+    for n_pairs, curves in sweep.items():
+        draw_series(ax, average(curves, as_replicates(curves)), styles[n_pairs], None)
+    ax.set_xlabel(X_LABELS["bon_bound"], fontsize=9)
+    ax.axhline(0, color="0.8", lw=0.8, zorder=0)
+    ax.set_ylabel("score gain (sd)")
+
+
+def _draw_peaks(ax: Axes, sweeps: Sweeps, sizes: Sequence[int]) -> None:
+    """Peaks against comparisons, a line a proxy size."""
+    peaks = sweep_peaks(sweeps)
+    for (name, points), style in zip(
+        peaks.items(), proxy_styles(list(peaks)).values(), strict=True
+    ):
+        n, peak, err = (np.array(x) for x in zip(*points, strict=True))
+        ax.errorbar(
+            n, peak, yerr=err, color=style.color, marker=style.marker, ms=5, capsize=2, label=name
+        )
+    ax.set_xscale("log")
+    ax.set_xticks(sizes, [f"{n:,}" for n in sizes], fontsize=8)
+    ax.set_xticks([], minor=True)
+    ax.set_xlabel("comparisons the proxy was trained on")
+    ax.set_ylabel("peak gold gain (sd) ± 1 stderr over seeds")
+    title = f"({LETTERS[len(sweeps) % 8]}) peaks up to n = {largest_n(sweeps):,}"
+    ax.set_title(title, loc="left", fontsize=10)
+    ax.legend(frameon=False, fontsize=8)

@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from overopt.analysis.leaderboard import CI_LEVEL, Standing
-from overopt.reports.figures.frontier import METHOD_NAMES
+from overopt.analysis.effects import CI_LEVEL
+from overopt.analysis.leaderboard import Standing
 from overopt.reports.figures.style import Style, series_styles
 
 FOREST_METRICS = {
@@ -24,12 +24,15 @@ SHOWN_P = 0.1
 """Largest p that the forest plot prints."""
 
 
-def forest(standings: Mapping[str, Sequence[Standing]], *, baseline: str) -> Figure:
+def forest(
+    standings: Mapping[str, Sequence[Standing]], labels: Mapping[str, str], *, baseline: str
+) -> Figure:
     """Effects against the baseline with 95 % intervals; Holm-adjusted p beside those below `SHOWN_P`.
 
     Parameters
     ----------
     standings : method -> standings; rows are in their order.
+    labels : method -> what a reader calls it.
     baseline : left out: it is the line at 0.
 
     Notes
@@ -49,7 +52,7 @@ def forest(standings: Mapping[str, Sequence[Standing]], *, baseline: str) -> Fig
     for row, (method, same) in zip(axes, shown.items(), strict=True):
         for ax, (metric, label) in zip(row, FOREST_METRICS.items(), strict=True):
             _draw_effects(ax, same, metric, styles)
-            ax.set_title(f"{METHOD_NAMES[method]}: {label}", loc="left", fontsize=8.5)
+            ax.set_title(f"{labels[method]}: {label}", loc="left", fontsize=8.5)
             names = [""] * len(same)
             if ax is row[0]:
                 base = next((s for s in standings[method] if s.mitigation == baseline), None)

@@ -1,31 +1,28 @@
-"""Figures of a comparison: gold against √KL by family, and a forest plot of effects. No files.
+"""Figure of a comparison: gold against √KL by family of mitigations. No files.
 
-Functions of curves and of `overopt.leaderboard` standings that return a matplotlib Figure. A panel
-holds one family of mitigations, so that no panel has more lines than can be told apart; the
-baseline is grey in each.
+A function of the curves of a comparison, which `overopt compare` draws. A panel holds one family of
+mitigations, so that no panel has more lines than can be told apart; the baseline is grey in each.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from overopt.analysis.leaderboard import CI_LEVEL, Reference, gold_at
+from overopt.analysis.effects import CI_LEVEL
+from overopt.analysis.reach import gold_at
+from overopt.analysis.tuning import Reference
 from overopt.fits.fit import t_quantile
 from overopt.fits.replicates import crossed_mean
 from overopt.records.curves import Curve
 from overopt.reports.figures.style import X_LABELS, Style, series_styles
 
-METHOD_NAMES = {"bon": "best-of-n", "ppo": "PPO"}
-
-
 GRID_POINTS = 60
 PANELS_A_ROW = 4
-LEGEND_PLACES = {"bon": "upper left", "ppo": "lower left"}
-
 
 _BASELINE = Style("0.55", "X")
 _LINES = ("-", "--", "-.", ":", (0, (6, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 2)))
@@ -63,25 +60,10 @@ def frontier(
     axes = np.reshape(fig.subplots(n_rows, n_columns), -1)
     limits: dict[str, list[float]] = {}
     for ax, (method, family, names) in zip(axes, panels, strict=False):
-        same = curves[method]
-        ax.set_title(f"{METHOD_NAMES[method]}: {family}", loc="left", fontsize=10)
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.axhline(0, color="0.85", lw=0.8, zorder=0)
-        ax.axvline(references[method].peak_sqrt_kl, color="0.7", lw=0.9, ls=":", zorder=0)
-        _draw_frontier(ax, same[baseline], _BASELINE, band=True)
-        styles = {baseline: _BASELINE} | {
-            name: replace(style, line=_LINES[i % len(_LINES)])
-            for i, (name, style) in enumerate(series_styles(names).items())
-        }
-        for name in names:
-            _draw_frontier(ax, same[name], styles[name])
-        handles = [
-            Line2D([], [], color=s.color, ls=s.line, marker=s.marker, ms=4, lw=1.3, label=name)
-            for name, s in styles.items()
-        ]
-        ax.legend(handles=handles, frameon=False, fontsize=7.5, loc=LEGEND_PLACES[method])
-        ax.set_xlabel(X_LABELS[same[baseline][0].meta["kl_estimator"]], fontsize=8.5)
-        ax.set_ylabel("gold gain (sd of gold)", fontsize=8.5)
+        same = {name: curves[method][name] for name in (baseline, *names)}
+        _draw_panel(ax, same, baseline, references[method])
+        label = same[baseline][0].shown.label
+        ax.set_title(f"{label}: {family}", loc="left", fontsize=10)
         limits.setdefault(method, []).extend(ax.get_ylim())
     for ax, (method, _, _) in zip(axes, panels, strict=False):
         ax.set_ylim(min(limits[method]), max(limits[method]))
@@ -94,6 +76,33 @@ def frontier(
         fontsize=8.5,
     )
     return fig
+
+
+def _draw_panel(
+    ax: Axes, curves: Mapping[str, Sequence[Curve]], baseline: str, reference: Reference
+) -> None:
+    """The baseline and the mitigations of one family, but for the title."""
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.axhline(0, color="0.85", lw=0.8, zorder=0)
+    ax.axvline(reference.peak_sqrt_kl, color="0.7", lw=0.9, ls=":", zorder=0)
+    _draw_frontier(ax, curves[baseline], _BASELINE, band=True)
+    names = [name for name in curves if name != baseline]
+    styles = {baseline: _BASELINE} | {
+        name: replace(style, line=_LINES[i % len(_LINES)])
+        for i, (name, style) in enumerate(series_styles(names).items())
+    }
+    for name in names:
+        _draw_frontier(ax, curves[name], styles[name])
+    handles = [
+        Line2D([], [], color=s.color, ls=s.line, marker=s.marker, ms=4, lw=1.3, label=name)
+        for name, s in styles.items()
+    ]
+    first = curves[baseline][0]
+    # Best-of-n rises from the left; an optimised policy has its room below.
+    place: Literal["upper left", "lower left"] = "upper left" if first.is_bon else "lower left"
+    ax.legend(handles=handles, frameon=False, fontsize=7.5, loc=place)
+    ax.set_xlabel(X_LABELS[first.meta["kl_estimator"]], fontsize=8.5)
+    ax.set_ylabel("gold gain (sd of gold)", fontsize=8.5)
 
 
 def _draw_frontier(ax: Axes, curves: Sequence[Curve], style: Style, *, band: bool = False) -> None:
@@ -114,5 +123,5 @@ def _draw_frontier(ax: Axes, curves: Sequence[Curve], style: Style, *, band: boo
 
 def mean_end(curves: Sequence[Curve]) -> tuple[float, float]:
     """√KL and gold gain at the last point of a run, means over runs."""
-    gains = [float((c.arrays["gold"][-1] - c.arrays["gold"][0]).mean()) for c in curves]
+    gains = [float(c.gain("gold")[-1].mean()) for c in curves]
     return float(np.mean([c["sqrt_kl"][-1] for c in curves])), float(np.mean(gains))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from overopt.base.config import check_types, require
+from overopt.base.config import require
 from overopt.base.errors import CheckpointError
 from overopt.base.lazy import lazy
 from overopt.nets.sources import auto_tokenizer, read_config, source_dir
@@ -29,14 +29,10 @@ class Settings(RewardSettings):
 
     source: str = ""
 
-    def __post_init__(self) -> None:
-        check_types(self)
-        require(self.source != "", "gold.source", self.source, "give the classifier's checkpoint")
-
     @property
     def sources(self) -> dict[str, str]:
         """The checkpoint."""
-        return {"source": self.source}
+        return {"source": self.source} if self.source else {}
 
     @property
     def reads_tokens(self) -> bool:
@@ -45,7 +41,10 @@ class Settings(RewardSettings):
 
 
 def check(settings: Settings) -> None:
-    """Raise CheckpointError unless the source can be what `train` makes of it."""
+    """Raise ConfigError or CheckpointError unless the source can be what `train` makes of it."""
+    require(
+        settings.source != "", "gold.source", settings.source, "name the classifier's checkpoint"
+    )
     check_classifier(settings.source)
 
 

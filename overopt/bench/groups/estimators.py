@@ -16,10 +16,17 @@ import numpy as np
 
 from overopt.base.seeding import numpy_rng
 from overopt.bench.harness import Row, make_row
+from overopt.bench.setting import Group, Setting
 from overopt.pools.best_of_n import best_of_n, kl_bon_ties
 from overopt.pools.table import bootstrap_prompts
 
+NAMES = ("estimators",)
 REPEATS = 5
+
+
+def group(setting: Setting) -> Group:
+    """All rows on the CPU, whatever the setting's device: the estimators are numpy's."""
+    return Group(NAMES, lambda: run_all(root_seed=setting.root_seed))
 
 
 def big_integer_weights(n: int, pool_size: int) -> np.ndarray:

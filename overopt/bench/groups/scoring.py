@@ -1,12 +1,12 @@
 """Speed of scoring a table of responses with a reward model, against transformers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 
-from overopt.base.datatypes import Prompts, Responses
+from overopt.base.datatypes import Responses
 from overopt.base.seeding import torch_generator
 from overopt.bench.harness import (
     BenchError,
@@ -17,10 +17,36 @@ from overopt.bench.harness import (
     product_runner,
 )
 from overopt.bench.models import write_reward_model
+from overopt.bench.random_inputs import random_responses, random_reward_model
+from overopt.bench.setting import Group, Setting
+from overopt.nets.checkpoints import load_lm
 from overopt.nets.heads import ScalarHeadModel
 from overopt.rewards.scorer import raw_scores
 
 NAMES = ("score_vs_transformers", "score_vs_products")
+
+
+def group(setting: Setting) -> Group:
+    """The ladder's 0.8M reward model, or one at the shape of a checkpoint."""
+
+    def measure() -> list[Row]:
+        sizes = setting.sizes
+        if sizes is None:
+            return scoring_rows(ladder_reward_model(setting.root_seed), **setting.where)
+        return scoring_rows(
+            random_reward_model(sizes.model, seed=setting.root_seed),
+            n_responses=sizes.n_scored,
+            **setting.where,
+        )
+
+    return Group(NAMES, measure)
+
+
+def ladder_reward_model(root_seed: int) -> ScalarHeadModel:
+    """The ladder's 0.8M backbone with a head drawn as for training."""
+    model = ScalarHeadModel(load_lm("ladder:0.8m"))
+    model.init_head(torch_generator(root_seed, "scoring"))
+    return model
 
 
 def scoring_rows(
@@ -66,40 +92,25 @@ def scoring_rows(
     )
     work = f"{n_responses} responses of {n_prompt_tokens} + 1 to {max_tokens} tokens"
     return [
-        make_row(
-            NAMES[0],
-            seconds["ours"],
-            seconds["theirs"],
-            note=f"{work}; reference: batches of {batch} in table order; largest difference {worst:.1e}",
+        _vs_transformers(
+            seconds,
+            f"{work}; reference: batches of {batch} in table order; largest difference {worst:.1e}",
         ),
-        make_row(
-            NAMES[1],
-            seconds["ours"],
-            seconds["products"],
-            against="limit",
-            note="reference: the linear maps of the real tokens alone; ratio at most 1",
-        ),
+        _vs_products(seconds),
     ]
 
 
-def random_responses(
-    vocab_size: int, n_rows: int, n_prompt_tokens: int, max_tokens: int, *, root_seed: int
-) -> Responses:
-    """Responses (R, T) of random tokens, lengths uniform in 1 … T, to prompts of one length."""
-    generator = torch_generator(root_seed, "responses")
-    ids = torch.randint(2, vocab_size, (n_rows, n_prompt_tokens + max_tokens), generator=generator)
-    length = torch.randint(1, max_tokens + 1, (n_rows,), generator=generator)
-    mask = torch.arange(max_tokens) < length[:, None]
-    prompt_ids = ids[:, :n_prompt_tokens]
-    prompts = Prompts(
-        prompt_ids, torch.ones_like(prompt_ids, dtype=torch.bool), torch.arange(n_rows)
-    )
-    return Responses(
-        prompts,
-        ids[:, n_prompt_tokens:] * mask,
-        mask,
-        torch.zeros(mask.shape),
-        torch.zeros(n_rows, dtype=torch.bool),
+def _vs_transformers(seconds: Mapping[str, list[float]], note: str) -> Row:
+    return make_row(NAMES[0], seconds["ours"], seconds["theirs"], note=note)
+
+
+def _vs_products(seconds: Mapping[str, list[float]]) -> Row:
+    return make_row(
+        NAMES[1],
+        seconds["ours"],
+        seconds["products"],
+        against="limit",
+        note="reference: the linear maps of the real tokens alone; ratio at most 1",
     )
 
 

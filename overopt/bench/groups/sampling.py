@@ -1,27 +1,25 @@
 """Speed of the sampler, as ratios to references measured interleaved in the same run.
 
-Each function returns one row (``name``, ``seconds``, ``reference_seconds``, ``ratio``, ``note``).
-Seconds are medians of CPU seconds of this process, so that other work on the machine does not
-enter; the ratio is reference over ours: above 1 where ours is faster. The work is fixed on both
-sides: end tokens are suppressed, every row samples all of its tokens.
+The work is fixed on both sides: end tokens are suppressed, every row samples all of its tokens.
 """
 
-import statistics
-import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import torch
 
 from overopt.base.datatypes import Prompts
-from overopt.base.seeding import scoped_torch_seed, torch_generator
+from overopt.base.seeding import torch_generator
+from overopt.bench import sampling_at_size
+from overopt.bench.generate import transformers_generate
+from overopt.bench.harness import Row, interleaved, make_row
+from overopt.bench.setting import Group, Setting
 from overopt.nets.block import LlamaConfig
-from overopt.nets.layout import to_transformers_state
+from overopt.nets.checkpoints import load_lm
 from overopt.nets.llama import Llama
 from overopt.nets.sampling import SAMPLE_BLOCK, sample
 
-Row = dict[str, Any]
-
+NAMES = ("sample_vs_generate", "sample_vs_products")
+GENERATE_TARGET, PRODUCTS_TARGET = 3.0, 0.5
 # Shape of the ladder's 0.8M rung, the default initial policy. Speed does not depend on the weights.
 POLICY_SHAPE = LlamaConfig(
     vocab_size=4096,
@@ -30,6 +28,17 @@ POLICY_SHAPE = LlamaConfig(
     num_hidden_layers=4,
     num_attention_heads=4,
 )
+
+
+def group(setting: Setting) -> Group:
+    """The ladder's policy on the CPU; at the shape of a checkpoint, one of random weights."""
+    sizes, root_seed = setting.sizes, setting.root_seed
+    if sizes is not None:
+        return Group(
+            sampling_at_size.NAMES,
+            lambda: sampling_at_size.sampling_rows(sizes, **setting.where),
+        )
+    return Group(NAMES, lambda: sampling_rows(load_lm("ladder:policy-0.8m"), root_seed=root_seed))
 
 
 def sampling_rows(
@@ -69,30 +78,26 @@ def sampling_rows(
         "generate": transformers_generate(policy, prompts, n_tokens, root_seed),
         "products": _bare_products(cfg, n_prompt_tokens, n_tokens, root_seed),
     }
-    seconds = _interleaved(sides, repeats)
+    seconds = interleaved(sides, repeats)
     work = f"{SAMPLE_BLOCK} rows x ({n_prompt_tokens} + {n_tokens}) tokens, "
     work += f"{torch.get_num_threads()} thread(s), median of {repeats}"
-    return [
-        _row("sample_vs_generate", seconds["ours"], seconds["generate"], work, target=3.0),
-        _row(
-            "sample_vs_products",
-            seconds["ours"],
-            seconds["products"],
-            work + "; ratio at most 1",
-            target=0.5,
-        ),
-    ]
+    return [_vs_generate(seconds, work), _vs_products(seconds, work)]
 
 
-def _row(name: str, seconds: float, reference_seconds: float, note: str, *, target: float) -> Row:
-    """One row of the table."""
-    return dict(
-        name=name,
-        seconds=seconds,
-        reference_seconds=reference_seconds,
-        ratio=reference_seconds / seconds,
-        target=target,
-        note=note,
+def _vs_generate(seconds: Mapping[str, list[float]], work: str) -> Row:
+    return make_row(
+        NAMES[0], seconds["ours"], seconds["generate"], target=GENERATE_TARGET, note=work
+    )
+
+
+def _vs_products(seconds: Mapping[str, list[float]], work: str) -> Row:
+    return make_row(
+        NAMES[1],
+        seconds["ours"],
+        seconds["products"],
+        against="limit",
+        target=PRODUCTS_TARGET,
+        note=f"{work}; ratio at most 1",
     )
 
 
@@ -101,44 +106,6 @@ def _random_prompts(cfg: LlamaConfig, length: int, root_seed: int) -> Prompts:
     generator = torch_generator(root_seed, "prompts")
     ids = torch.randint(2, cfg.vocab_size, (SAMPLE_BLOCK, length), generator=generator)
     return Prompts(ids, torch.ones_like(ids, dtype=torch.bool), torch.arange(SAMPLE_BLOCK))
-
-
-def transformers_generate(
-    policy: Llama,
-    prompts: Prompts,
-    n_tokens: int,
-    root_seed: int,
-    *,
-    dtype: torch.dtype = torch.float32,
-    device: str = "cpu",
-) -> Callable[[], None]:
-    """The same work by transformers' ``generate`` with copied weights."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    spec = policy.cfg.to_transformers()
-    config = AutoConfig.for_model(spec.pop("model_type"), **spec)
-    model = AutoModelForCausalLM.from_config(config).eval()
-    model.load_state_dict(to_transformers_state(policy), strict=False)
-    model.tie_weights()
-    model.to(device=device, dtype=dtype)
-    ids, mask = prompts.ids.to(device), prompts.mask.long().to(device)
-
-    def run() -> None:
-        with scoped_torch_seed(root_seed), torch.inference_mode():
-            made = model.generate(
-                ids,
-                attention_mask=mask,
-                do_sample=True,
-                top_k=0,
-                top_p=1.0,
-                min_new_tokens=n_tokens,
-                max_new_tokens=n_tokens,
-                pad_token_id=policy.cfg.pad_token_id,
-            )
-        if made.shape[1] != prompts.ids.shape[1] + n_tokens:
-            raise RuntimeError("generate stopped early: nothing to compare")
-
-    return run
 
 
 def _bare_products(
@@ -169,15 +136,3 @@ def _bare_products(
                 torch.mm(x, w, out=out)
 
     return run
-
-
-def _interleaved(sides: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
-    """Median CPU seconds of each side, measured in turn so that drift hits all alike."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(repeats + 1):
-        for name, run in sides.items():
-            start = time.process_time()
-            run()
-            if turn > 0:
-                seconds[name].append(time.process_time() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}

@@ -1,0 +1,110 @@
+"""A user's own figure is one file: `overopt figures RESULTS --figure my_figure.py` draws it."""
+
+import json
+from pathlib import Path
+
+import pytest
+from matplotlib.image import imread
+
+from overopt.cli.main import main
+from overopt.reports.draw import built_in, draw
+
+RECORDS = Path(__file__).parents[2] / "experiments" / "results" / "exp001_figure1"
+
+TOY = '''
+"""How long responses get, against √KL: is the proxy's favourite vice to go on and on?"""
+
+from matplotlib.figure import Figure
+
+
+def draw(results):
+    """Response length of every optimised policy, a line a run; None without one."""
+    curves = [c for c in results.curves if not c.is_bon]
+    if not curves:
+        return None
+    figure = Figure(figsize=(4, 3), layout="constrained")
+    ax = figure.subplots()
+    for curve in curves:
+        ax.plot(curve["sqrt_kl"], curve["response_tokens"], curve.shown.marker + "-")
+    ax.set_xlabel("√KL (√nats)")
+    ax.set_ylabel("tokens")
+    ax.set_title(curves[0].shown.label)
+    return figure
+
+
+def sidecar(results):
+    """What the picture shows in numbers."""
+    return {"longest": max(float(c["response_tokens"].max()) for c in results.curves)}
+'''
+
+
+def write(folder, text, name="lengths.py"):
+    file = folder / name
+    file.write_text(text, encoding="utf-8")
+    return str(file)
+
+
+def test_a_file_of_the_user_s_becomes_a_picture(tmp_path, capsys):
+    file, out = write(tmp_path, TOY), tmp_path / "out"
+    assert len(TOY.splitlines()) < 60
+    assert main(["figures", str(RECORDS), "--out", str(out), "--figure", file]) == 0
+    assert capsys.readouterr().out.split() == [str(out / "lengths.png"), str(out / "lengths.json")]
+    assert sorted(p.name for p in out.iterdir()) == ["lengths.json", "lengths.png"]
+    pixels = imread(out / "lengths.png")[..., :3]
+    assert pixels.shape[:2] == (480, 640) and pixels.std() > 0.05  # not a white page
+    side = json.loads((out / "lengths.json").read_text(encoding="utf-8"))
+    assert side["longest"] > 20 and side["experiment"] == "exp001_figure1"
+    assert side["records"] and set(side["fits"]) == {"bon", "ppo"}
+
+
+def test_a_figure_of_the_user_s_stands_beside_a_built_in_one(tmp_path):
+    file = write(tmp_path, TOY)
+    written = draw(RECORDS, tmp_path / "out", ["size_and_peak", file])
+    assert [p.name for p in written] == ["fig02.png", "fig02.json", "lengths.png", "lengths.json"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "does not exist"),
+        ("def paint(results): ...\n", "has no draw(): define one"),
+        ("1 / 0\n", "importing it raised ZeroDivisionError: division by zero"),
+        ("def draw(results):\n", "importing it raised IndentationError"),
+        ("def draw(results): return 7\n", "returned int, not a matplotlib Figure"),
+        ("def draw(results): return None\n", "does not hold what it shows"),
+    ],
+)
+def test_a_file_that_is_no_figure_is_refused_by_name(tmp_path, capsys, text, message):
+    file = str(tmp_path / "mine.py") if text is None else write(tmp_path, text, "mine.py")
+    assert main(["figures", str(RECORDS), "--out", str(tmp_path / "out"), "--figure", file]) == 2
+    error = capsys.readouterr().err
+    assert message in error and "mine" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_name_lists_the_built_in_ones(tmp_path, capsys):
+    assert main(["figures", str(RECORDS), "--out", str(tmp_path), "--figure", "fig9"]) == 2
+    error = capsys.readouterr().err
+    assert "'fig9' does not exist" in error
+    assert all(figure.name in error for figure in built_in())
+
+
+def test_two_figures_of_one_name_do_not_overwrite_each_other(tmp_path, capsys):
+    (tmp_path / "other").mkdir()
+    files = [write(tmp_path, TOY), write(tmp_path / "other", TOY)]
+    options = [x for file in files for x in ("--figure", file)]
+    assert main(["figures", str(RECORDS), "--out", str(tmp_path / "out"), *options]) == 2
+    assert "lengths are asked for twice" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("figure", built_in(), ids=lambda figure: figure.name)
+def test_every_built_in_figure_draws_committed_records(figure, tmp_path):
+    """Each has records in the repository that show it: of desk, of gpu or of figure 1."""
+    for name in ("exp001_figure1", "desk", "gpu"):
+        records = RECORDS.parent / name
+        names = [p.name for p in draw(records, tmp_path / name)]
+        stem = figure.picture + ("" if name == "exp001_figure1" else f"_{name}")
+        if f"{stem}.png" in names:
+            assert f"{stem}.json" in names
+            return
+    pytest.fail(f"no committed records show {figure.name}")
