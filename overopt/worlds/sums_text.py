@@ -107,7 +107,7 @@ def _next_step(rng: random.Random, x: int) -> tuple[str, int]:
 
 
 class Skill(NamedTuple):
-    """A writer: probability of an error in a plain step, and in one that carries; of a check behind it."""
+    """A writer: probabilities of an error in a plain and in a carrying step, and of a check behind."""
 
     plain: float
     carrying: float

@@ -27,10 +27,10 @@ N_SOLUTIONS = int(os.environ.get("OVEROPT_SOLUTIONS", "1500"))  # 100,000 in the
 def plan_from_text(text):
     """Start and steps of a problem, read from its words."""
     start = int(re.match(r"\w+ has (\d+) \w+ \.", text)[1])
-    found = re.findall(
-        r"gets (\d+) more|loses (\d+) \.|has (\d+) times|shared by (\d+) left", text
-    )
-    steps = [next((op, int(n)) for op, n in zip("+-*%", groups, strict=True) if n) for groups in found]
+    found = re.findall(r"gets (\d+) more|loses (\d+) \.|has (\d+) times|shared by (\d+) left", text)
+    steps = [
+        next((op, int(n)) for op, n in zip("+-*%", groups, strict=True) if n) for groups in found
+    ]
     return start, steps
 
 
@@ -121,11 +121,23 @@ def test_two_judges_agree(seed, n_steps, edits):
     ("solution", "right", "valid", "first_error", "checks"),
     [
         ("3 + 4 = 7 ; 7 * 3 = 21 ; 21 % 4 = 1 ; # 1", True, True, -1, 0),
-        ("4 + 3 = 7 ; 3 * 7 = 21 ; 21 % 4 = 1 ; # 1", True, True, -1, 0),  # sums and products commute
+        (
+            "4 + 3 = 7 ; 3 * 7 = 21 ; 21 % 4 = 1 ; # 1",
+            True,
+            True,
+            -1,
+            0,
+        ),  # sums and products commute
         ("3 + 4 = 7 ; 7 + 0 = 7 ; 7 * 3 = 21 ; 21 % 4 = 1 ; # 1", True, True, -1, 1),
         ("3 + 4 = 7 ; 7 * 3 = 25 ; 25 % 4 = 1 ; # 1", True, False, 1, 0),  # luck
         ("3 + 4 = 7 ; 7 % 4 = 3 ; # 3", False, False, 1, 0),  # a step is left out
-        ("3 + 4 = 7 ; 7 * 3 = 21 ; 21 % 4 = 1 ; # 2", False, True, 3, 0),  # the answer is the last step
+        (
+            "3 + 4 = 7 ; 7 * 3 = 21 ; 21 % 4 = 1 ; # 2",
+            False,
+            True,
+            3,
+            0,
+        ),  # the answer is the last step
         ("3 + 4 = 7 ; 7 * 3 = 21 ; 21 % 4 = 1 ; # 1 # 2", False, True, 3, 0),  # a hedge
         ("3 + 4 = 7 ; 7 * 3 = 21 ; # 1", True, False, 2, 0),
         ("3 + 4 = 7 ; 7 * 3 = 21 ; 21 % 4 = 1 ;", False, True, 3, 0),  # no answer
@@ -167,8 +179,12 @@ def answered(world, solutions, *, prompt=0):
     ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
     mask = torch.arange(width) < torch.tensor([len(row) for row in rows])[:, None]
     asked = torch.tensor(world.rows("gold", prompt + 1)[prompt])[None].expand(len(rows), -1)
-    prompts = Prompts(asked, torch.ones_like(asked, dtype=torch.bool), torch.full((len(rows),), prompt))
-    return Responses(prompts, ids, mask, torch.zeros(ids.shape), torch.ones(len(rows), dtype=torch.bool))
+    prompts = Prompts(
+        asked, torch.ones_like(asked, dtype=torch.bool), torch.full((len(rows),), prompt)
+    )
+    return Responses(
+        prompts, ids, mask, torch.zeros(ids.shape), torch.ones(len(rows), dtype=torch.bool)
+    )
 
 
 def solved(problem):
@@ -180,11 +196,15 @@ def test_problems_are_distinct_and_keep_their_place():
     """A world of more problems begins with the same ones; splits share none."""
     more = sums.load(sums.Settings(n_problems=400))
     assert more.texts[:300] == WORLD.texts and len(set(more.texts)) == 400
-    rows = {split: {tuple(r) for r in WORLD.rows(split, WORLD.n_prompts(split))} for split in SPLITS}
+    rows = {
+        split: {tuple(r) for r in WORLD.rows(split, WORLD.n_prompts(split))} for split in SPLITS
+    }
     assert sum(map(len, rows.values())) == len(set().union(*rows.values())) == 300
     assert sums.load(sums.Settings(n_problems=300, problems_seed=1)).texts[0] != WORLD.texts[0]
     assert {len(p.plan) for p in WORLD.problems} == {3, 4, 5, 6, 7}
-    assert WORLD.longest_prompt == max(len(r) for s in SPLITS for r in WORLD.rows(s, WORLD.n_prompts(s)))
+    assert WORLD.longest_prompt == max(
+        len(r) for s in SPLITS for r in WORLD.rows(s, WORLD.n_prompts(s))
+    )
     assert all(0 <= x <= sums_text.TOP for p in WORLD.problems for x in p.states)
 
 
@@ -233,7 +253,7 @@ def test_settings_are_checked():
 
 
 def test_the_shipped_policy_can_do_some_of_it():
-    """On problems that it has not seen: between a fifth and six in ten right, a quarter of them by luck."""
+    """Between a fifth and six in ten are right, about a quarter of these with a wrong step."""
     prompts = WORLD.prompts("train", 64)
     found = sample(load_lm(sums.POLICY), prompts, n_tokens=64, seed=5, copies=8)
     verdicts = WORLD.verdicts(found)

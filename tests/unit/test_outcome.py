@@ -23,11 +23,15 @@ def responses(prompt_ids):
         torch.full((n, 1), 2), torch.ones(n, 1, dtype=torch.bool), torch.tensor(prompt_ids)
     )
     ids = torch.arange(3, 3 + n)[:, None]
-    return Responses(asked, ids, torch.ones_like(ids, dtype=torch.bool), torch.zeros(n, 1), torch.ones(n).bool())
+    return Responses(
+        asked, ids, torch.ones_like(ids, dtype=torch.bool), torch.zeros(n, 1), torch.ones(n).bool()
+    )
 
 
 def verdict(right, valid=True):
-    return Verdict(right, valid, right, True, -1 if right and valid else 0, 1, 0, (right and valid,))
+    return Verdict(
+        right, valid, right, True, -1 if right and valid else 0, 1, 0, (right and valid,)
+    )
 
 
 def job(verdicts, seed=0):
@@ -84,7 +88,9 @@ def test_how_easy_a_prompt_is_helps_only_the_pointwise_loss():
     target = torch.tensor([1.0, 1.0, 1.0, 0.0] * 5 + [1.0, 0.0, 0.0, 0.0] * 5)
     asked = responses([i // 4 for i in range(40)])
     easy = torch.tensor([math.log(3)] * 20 + [-math.log(3)] * 20)
-    (batch,) = PairBatches(outcome.single_responses(asked, target), batch_prompts=10, seed=0).epoch(0)
+    (batch,) = PairBatches(outcome.single_responses(asked, target), batch_prompts=10, seed=0).epoch(
+        0
+    )
     assert outcome.outcome_loss(easy[batch.seq.ids[:, 1] - 3], batch) < math.log(2) - 0.1
     pairs = outcome.right_over_wrong(asked, target)
     assert (easy[pairs.first] == easy[pairs.second]).all()
