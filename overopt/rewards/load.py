@@ -7,7 +7,7 @@ from overopt.base import files
 from overopt.base.errors import StoreError
 from overopt.rewards.kind import Place, Scorer
 
-WRITTEN_BY = ("reward_model", "ensemble", "classifier", "rubric", "process", "rule")
+WRITTEN_BY = (*("reward_model", "ensemble", "classifier", "rubric", "process", "rule", "implicit"),)
 """Files of ``kinds/`` that write scorers; what an artefact names must be one of them."""
 
 

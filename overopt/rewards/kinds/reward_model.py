@@ -114,12 +114,26 @@ def save_network(model: ScalarHeadModel, folder: Path, info: dict[str, Any]) -> 
     state = backbone_state(backbone)
     state |= {f"score.{k}": v.detach().clone() for k, v in model.head.state_dict().items()}
     files.save_tensors(folder / "model.safetensors", state)
-    is_llama = isinstance(backbone, Llama)
-    shape = {"shape": vars(backbone.cfg)} if is_llama else {"transformers": backbone.spec()}
-    info = {"kind": "reward_model"} | info | {"scored_by": "tokens"} | shape
+    info = {"kind": "reward_model"} | info | {"scored_by": "tokens"} | shape_of(backbone)
     if isinstance(backbone.reader, TextReader):
         info |= {"scored_by": "text", "tokenizer": backbone.reader.source}
     files.save_json(folder / "scorer.json", info)
+
+
+def shape_of(backbone: Any) -> dict[str, Any]:
+    """What `backbone_of` must know beside the weights, as JSON."""
+    if isinstance(backbone, Llama):
+        return {"shape": vars(backbone.cfg)}
+    return {"transformers": backbone.spec()}
+
+
+def backbone_of(info: dict[str, Any], weights: dict[str, Tensor]) -> Any:
+    """The network with these weights, under transformers' names, of the shape that ``info`` has."""
+    if "transformers" in info:
+        from overopt.nets.hf import from_spec  # transformers takes seconds to import
+
+        return from_spec(info["transformers"], weights)
+    return from_transformers_state(weights, LlamaConfig(**info["shape"]))
 
 
 def load(folder: Path, info: dict[str, Any], place: Place) -> RewardModelScorer | MultiHeadScorer:
@@ -134,13 +148,7 @@ def load_network(folder: Path, info: dict[str, Any], place: Place) -> ScalarHead
     """What `save_network` wrote, on the device."""
     state = files.load_tensors(folder / "model.safetensors")
     weights = {k: v for k, v in state.items() if not k.startswith("score.")}
-    backbone: Any = None
-    if "transformers" in info:
-        from overopt.nets.hf import from_spec  # transformers takes seconds to import
-
-        backbone = from_spec(info["transformers"], weights)
-    else:
-        backbone = from_transformers_state(weights, LlamaConfig(**info["shape"]))
+    backbone = backbone_of(info, weights)
     if info.get("scored_by") == "text":
         source = info["tokenizer"]
         backbone.reader = TextReader(source, place.world, codecs.load_codec(source))
