@@ -150,36 +150,100 @@ def train(rung: str, steps: int, out: Path) -> None:
 
 def measure(source: str) -> dict[str, float]:
     """Shares right and valid, and pass@k, on problems of the eval split."""
-    world = sums.load(sums.Settings(n_problems=12_000))
+    world = sums.load(sums.Settings())
     prompts = world.prompts("eval", N_CARD)
     seed = derive_seed(ROOT_SEED, "sums", "card")
     r = sample(load_lm(source), prompts, n_tokens=N_TOKENS, seed=seed, copies=COPIES)
     verdicts = world.verdicts(r)
     right = np.array([v.right for v in verdicts]).reshape(N_CARD, COPIES)
     valid = np.array([v.valid for v in verdicts]).reshape(N_CARD, COPIES)
-    found = {"right": right.mean(), "right_and_valid": (right & valid).mean()}
-    found |= {"wrong_step_if_right": (right & ~valid).sum() / max(1, right.sum())}
-    found |= {"checks": np.mean([v.n_checks for v in verdicts])}
-    found |= {"several_answers": np.mean([v.n_answers > 1 for v in verdicts])}
-    found |= {"formatted": np.mean([v.formatted for v in verdicts])}
-    found |= {"ended": r.ended.float().mean(), "tokens": r.length.float().mean()}
+    found = {
+        "right": right.mean(),
+        "right_and_valid": (right & valid).mean(),
+        "wrong_step_if_right": (right & ~valid).sum() / max(1, right.sum()),
+        "checks": np.mean([v.n_checks for v in verdicts]),
+        "several_answers": np.mean([v.n_answers > 1 for v in verdicts]),
+        "formatted": np.mean([v.formatted for v in verdicts]),
+        "ended": r.ended.float().mean(),
+        "tokens": r.length.float().mean(),
+    }
     for k in (4, 16, 64):
         failed = [math.comb(COPIES - c, k) / math.comb(COPIES, k) for c in right.sum(1).tolist()]
         found[f"pass_at_{k}"] = 1 - np.mean(failed)
     return {name: round(float(value), 4) for name, value in found.items()}
 
 
+HEAD = """# The models of the world of sums
+
+Small Llama-architecture language models that solve word problems of 3 to 7 steps as a crowd of writers
+does: with slips, steps left out, and luck. One tokenizer (a word is a token), one stream of problems.
+They serve as initial policy (`ladder:sums-0.2m`) and as backbones of reward models. All are in the
+transformers layout, float16. [Worlds](../../docs/worlds.md) says what problems and solutions are.
+
+| model | not embedding | parameters | problems | CPU s | right | and valid | luck | @4 | @16 | @64 |
+|---|---|---|---|---|---|---|---|---|---|---|
+"""
+TAIL = """
+Measured on the first {n} problems of the eval split of `world.kind=sums`, {copies} solutions each,
+temperature 1, at most {tokens} tokens. *Right*: exactly one answer, the right one. *Valid*: every step
+follows the plan. *Luck*: of those that are right, how many have a wrong step. *@k*: at least one of k
+is right (pass@k, unbiased, from {copies}). *CPU s*: seconds of training, on one core.
+
+**Training.** Random weights; cross-entropy on solutions only, one pass over problems that are drawn as
+they are needed; Muon for matrices, AdamW for the rest, float32, batches of {batch} problems, linear
+decay. One core each. `training.json` of each has rate, steps and loss curve. No rung was chosen among
+several seeds. The problems of the world are drawn from another seed; some may be the same by chance.
+
+**Made by**
+
+    python experiments/ladder/make_sums.py sums-0.2m     # and the others
+    python experiments/ladder/make_sums.py card
+
+**Samples** of `sums-0.2m`, and what the judge says:
+
+"""
+
+
+def card(out: Path) -> None:
+    """Measure every rung, and write the model card with samples."""
+    table = HEAD
+    for rung in SHAPES:
+        file = out / rung / "training.json"
+        info = json.loads(file.read_text()) | {"measured": measure(f"ladder:{rung}")}
+        file.write_text(json.dumps(info, indent=1) + "\n")
+        m = info["measured"]
+        names = ("right", "right_and_valid", "wrong_step_if_right")
+        shares = [m[name] for name in (*names, "pass_at_4", "pass_at_16", "pass_at_64")]
+        table += (
+            f"| {rung} | {info['n_params']:,} | {info['n_params_total']:,} | {info['problems']:,} |"
+            f" {info['cpu_s']} | {' | '.join(f'{share:.3f}' for share in shares)} |\n"
+        )
+        print(rung, m, flush=True)
+    world, samples = sums.load(sums.Settings()), ""
+    r = sample(load_lm(sums.POLICY), world.prompts("eval", 8), n_tokens=N_TOKENS, seed=ROOT_SEED)
+    for prompt, text, v in zip(
+        world.prompt_texts(r), world.response_texts(r), world.verdicts(r), strict=True
+    ):
+        said = "right" if v.right else "wrong"
+        said += "" if v.first_error < 0 else f", step {v.first_error + 1} is the first wrong one"
+        samples += f"1. **{prompt}** `{text}` ({said})\n"
+    tail = TAIL.format(n=N_CARD, copies=COPIES, tokens=N_TOKENS, batch=BATCH)
+    (out / "README.md").write_text(table + tail + samples)
+
+
 def main() -> None:
-    """Read the command line; train and measure a rung, or write the card."""
+    """Read the command line; train a rung, or write the card."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("rung", choices=[*SHAPES, "tokenizer", "card"])
+    parser.add_argument("what", choices=[*SHAPES, "card"])
     parser.add_argument("--steps", type=int, help="default by rung")
     parser.add_argument("--out", type=Path, default=Path("overopt/ladder_sums"))
     args = parser.parse_args()
     torch.set_num_threads(1)
     save_tokenizer(args.out / "tokenizer")
-    if args.rung in SHAPES:
-        train(args.rung, args.steps or SHAPES[args.rung][-1], args.out)
+    if args.what == "card":
+        card(args.out)
+    else:
+        train(args.what, args.steps or SHAPES[args.what][-1], args.out)
 
 
 if __name__ == "__main__":
