@@ -158,11 +158,11 @@ def test_the_crowd_is_what_it_is_said_to_be():
         verdicts += [judge(problem, write_solution(problem, rng).split()) for _ in range(4)]
     right = np.array([v.right for v in verdicts])
     valid = np.array([v.valid for v in verdicts])
-    assert 0.45 < right.mean() < 0.6
+    assert 0.3 < right.mean() < 0.42
     assert 0.15 < (right & ~valid).sum() / right.sum() < 0.3  # luck
     assert 0.02 < np.mean([v.n_answers > 1 for v in verdicts]) < 0.04
     checked = np.array([v.n_checks > 0 for v in verdicts])
-    assert valid[checked].mean() > valid.mean() + 0.15  # a cue of who writes
+    assert valid[checked].mean() > valid.mean() + 0.05  # a cue of who writes
 
 
 # --- the world ------------------------------------------------------------------------------------

@@ -194,11 +194,15 @@ def test_settings_that_are_named_exist(name):
     assert [s for s in named if s not in known and not s.endswith(".kind")] == []
 
 
+NEED_A_JUDGE = ("outcome", "process", "regression", "rule")
+
+
 def test_kinds_in_the_readme_can_be_run():
     for part, kind in re.findall(r"`(\w+)\.kind=(\w+)`", text_of("README.md")):
         override = f"{part}.kind={kind}"
         if RUN_HAS_METHOD or not MOVING & {part, override}:
             source = ["gold.source=org/name"] * (kind == "pretrained")
+            source += ["world.kind=sums"] * (kind in NEED_A_JUDGE)
             load_experiment("quick", [override, *source])
 
 
