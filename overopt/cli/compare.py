@@ -38,7 +38,7 @@ def run_comparison(args: argparse.Namespace) -> int:
     from overopt.engine.progress import Silent, TextReporter
     from overopt.engine.store import Store
     from overopt.reports.comparison import report
-    from overopt.study import comparison
+    from overopt.study import compare
 
     if Path(args.experiment).is_dir():
         if args.overrides or args.plan:
@@ -48,13 +48,13 @@ def run_comparison(args: argparse.Namespace) -> int:
             )
         print(report(args.experiment))
         return 0
-    loaded, store = comparison.load_comparison(args.experiment, args.overrides), Store(args.store)
+    loaded, store = compare.load_comparison(args.experiment, args.overrides), Store(args.store)
     if args.plan:
-        for line in comparison.plan_lines(loaded, store):
+        for line in compare.plan_lines(loaded, store):
             print(line)
         return 0
     check_device(runtime.device)
-    text = comparison.run_comparison(
+    text = compare.run_comparison(
         loaded,
         store,
         runtime,

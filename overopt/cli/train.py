@@ -40,7 +40,7 @@ def run_sft(args: argparse.Namespace) -> int:
         device=args.device, threads=args.threads, micro_batch=args.micro_batch, quiet=args.quiet
     )
     os.environ.update(runtime.environment)
-    from overopt.base.config import apply_overrides
+    from overopt.base.overrides import apply_overrides
     from overopt.engine import launched
     from overopt.methods.sft import SftConfig
     from overopt.study import fine_tune
