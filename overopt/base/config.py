@@ -66,7 +66,7 @@ class RuntimeConfig:
         Stages of one kind and shape that one process may run as one computation, at least 1. More
         than 1 changes results by rounding, which depends on what was ready together.
     on_cpu : tuple of str
-        Names of stages that stay on the CPU although there is an accelerator, such as ``ppo``: small
+        Names of stages that stay on the CPU although there is an accelerator, such as a method: small
         policies are optimised as fast by one core each as by a GPU that they share.
     quiet : bool
         Whether to keep silent about progress.
@@ -211,7 +211,7 @@ def build(make: Any, where: str) -> Any:
     try:
         return make()
     except ConfigError as error:
-        # A message may name its group already: "ppo.batch = 3: ...".
+        # A message may name its group already: "method.batch = 3: ...".
         outer, _, group = where.rpartition(".")
         prefix = outer if str(error).startswith(f"{group}.") else where
         raise ConfigError(f"{prefix}: {error}" if prefix else str(error)) from error

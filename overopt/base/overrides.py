@@ -39,7 +39,7 @@ def apply_overrides(config: T, overrides: Sequence[str]) -> T:
     config : dataclass instance
         Left unchanged.
     overrides : sequence of str
-        Such as ``["proxy.n_pairs=2e3", "ppo.kl_coef=0.1", "sizes=1,2,4", "ppo.clip=none"]``.
+        Such as ``["labels.n_pairs=2e3", "method.kl_coef=0.1", "bon.ns=1,2,4", "method=none"]``.
 
     Raises
     ------

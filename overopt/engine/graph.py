@@ -59,7 +59,7 @@ class Stage:
     Attributes
     ----------
     name : str
-        Kind of stage ("pool", "ppo"); a directory of the store.
+        Kind of stage ("pool", "proxy"); a directory of the store.
     version : int
         Raised whenever the same config would give other results than before.
     config : dataclass

@@ -149,7 +149,7 @@ def shaping_name(settings: Schedule) -> str:
     return "" if shape == "none" else f"{shape} {settings.shaping_scale:g}"
 
 
-AnyMethod = Annotated[Schedule, Kind("overopt.methods", "ppo")]
+AnyMethod = Annotated[Schedule, Kind("overopt.methods", "")]
 """A setting that holds the settings of one method."""
 
 

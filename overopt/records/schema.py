@@ -28,7 +28,7 @@ FIELDS: dict[str, Field] = {
     "experiment": Field(str, "", "name of the experiment"),
     "run_id": Field(str, "", "fingerprint of the artefact that holds the curve"),
     "method": Field(str, "", "bon, or the method that optimised the policy"),
-    "coord": Field(str, "", "name of the coordinate: n, or the method's step such as ppo_step"),
+    "coord": Field(str, "", "name of the coordinate: n, or the method's step"),
     "value": Field(int, "", "value of the coordinate"),
     "backbone": Field(str, "", "pretrained model under the proxy's head"),
     "n_params": Field(int, "parameters", "non-embedding parameters of the proxy, one member's"),
