@@ -21,6 +21,7 @@ from typing import Any
 
 from overopt.base.config import RuntimeConfig
 from overopt.base.errors import OveroptError
+from overopt.engine import signals
 from overopt.engine.graph import Stage
 from overopt.engine.perform import make_task, perform
 from overopt.engine.progress import Reporter
@@ -61,6 +62,7 @@ def run_pool(
     workers: list[_Worker] = []
     try:
         while not schedule.over:
+            signals.check()
             if schedule.limit.over:
                 _kill(workers)
                 break
@@ -128,8 +130,9 @@ def _start_worker(root: Path) -> _Worker:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, root), daemon=False)
-    # Blocked signals stay blocked in the child: Ctrl-C is the parent's to handle.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    # Blocked signals stay blocked in the child: Ctrl-C, and a signal to the whole group (a closed
+    # terminal, a batch system), are the parent's to handle.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals.ENDING)
     try:
         process.start()
     finally:

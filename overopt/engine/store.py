@@ -24,31 +24,37 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
+import logging
 import os
 import shutil
-import socket
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
+from overopt.base import files, locks
 from overopt.base.config import RuntimeConfig
 from overopt.base.errors import DataError, StoreError
-from overopt.base.files import atomic_write, fsync, load_json, os_errors, save_json
+from overopt.base.files import atomic_write, fsync, os_errors, save_json
 from overopt.engine.manifest import (
     FORMAT_VERSION,
     MANIFEST,
     Artefact,
+    Asked,
     Identity,
     Workspace,
     checksum,
     describe_file,
     files_in,
     make_manifest,
+    read_manifest,
+    read_recorded,
     sha256,
 )
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -68,12 +74,15 @@ class Store:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "root", Path(self.root))
-        if self.root.exists() and not self.root.is_dir():
-            raise StoreError(f"{self.root}: is a file; give a directory with --store")
+        with os_errors(self.root):
+            exists, is_dir = os.path.lexists(self.root), self.root.is_dir()
+        if exists and not is_dir:
+            what = "a symbolic link to nothing" if self.root.is_symlink() else "a file"
+            raise StoreError(f"{self.root}: is {what}; give a directory with --store")
         marker = self.root / "store.json"
-        if marker.exists():
-            found = load_json(marker)
-            version = found.get("format") if isinstance(found, dict) else None
+        if os.path.lexists(marker):
+            with _as_store_errors("; restore it, or give another directory with --store"):
+                version = files.load_object(marker, ("format",))["format"]
             if version != FORMAT_VERSION:
                 raise StoreError(
                     f"{marker}: format = {version!r}, this overopt reads format {FORMAT_VERSION};"
@@ -87,7 +96,7 @@ class Store:
                 (self.root / name).mkdir(parents=True, exist_ok=True)
             if not (self.root / "store.json").exists():
                 save_json(self.root / "store.json", {"format": FORMAT_VERSION})
-            probe = self.root / ".scratch" / f".probe-{socket.gethostname()}-{os.getpid()}"
+            probe = self.root / ".scratch" / files.temporary_name("probe")
             atomic_write(probe, b"writable")
             probe.unlink()
             self.sweep()
@@ -108,18 +117,7 @@ class Store:
 
     def is_running(self, stage: str, fp: str) -> bool:
         """Whether some process is computing the artefact at this moment."""
-        path = self._lock_path(stage, fp)
-        try:
-            fd = os.open(path, os.O_RDONLY)
-        except FileNotFoundError:
-            return False
-        try:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(fd)
-        return False
+        return locks.is_taken(self._lock_path(stage, fp))
 
     def open(self, stage: str, fp: str) -> Artefact:
         """The artefact, after comparing every file with its checksum.
@@ -137,14 +135,8 @@ class Store:
             raise StoreError(f"{directory}: no such artefact; compute it with `overopt run`")
         remedy = f"; delete the directory {directory} to have it computed again"
         manifest_path = directory / MANIFEST
-        try:
-            manifest = load_json(manifest_path)
-        except (FileNotFoundError, NotADirectoryError):
-            raise StoreError(f"{manifest_path}: is missing{remedy}") from None
-        except DataError as error:
-            raise StoreError(f"{error}{remedy}") from error
-        if not isinstance(manifest, dict) or manifest.get("checksum") != checksum(manifest):
-            raise StoreError(f"{manifest_path}: is damaged (its checksum does not fit){remedy}")
+        with _as_store_errors(remedy):
+            manifest = read_manifest(manifest_path)
         if (manifest["stage"], manifest["fingerprint"]) != (stage, fp):
             raise StoreError(
                 f"{manifest_path}: belongs to {manifest['stage']}/{manifest['fingerprint']}{remedy}"
@@ -157,7 +149,9 @@ class Store:
         for name, expected in manifest["files"].items():
             if name not in present:
                 raise StoreError(f"{directory / name}: is missing{remedy}")
-            stat = os.stat(directory / name)
+            stat = os.lstat(directory / name)
+            if not S_ISREG(stat.st_mode):
+                raise StoreError(f"{directory / name}: is not a regular file{remedy}")
             if stat.st_size != expected["size"]:
                 raise StoreError(
                     f"{directory / name}: is damaged ({stat.st_size} bytes, manifest says"
@@ -171,32 +165,21 @@ class Store:
                 )
         return Artefact(path=directory, manifest=manifest)
 
+    def fetch(self, asked: Asked) -> Artefact:
+        """`open`, of an input: with what was asked for."""
+        return replace(self.open(asked.stage, asked.fingerprint), asked=asked)
+
     @contextlib.contextmanager
     def lock(self, stage: str, fp: str) -> Iterator[bool]:
         """Try to become the only process that computes the artefact; yields whether it did.
 
-        The kernel releases the lock of a process that dies. The file is removed on release, while
-        still locked, which is why a taken lock is only good if its file is still the one on disk.
+        The kernel releases the lock of a process that dies.
         """
-        path = self._lock_path(stage, fp)
-        with os_errors(path):
-            fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-            try:
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    mine = os.fstat(fd).st_ino == os.stat(path).st_ino
-                except (BlockingIOError, FileNotFoundError):
-                    mine = False
-            except BaseException:
-                os.close(fd)
-                raise
-        try:
+        with contextlib.ExitStack() as stack:
+            path = self._lock_path(stage, fp)
+            with os_errors(path):
+                mine = stack.enter_context(locks.trying(path))
             yield mine
-        finally:
-            if mine:
-                with contextlib.suppress(OSError):
-                    path.unlink()
-            os.close(fd)
 
     @contextlib.contextmanager
     def workspace(self, identity: Identity) -> Iterator[Workspace]:
@@ -233,8 +216,8 @@ class Store:
         identity = work.identity
         target = self.path(identity.stage, identity.fingerprint)
         with os_errors(target):
-            files = {name: describe_file(work.out / name) for name in files_in(work.out)}
-            manifest = make_manifest(work, runtime, files, together)
+            sums = {name: describe_file(work.out / name) for name in files_in(work.out)}
+            manifest = make_manifest(work, runtime, sums, together)
             save_json(work.out / MANIFEST, {**manifest, "checksum": checksum(manifest)})
             for directory in (work.out, *(p for p in work.out.rglob("*") if p.is_dir())):
                 fsync(directory)
@@ -250,15 +233,31 @@ class Store:
         return artefact
 
     def recorded(self, experiment: str) -> dict[str, Any] | None:
-        """What ``record`` last wrote for the experiment, or None."""
+        """What ``record`` last wrote for the experiment, or None.
+
+        Raises
+        ------
+        StoreError
+            It is damaged.
+        """
         path = self._experiment_path(experiment)
-        return load_json(path) if path.exists() else None
+        if not os.path.lexists(path):
+            return None
+        with _as_store_errors(": delete it, and what the experiment stood for is forgotten"):
+            return read_recorded(path)
 
     def record(self, experiment: str, fingerprints: Mapping[str, Mapping[str, str]]) -> None:
-        """Note ``{label: {"stage": ..., "fingerprint": ...}}`` as the experiment's final state."""
+        """Note ``{label: {"stage": ..., "fingerprint": ...}}`` as the experiment's final state.
+
+        Nothing is written where that is noted already, so a finished store may be read-only.
+        """
         path = self._experiment_path(experiment)
+        new = {"experiment": experiment, "stages": dict(fingerprints)}
+        if self.recorded(experiment) == new:
+            return
         with os_errors(path):
-            save_json(path, {"experiment": experiment, "stages": dict(fingerprints)})
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_json(path, new)
 
     def free_bytes(self) -> int:
         """Free bytes on the file system of the store."""
@@ -275,7 +274,10 @@ class Store:
         return self.root / "experiments" / f"{plain}.json"
 
     def sweep(self) -> None:
-        """Remove what dead processes left: scratch files, and checkpoints of finished artefacts."""
+        """Remove what dead processes left: scratch files, and checkpoints of finished artefacts.
+
+        What belongs to another user and may not be removed is passed by, with a warning.
+        """
         for kind in (".scratch", ".inflight"):
             for left in (self.root / kind).iterdir():
                 stage, dash, fp = left.name.rpartition("-")
@@ -283,11 +285,35 @@ class Store:
                     continue
                 if kind == ".inflight" and not self.has(stage, fp):
                     continue
-                with self.lock(stage, fp) as mine:
-                    if mine:
-                        _remove(left)
+                try:
+                    with self.lock(stage, fp) as mine:
+                        if mine:
+                            _remove(left)
+                except PermissionError:
+                    _warn(left)
+        files.drop_temporary(self.root / "experiments")
+
+
+@contextlib.contextmanager
+def _as_store_errors(remedy: str) -> Iterator[None]:
+    """A damaged file of the store as StoreError, with what to do about it."""
+    try:
+        yield
+    except DataError as error:
+        raise StoreError(f"{str(error).removesuffix(files.RESTORE)}{remedy}") from error
 
 
 def _remove(directory: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):
+    try:
         shutil.rmtree(directory)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        # rmtree names what it stumbled over by its last part only.
+        raise type(error)(error.errno, error.strerror, str(directory)) from error
+
+
+def _warn(left: Path) -> None:
+    log.warning(
+        "%s: was left by user %d and may not be removed; skipped", left, os.lstat(left).st_uid
+    )

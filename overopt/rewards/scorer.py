@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from overopt.base.datatypes import Responses
-from overopt.base.errors import DivergenceError
+from overopt.base.errors import DivergenceError, StoreError
 from overopt.nets.compute import fit_memory, tokens_at_once
 from overopt.nets.heads import ScalarHeadModel
 from overopt.nets.sampling import sequence_batches
@@ -79,11 +79,23 @@ class Place(NamedTuple):
     """Where a scorer is brought back to life: what it may need beside its own folder.
 
     calibration: folder of the calibration artefact; world: decodes responses; device: of networks.
+    sources: the checkpoints and tokenizers that the run's settings name, the only ones that are
+    loaded; transform_sha256: of the user's file that they name, the only one that is run.
     """
 
     calibration: Path
     world: World
     device: str
+    sources: frozenset[str] = frozenset()
+    transform_sha256: str = ""
+
+    def check_source(self, folder: Path, source: object) -> None:
+        """Raise StoreError unless the settings name ``source``, which a file in ``folder`` names."""
+        if source not in self.sources:
+            raise StoreError(
+                f"{folder / 'scorer.json'}: names {source!r}, which the settings of this run do not:"
+                " it is not loaded; delete the artefact to have it computed again"
+            )
 
 
 # Padded tokens of one call. On a CPU few, so that what one layer writes is in the cache of the next.

@@ -13,11 +13,12 @@ import torch
 
 from overopt.base import files
 from overopt.base.datatypes import Prompts, Responses
-from overopt.base.errors import DivergenceError
+from overopt.base.errors import DivergenceError, StoreError
 from overopt.engine.graph import StageContext
+from overopt.engine.manifest import Artefact, Asked
 from overopt.nets import checkpoints
 from overopt.nets.llama import Llama
-from overopt.rewards.load import load_scorer
+from overopt.rewards.load import MEMBER_KINDS, load_scorer
 from overopt.rewards.scorer import Place, Scorer
 from overopt.worlds.world import World
 
@@ -31,8 +32,31 @@ def initial_policy(ctx: StageContext) -> Llama:
 
 def scorer_of(ctx: StageContext, role: str, world: World) -> Scorer:
     """The scorer of an input, on the device."""
-    place = Place(ctx.inputs["calibration"].path, world, ctx.runtime.device)
-    return load_scorer(ctx.inputs[role].path, place)
+    return load_asked(ctx.inputs[role], ctx.inputs["calibration"].path, world, ctx.runtime.device)
+
+
+def load_asked(artefact: Artefact, calibration: Path, world: World, device: str) -> Scorer:
+    """The scorer of an artefact, if it is one that the settings of this run asked for."""
+    asked = artefact.asked
+    if asked is None:
+        raise StoreError(f"{artefact.path}: is no input of a stage")
+    place = Place(calibration, world, device, asked.texts, asked.config.get("source", ""))
+    return load_scorer(artefact.path, place, kinds=_kinds_of(asked))
+
+
+def _kinds_of(asked: Asked) -> tuple[str, ...]:
+    """What a stage with these settings writes."""
+    match asked.stage:
+        case "reward":
+            return ("ensemble",)
+        case "gold":
+            gold = asked.config["gold"]["kind"]
+            return {"rubric": ("rubric",), "pretrained": ("classifier",)}.get(
+                gold, ("reward_model",)
+            )
+        case "proxy" if asked.config["proxy"]["kind"] == "gold":
+            return MEMBER_KINDS
+    return ("reward_model",)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from overopt.base import files
 from overopt.base.config import to_dict
+from overopt.base.errors import ConfigError
 from overopt.engine.graph import Stage, StageContext
 from overopt.rewards.kinds import ensemble
 from overopt.rewards.kinds.ensemble import (
@@ -19,11 +20,10 @@ from overopt.rewards.kinds.ensemble import (
     normalised_ensemble,
     reward_steps,
 )
-from overopt.rewards.load import load_scorer
-from overopt.rewards.scorer import Place, Scorer
+from overopt.rewards.scorer import Scorer
 from overopt.rewards.settings import ProxyConfig, RewardConfig
 from overopt.rewards.training.calibration import pair_metrics, recalibration
-from overopt.stages.common import load_responses
+from overopt.stages.common import load_asked, load_responses
 from overopt.stages.names import describe
 from overopt.stages.proxy import (
     HeadsStage,
@@ -54,18 +54,24 @@ def run_reward(ctx: StageContext) -> None:
     calibration, comparisons = ctx.inputs["calibration"].path, ctx.inputs["comparisons"].path
     world = load_world(cfg.world)
     base = load_responses(calibration / "responses.npz")
-    folders = [ctx.inputs[role].path for role in sorted(ctx.inputs) if role.startswith("member_")]
-    place = Place(calibration, world, ctx.runtime.device)
-    parts: Sequence[Scorer] = [load_scorer(folder, place) for folder in folders]
+    roles = [role for role in sorted(ctx.inputs) if role.startswith("member_")]
+    parts: Sequence[Scorer] = [
+        load_asked(ctx.inputs[role], calibration, world, ctx.runtime.device) for role in roles
+    ]
     if cfg.reward.combine == "weight_average":
         parts = [average_weights(parts, base)]
     transform = Path(cfg.reward.transform) if cfg.reward.transform else None
-    steps = reward_steps(cfg.reward, load_transform(transform) if transform else None)
+    source = transform.read_bytes() if transform else b""
+    if transform and hashlib.sha256(source).hexdigest() != cfg.source:
+        raise ConfigError(
+            f"reward.transform = {str(transform)!r}: changed since the run was planned"
+        )
+    steps = reward_steps(cfg.reward, load_transform(transform, source) if transform else None)
     scorer = normalised_ensemble(parts, steps, base)
-    sizes = files.load_json(folders[0] / "scorer.json")
+    sizes = files.load_json(ctx.inputs[roles[0]].path / "scorer.json")
     info = {name: sizes[name] for name in ("n_params", "n_params_total")}
     if transform:
-        (ctx.out / "transform.py").write_bytes(transform.read_bytes())
+        (ctx.out / "transform.py").write_bytes(source)
     scorer.save(ctx.out, info | {"reward": to_dict(cfg.reward)})
     held_pairs = files.load_arrays(ctx.inputs["labels"].path / "validation.npz")
     logits = scorer.score(load_responses(comparisons / "validation.npz")).numpy() * scorer.unit.std

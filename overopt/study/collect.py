@@ -6,7 +6,13 @@ from typing import Any
 from overopt.base import files
 from overopt.engine import store
 from overopt.engine.graph import Stage, topological
-from overopt.records.results import Results, check_joins, held_results
+from overopt.records.results import (
+    Results,
+    check_joins,
+    held_results,
+    save_results,
+    transaction,
+)
 from overopt.records.schema import SCHEMA_VERSION, validate_records
 from overopt.stages.names import backbone_name, mitigation_name
 from overopt.stages.settings import Experiment, RunConfig
@@ -44,6 +50,14 @@ def collect(
     StoreError
         A curve is missing or damaged, or (``partial``) the folder holds curves of something else.
     """
+    with transaction(results_dir):  # another run may write its part into the same folder
+        return _collect(experiment, artefacts, results_dir, partial=partial)
+
+
+def _collect(
+    experiment: Experiment, artefacts: store.Store, results_dir: Path, *, partial: bool
+) -> Path | None:
+    """`collect`, while no other process writes there."""
     before = held_results(results_dir)
     found = Results([], [], [], {})
     seen: set[str] = set()
@@ -64,12 +78,7 @@ def collect(
     if partial and not found.records:
         return None
     validate_records(found.records)
-    results_dir.mkdir(parents=True, exist_ok=True)
-    files.save_arrays(results_dir / "curves.npz", found.arrays)
-    for name, rows in zip(Results._fields[:3], found[:3], strict=True):
-        if name != "records":
-            files.save_records(results_dir / f"{name}.jsonl", rows)
-    files.save_records(results_dir / "records.jsonl", found.records)
+    save_results(results_dir, found)
     return results_dir
 
 

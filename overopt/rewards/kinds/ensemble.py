@@ -2,7 +2,8 @@
 
 import copy
 import functools
-import importlib.util
+import hashlib
+import types
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,10 +15,10 @@ from torch import Tensor
 from overopt.base import files
 from overopt.base.config import from_dict
 from overopt.base.datatypes import Responses
-from overopt.base.errors import CheckpointError, ConfigError, DataError
+from overopt.base.errors import CheckpointError, ConfigError, DataError, StoreError
 from overopt.nets.heads import ScalarHeadModel
 from overopt.rewards.kinds.reward_model import RewardModelScorer
-from overopt.rewards.load import load_scorer
+from overopt.rewards.load import MEMBER_KINDS, load_scorer
 from overopt.rewards.scorer import Place, Scorer, Unit, mean_std, normalisation, raw_scores
 from overopt.rewards.settings import ProxyConfig, RewardConfig
 from overopt.rewards.transforms import length
@@ -25,8 +26,11 @@ from overopt.rewards.transforms.ensembles import ENSEMBLES
 from overopt.rewards.transforms.inputs import Reward, RewardInputs, Step, chain
 
 
-def load_transform(path: Path) -> Reward:
+def load_transform(path: Path, source: bytes | None = None) -> Reward:
     """The function ``reward(inputs, *, strength)`` of a user's Python file.
+
+    ``source``: its content, where that was read already. It is compiled from that, never taken from
+    compiled code that may lie beside it.
 
     Raises
     ------
@@ -36,12 +40,11 @@ def load_transform(path: Path) -> Reward:
     where = f"reward.transform = {str(path)!r}"
     if not path.is_file():
         raise ConfigError(f"{where}: does not exist: give the path of a Python file")
-    spec = importlib.util.spec_from_file_location(f"overopt_transform_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{where}: cannot be imported: give the path of a .py file")
-    module = importlib.util.module_from_spec(spec)
+    module = types.ModuleType(f"overopt_transform_{path.stem}")
+    module.__file__ = str(path)
     try:
-        spec.loader.exec_module(module)
+        code = compile(path.read_bytes() if source is None else source, str(path), "exec")
+        exec(code, vars(module))
     except Exception as e:  # a user's file may raise anything
         raise ConfigError(f"{where}: importing it raised {type(e).__name__}: {e}") from e
     if not callable(getattr(module, "reward", None)):
@@ -133,11 +136,26 @@ class EnsembleScorer(Scorer):
 
 def load(folder: Path, info: dict[str, Any], place: Place) -> EnsembleScorer:
     """What `EnsembleScorer.save` wrote, and the user's file beside it."""
-    parts = [load_scorer(folder / f"member-{i}", place) for i in range(info["n_parts"])]
+    parts = [
+        load_scorer(folder / f"member-{i}", place, kinds=MEMBER_KINDS)
+        for i in range(info["n_parts"])
+    ]
     cfg = from_dict(RewardConfig, info["reward"])
-    transform = load_transform(folder / "transform.py") if cfg.transform else None
+    transform = _kept_transform(folder / "transform.py", place) if cfg.transform else None
     steps = reward_steps(cfg, transform)
     return EnsembleScorer(tuple(parts), steps, info["ref_tokens"], info["center"], info["spread"])
+
+
+def _kept_transform(path: Path, place: Place) -> Reward:
+    """The user's file beside an ensemble: run only if it is the one that the settings name."""
+    source = files.read_bytes(path)
+    digest = hashlib.sha256(source).hexdigest()
+    if digest != place.transform_sha256:
+        raise StoreError(
+            f"{path}: SHA-256 {digest[:12]}… is not that of the file that reward.transform of this"
+            " run names: it is not run; delete the artefact to have it computed again"
+        )
+    return load_transform(path, source)
 
 
 def normalised_ensemble(
