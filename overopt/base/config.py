@@ -18,6 +18,7 @@ import difflib
 import hashlib
 import json
 import math
+import sys
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -108,7 +109,15 @@ def require(condition: bool, field: str, value: object, remedy: str) -> None:
     >>> require(True, "n_pairs", 5, "must be positive")
     """
     if not condition:
-        raise ConfigError(f"{field} = {value!r}: {remedy}")
+        raise ConfigError(f"{field} = {shown(value)}: {remedy}")
+
+
+def shown(value: object) -> str:
+    """``repr``, and of an integer with thousands of digits, which has none, its size."""
+    try:
+        return repr(value)
+    except ValueError:
+        return f"a {type(value).__name__} with an integer of thousands of digits"
 
 
 def check_types(config: Any) -> None:
@@ -168,7 +177,7 @@ def from_dict(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
         An unknown or missing key, a value of the wrong type, or one that the class refuses.
     """
     if not isinstance(data, Mapping):
-        raise ConfigError(f"{where or cls.__name__} = {data!r}: must be a mapping of settings")
+        raise ConfigError(f"{where or cls.__name__} = {shown(data)}: must be a mapping of settings")
     hints = _hints(cls)
     for key in data:
         if key not in hints:
@@ -362,7 +371,7 @@ def _has_default(field: dataclasses.Field) -> bool:
 
 def _mismatch(value: Any, annotation: Any, name: str) -> ConfigError:
     kind = type(value).__name__
-    return ConfigError(f"{name} = {value!r}: is a {kind}, must be {_describe(annotation)}")
+    return ConfigError(f"{name} = {shown(value)}: is a {kind}, must be {_describe(annotation)}")
 
 
 # --- values ---------------------------------------------------------------------------------------
@@ -414,11 +423,13 @@ def _encode(value: Any, annotation: Any, name: str, omit_defaults: bool) -> Any:
                     return value
         elif member is float:
             if type(value) in (int, float) and not (int in members and type(value) is int):
+                _check_size(value, name)
                 if not math.isfinite(value):
                     raise ConfigError(f"{name} = {value!r}: must be a finite float; use none or 0")
                 return float(value) + 0.0  # -0.0 and 0.0 are one value
         elif member in (bool, int, str):
             if type(value) is member:
+                _check_size(value, name)
                 return value
         else:
             raise ConfigError(
@@ -426,6 +437,11 @@ def _encode(value: Any, annotation: Any, name: str, omit_defaults: bool) -> Any:
                 " float, str, Literal, tuple, a dataclass, or an optional one of these"
             )
     raise _mismatch(value, annotation, name)
+
+
+def _check_size(value: Any, name: str) -> None:
+    if type(value) is int and value.bit_length() > sys.float_info.max_exp - 1:
+        raise ConfigError(f"{name}: is an integer beyond all floats; give a smaller one")
 
 
 def _decode(value: Any, annotation: Any, name: str) -> Any:

@@ -182,6 +182,27 @@ def atomic_write(path: Path, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
+def write_once(path: Path, data: bytes) -> None:
+    """Write a file that may not exist yet, whole or not at all.
+
+    Raises
+    ------
+    FileExistsError
+        It exists.
+    """
+    with locked(path.parent):
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+        atomic_write(path, data)
+
+
+def save_figure(path: Path, figure: Any) -> None:
+    """Write a matplotlib figure as a picture of its suffix, atomically; equal figures, equal bytes."""
+    with atomic_path(path) as temporary:
+        picture = path.suffix.removeprefix(".")
+        figure.savefig(temporary, format=picture, dpi=160, metadata={"Software": None})
+
+
 def save_json(path: Path, value: Any) -> None:
     """Write ``value`` as UTF-8 JSON, atomically; numpy scalars become plain numbers.
 

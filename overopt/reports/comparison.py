@@ -113,7 +113,12 @@ def report(results: str | Path) -> str:
     Writes leaderboard.json, leaderboard.md, frontier.png and effects.png, the figures with a sidecar
     JSON each. Needs neither the store nor torch.
     """
-    folder = Path(results)
+    with files.locked(Path(results)):  # another process may report the same results
+        return _report(Path(results))
+
+
+def _report(folder: Path) -> str:
+    """`report`, while no other process writes there."""
     found = load_results(folder)
     families = {m["name"]: m["family"] for m in found.protocol["mitigations"]}
     baseline = found.protocol["baseline"]
@@ -141,7 +146,7 @@ def report(results: str | Path) -> str:
             }
         ),
     )
-    (folder / "leaderboard.md").write_text(text + "\n", encoding="utf-8")
+    files.atomic_write(folder / "leaderboard.md", f"{text}\n".encode())
     if len(families) > 1:
         used = [r["run_id"] for r in found.protocol["runs"] if r["role"] == "test"]
         side = {"comparison": found.protocol["name"], "records": sorted(set(used))}
@@ -160,9 +165,9 @@ def _effects(standings: Mapping[str, Sequence[Standing]]) -> dict[str, Any]:
 
 
 def _save_figure(path: Path, figure: Figure, side: Mapping[str, Any]) -> None:
-    figure.savefig(path, dpi=160, metadata={"Software": None})
+    files.save_figure(path, figure)
     text = json.dumps(jsonable(side), indent=1, allow_nan=False)
-    path.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+    files.atomic_write(path.with_suffix(".json"), f"{text}\n".encode())
 
 
 def too_few_seeds(n_seeds: int, n_mitigations: int) -> list[str]:

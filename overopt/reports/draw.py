@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from overopt.analysis.peaks import mean_peak, peak_of
+from overopt.base import files
 from overopt.base.files import plain
 from overopt.fits.fit import POOR_FIT_P, jsonable
 from overopt.fits.scaling import fit_scaling
@@ -74,7 +75,7 @@ def draw(records: str | Path, out: str | Path) -> list[Path]:
     written = []
     for file, figure in pictures.items():
         path = out / f"{file}.png"
-        figure.savefig(path, dpi=160, metadata={"Software": None})
+        files.save_figure(path, figure)
         side = {
             "experiment": name,
             "records": sorted({c.meta["run_id"] for c in curves}),
@@ -82,8 +83,7 @@ def draw(records: str | Path, out: str | Path) -> list[Path]:
             **({"data_size_peaks": sweep_peaks} if "fig03" in file else {}),
             "fits": {m: {k: jsonable(f) for k, f in s.items()} for m, s in fits.items()},
         }
-        (out / f"{file}.json").write_text(
-            json.dumps(plain(side), indent=1, allow_nan=False) + "\n", encoding="utf-8"
-        )
+        text = json.dumps(plain(side), indent=1, allow_nan=False) + "\n"
+        files.atomic_write(out / f"{file}.json", text.encode())
         written += [path, out / f"{file}.json"]
     return written

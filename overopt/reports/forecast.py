@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from overopt.analysis.peaks import PEAK_MEANING
+from overopt.base import files
 from overopt.base.errors import DataError
 from overopt.fits import scaling
 from overopt.fits.fit import POOR_FIT_P
@@ -83,9 +84,8 @@ def forecast(
         "forecast": made.to_dict(),
     }
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("x", encoding="utf-8") as file:
-            file.write(json.dumps(written, indent=1, allow_nan=False) + "\n")
+        text = json.dumps(written, indent=1, allow_nan=False) + "\n"
+        files.write_once(path, text.encode())
     except FileExistsError as e:
         raise DataError(
             f"forecast {str(path)!r} exists, and a forecast is made once: score it, or give"
@@ -131,7 +131,7 @@ def score(records: str | Path, forecast_file: str | Path) -> str:
         within `SAME_SIZE`).
     """
     try:
-        data = json.loads(Path(forecast_file).read_text(encoding="utf-8"))
+        data = files.load_object(Path(forecast_file), ("schema_version", "method", "forecast"))
         if data["schema_version"] != FORECAST_VERSION:
             raise ValueError(f"schema_version {data['schema_version']!r}")
         method, made = data["method"], scaling.Forecast.from_dict(data["forecast"])
