@@ -246,8 +246,10 @@ def need(value: Any, where: str, keys: Sequence[str] = ()) -> dict[str, Any]:
     return value
 
 
-def parse_json(data: bytes | str, where: str) -> Any:
-    """``data`` as JSON. NaN, and numbers beyond those of a float, are refused: they fit no array.
+def parse_json(data: bytes | str, where: str, *, finite: bool = True) -> Any:
+    """``data`` as JSON. Integers beyond all floats are refused: they fit no array.
+
+    ``finite``: refuse NaN, infinities and numbers that read as such.
 
     Raises
     ------
@@ -256,6 +258,8 @@ def parse_json(data: bytes | str, where: str) -> Any:
     """
     try:
         text = data.decode("utf-8") if isinstance(data, bytes) else data
+        if not finite:
+            return json.loads(text, parse_int=_int)
         return json.loads(text, parse_int=_int, parse_float=_float, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         reason = "nested too deep" if isinstance(error, RecursionError) else error
@@ -438,7 +442,7 @@ def load_tensors(
     """
     from safetensors.torch import load_file
 
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         read_bytes(path)  # says why not
     try:
         tensors = load_file(path, device=device)

@@ -31,6 +31,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from overopt.base import files
 from overopt.base.errors import DataError, StoreError
 
 Layout = Literal["lists", "long"]
@@ -148,9 +149,9 @@ def open_replay(cache_dir: str | os.PathLike[str]) -> ReplayTable:
     """
     folder = Path(cache_dir)
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        version, shape = manifest["format_version"], tuple(manifest["shape"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        manifest = files.load_object(folder / MANIFEST, ("format_version",))
+        version = manifest["format_version"]
+    except DataError as error:
         raise StoreError(
             f"{folder / MANIFEST}: no complete replay table here ({error}); "
             "run read_replay with this cache_dir"
@@ -160,19 +161,33 @@ def open_replay(cache_dir: str | os.PathLike[str]) -> ReplayTable:
             f"{folder / MANIFEST}: format_version {version} is not {FORMAT_VERSION}; "
             "delete the directory and run read_replay again"
         )
+    try:
+        files.need(manifest, f"{folder / MANIFEST}:", ("shape", "files", "roles", "prompt_ids"))
+        shape, columns = tuple(manifest["shape"]), files.need(manifest["files"], "files")
+        files.need(manifest["roles"], "roles", ("gold", "proxies", "length", "response"))
+        named = [manifest["roles"]["gold"], *manifest["roles"]["proxies"]]
+        named += [manifest["roles"][r] for r in ("length", "response") if manifest["roles"][r]]
+        is_whole = set(named) <= set(columns) and len(manifest["prompt_ids"]) == shape[0]
+        if not is_whole or any(Path(file).name != file for file in columns.values()):
+            raise DataError("its columns and files do not belong together")
+    except (DataError, TypeError, IndexError) as error:
+        raise StoreError(
+            f"{folder / MANIFEST}: is damaged ({error}); delete the directory and run read_replay"
+            " again"
+        ) from error
     arrays = {}
-    for name, file in manifest["files"].items():
+    for name, file in columns.items():
         try:
             arrays[name] = np.load(folder / file, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # parsers of damaged bytes raise anything
             raise StoreError(
                 f"{folder / file}: array of column {name!r} cannot be read ({error}); "
                 "delete the directory and run read_replay again"
             ) from error
-        if arrays[name].shape != shape:
+        if getattr(arrays[name], "shape", None) != shape:
             raise StoreError(
-                f"{folder / file}: shape {arrays[name].shape} is not the table's {shape}; "
-                "delete the directory and run read_replay again"
+                f"{folder / file}: shape {getattr(arrays[name], 'shape', None)} is not the table's"
+                f" {shape}; delete the directory and run read_replay again"
             )
     return _as_table(manifest["roles"], tuple(manifest["prompt_ids"]), arrays)
 
@@ -219,7 +234,8 @@ def _parquet_source(path: Path) -> _Source:
         ) from error
     try:
         file = pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
+        schema = file.schema_arrow
+    except Exception as error:  # parsers of damaged bytes raise anything
         raise DataError(f"{path}: not a readable Parquet file ({error})") from error
     if file.metadata.num_rows == 0:
         raise DataError(f"{path}: the file has no rows")
@@ -227,12 +243,21 @@ def _parquet_source(path: Path) -> _Source:
     def batches(wanted: tuple[str, ...], n_rows: int) -> Iterator[_Batch]:
         first_row = 1
         for group in range(file.num_row_groups):
-            for batch in file.iter_batches(n_rows, row_groups=[group], columns=list(wanted)):
-                cells = {name: _arrow_cells(batch.column(name)) for name in wanted}
+            of_group = file.iter_batches(n_rows, row_groups=[group], columns=list(wanted))
+            while True:
+                try:
+                    batch = next(of_group, None)
+                    if batch is None:
+                        break
+                    cells = {name: _arrow_cells(batch.column(name)) for name in wanted}
+                except Exception as error:  # parsers of damaged bytes raise anything
+                    raise DataError(
+                        f"{path}: cannot be read from row {first_row} on ({error}): it is damaged,"
+                        " or has a column of a kind that is not read; write it again"
+                    ) from error
                 yield _Batch(first_row, cells)
                 first_row += batch.num_rows
 
-    schema = file.schema_arrow
     lists = {f.name for f in schema if pa.types.is_list(f.type) or pa.types.is_large_list(f.type)}
     return _Source(path, tuple(schema.names), frozenset(lists), batches)
 
@@ -256,15 +281,15 @@ def _arrow_cells(column: Any) -> Any:
 
 def _jsonl_source(path: Path) -> _Source:
     def rows() -> Iterator[tuple[int, dict[str, Any]]]:
-        with path.open(encoding="utf-8") as lines:
+        with path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
                 if not line.strip():
                     continue
                 try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
+                    row = files.parse_json(line, "", finite=False)  # what is not: by its column
+                except DataError as error:
                     raise DataError(
-                        f"{path}: line {number} is not valid JSON ({error}); "
+                        f"{path}: line {number} is not valid JSON ({error.__cause__}); "
                         "write one JSON object per line"
                     ) from error
                 if not isinstance(row, dict):
