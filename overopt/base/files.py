@@ -20,7 +20,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -115,6 +115,23 @@ def _is_alive(pid: int) -> bool:
 
 
 @contextlib.contextmanager
+def group_umask(folder: Path) -> Iterator[None]:
+    """Let the group write what is made inside the block, if it may write ``folder``.
+
+    A folder that a group shares (``chmod g+ws``) stays one, whatever the umask of its users.
+    """
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    before = os.umask(0o077)
+    is_shared = bool(folder.stat().st_mode & stat.S_IWGRP)
+    os.umask(before & ~0o070 if is_shared else before)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+@contextlib.contextmanager
 def locked(folder: Path, what: str = "") -> Iterator[Path]:
     """Be the only process that writes into ``folder``, made if absent; waits for another one.
 
@@ -128,6 +145,7 @@ def locked(folder: Path, what: str = "") -> Iterator[Path]:
     folder = Path(folder)
     with contextlib.ExitStack() as stack:
         with os_errors(folder):
+            stack.enter_context(group_umask(folder))
             for attempt in range(100):
                 folder.mkdir(parents=True, exist_ok=True)
                 try:
@@ -292,23 +310,30 @@ def read_bytes(path: Path) -> bytes:
     DataError
         It is absent, no regular file, or cannot be read; the message says which.
     """
-    with _open_regular(Path(path)) as file:
-        return file.read()
+    with open_regular(path) as file:
+        try:
+            return file.read()
+        except OSError as error:
+            raise _unreadable(path, error) from error
 
 
-@contextlib.contextmanager
-def _open_regular(path: Path) -> Iterator[Any]:
-    """The file opened for reading; whatever the system refuses, then or later, is a DataError."""
+def open_regular(path: Path) -> BinaryIO:
+    """The file opened for reading; raises DataError where it is absent or no regular file."""
     try:
         # Not to wait for a writer where a pipe lies in the place of a file.
-        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise DataError(f"{path}: is not a regular file{RESTORE}")
-            yield file
+        file = open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb")  # noqa: SIM115
+        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            return file
+        file.close()
     except FileNotFoundError as error:
         raise DataError(f"{path}: is missing{RESTORE}") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (OSError, ValueError) as error:  # ValueError: a null character in its name
+        raise _unreadable(path, error) from error
+    raise DataError(f"{path}: is not a regular file{RESTORE}")
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})")
 
 
 def save_records(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -369,7 +394,7 @@ def load_arrays(path: Path, names: Sequence[str] | None = None) -> dict[str, np.
     """
     entry = ""
     try:
-        with _open_regular(Path(path)) as file, zipfile.ZipFile(file) as archive:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             held = {i.filename.removesuffix(".npy"): i for i in archive.infolist()}
             arrays = {}
             for entry in held if names is None else names:

@@ -17,10 +17,10 @@ from collections.abc import Sequence
 
 from overopt.base import escape
 from overopt.base.errors import OveroptError
-from overopt.cli import bench, compare, reports, run, settings, streams, train
+from overopt.cli import bench, compare, keep, reports, run, settings, streams, train
 from overopt.engine import signals
 
-FAMILIES = (run, settings, compare, reports, train, bench)
+FAMILIES = (run, settings, compare, reports, train, keep, bench)
 """In the order of ``overopt --help``."""
 
 

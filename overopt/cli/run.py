@@ -98,7 +98,7 @@ def add(
 
 def default_results(record_name: str) -> Path:
     """results/NAME, the overrides in it: a run with others does not replace these records."""
-    folder = re.sub(r"[^\w.=,+-]+", "_", record_name)
+    folder = re.sub(r"[^\w.=,+-]+", "_", record_name).lstrip(".") or "_"
     if len(folder) > 120:
         folder = f"{folder[:100]}_{hashlib.sha256(record_name.encode()).hexdigest()[:8]}"
     return Path("results") / folder

@@ -19,6 +19,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from overopt.base import files
 from overopt.base.config import RuntimeConfig, require
 from overopt.base.errors import StoreError
 from overopt.engine import launched
@@ -127,7 +128,11 @@ def _execute(
     if plan.todo:
         reporter.begin(plan, width)
         try:
-            with environment(runtime.environment):
+            with (
+                environment(runtime.environment),
+                files.group_umask(store.root),
+                store.claimed(),
+            ):
                 if workers > 1:
                     run_pool(schedule, store, runtime, width, reporter)
                 else:

@@ -179,9 +179,14 @@ def read_manifest(path: Path) -> dict[str, Any]:
 def read_recorded(path: Path) -> dict[str, Any]:
     """The note of what an experiment was finished with, checked."""
     content = load_object(path, ("experiment", "stages"))
-    for label, entry in need(content["stages"], f"{path}: stages").items():
-        _strings(need(entry, f"{path}: {label}", ("stage", "fingerprint")), f"{path}: {label}")
+    check_stages(content["stages"], f"{path}: stages")
     return content
+
+
+def check_stages(stages: Any, where: str) -> None:
+    """Raise DataError unless ``stages`` is ``{label: {"stage": ..., "fingerprint": ...}}``."""
+    for label, entry in need(stages, where).items():
+        _strings(need(entry, f"{where}.{label}", ("stage", "fingerprint")), f"{where}.{label}")
 
 
 def _strings(values: Mapping[str, Any], where: str) -> None:

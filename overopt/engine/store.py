@@ -28,6 +28,7 @@ import hashlib
 import logging
 import os
 import shutil
+import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -91,7 +92,7 @@ class Store:
 
     def create(self) -> Store:
         """Make the store's directories, prove that they can be written, drop dead scratch files."""
-        with os_errors(self.root):
+        with os_errors(self.root), files.group_umask(self.root):
             for name in (".scratch", ".inflight", ".locks", "experiments"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
             if not (self.root / "store.json").exists():
@@ -191,7 +192,12 @@ class Store:
         name = f"{identity.stage}-{identity.fingerprint}"
         out, checkpoint = self.root / ".scratch" / name, self.root / ".inflight" / name
         with os_errors(out):
-            _remove(out)
+            try:
+                _remove(out)
+            except PermissionError:
+                self._set_aside(out)
+            if checkpoint.exists() and not os.access(checkpoint, os.R_OK | os.W_OK | os.X_OK):
+                self._set_aside(checkpoint)
             out.mkdir(parents=True)
             checkpoint.mkdir(parents=True, exist_ok=True)
         resumed = any(checkpoint.iterdir())
@@ -201,6 +207,40 @@ class Store:
             _remove(out)
             with contextlib.suppress(OSError):
                 checkpoint.rmdir()  # succeeds only where there is nothing to resume from
+
+    def _set_aside(self, left: Path) -> None:
+        """Give what another user left, and we may not remove, another name."""
+        _warn(left)
+        os.rename(left, left.with_name(files.temporary_name(left.name)))
+
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Where locks exclude nobody, be the only run in the store: a marker file says which.
+
+        Raises
+        ------
+        StoreError
+            Locks do not work, and another run is, or was when it died, at work.
+        """
+        if locks.excludes(self.root / ".locks"):
+            yield
+            return
+        marker = self.root / "in-use"
+        try:
+            fd = os.open(marker, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        except FileExistsError:
+            user = files.read_bytes(marker)[:200].decode(errors="replace")
+            raise StoreError(
+                f"{self.root}: its file system has no working locks (flock excludes nobody), so it"
+                f" takes one run at a time, and {user} is at work there; if that has ended, delete"
+                f" {marker}; for runs side by side use another file system"
+            ) from None
+        with open(fd, "w") as file:
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        try:
+            yield
+        finally:
+            marker.unlink()
 
     def commit(self, work: Workspace, runtime: RuntimeConfig, *, together: int = 1) -> Artefact:
         """Turn ``work.out`` into the artefact by one rename; returns what is now in the store.
@@ -255,7 +295,7 @@ class Store:
         new = {"experiment": experiment, "stages": dict(fingerprints)}
         if self.recorded(experiment) == new:
             return
-        with os_errors(path):
+        with os_errors(path), files.group_umask(self.root):
             path.parent.mkdir(parents=True, exist_ok=True)
             save_json(path, new)
 
