@@ -12,7 +12,7 @@ import unicodedata
 _KEPT = "\n\t"
 _TURNING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _CONTROL = ("Cc", "Cs", "Zl", "Zp")
-_MARKDOWN = "\\`*_{}[]<>()#|!~"
+_MARKDOWN = "\\`*[]<>|"
 
 
 def terminal(text: str) -> str:

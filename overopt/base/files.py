@@ -18,13 +18,13 @@ import socket
 import stat
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from overopt.base import locks
+from overopt.base import escape, locks
 from overopt.base.errors import DataError, StoreError
 
 if TYPE_CHECKING:
@@ -214,8 +214,19 @@ def write_once(path: Path, data: bytes) -> None:
         atomic_write(path, data)
 
 
-def save_figure(path: Path, figure: Any) -> None:
-    """Write a matplotlib figure as a picture of its suffix, atomically; equal figures, equal bytes."""
+def save_figure(path: Path, figure: Any, *, formulas: Container[str] = ()) -> None:
+    """Write a matplotlib figure as a picture of its suffix, atomically; equal figures, equal bytes.
+
+    ``formulas``: texts whose ``$…$`` is mathematics. Others, names from files among them, are drawn as
+    they read: a lone ``$`` would be an error, and some mathematics take for ever.
+    """
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        content = text.get_text()
+        if content and content not in formulas:  # ticks have no text yet
+            text.set_text(escape.terminal(content))
+            text.set_parse_math("$" not in content)
     with atomic_path(path) as temporary:
         picture = path.suffix.removeprefix(".")
         figure.savefig(temporary, format=picture, dpi=160, metadata={"Software": None})

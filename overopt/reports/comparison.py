@@ -31,12 +31,13 @@ from overopt.analysis.leaderboard import (
     truncate,
 )
 from overopt.analysis.stopping import rule_named
-from overopt.base import files
+from overopt.base import escape, files
 from overopt.base.errors import DataError
 from overopt.base.seeding import numpy_rng
 from overopt.fits.fit import jsonable
 from overopt.records.curves import Curve, load_curves
 from overopt.reports.figures import forest, frontier
+from overopt.reports.figures.style import X_LABELS
 
 NOT_TRAINING = ("ppo_gold",)
 """Stages whose CPU time is measurement, not a cost of the mitigation."""
@@ -165,7 +166,7 @@ def _effects(standings: Mapping[str, Sequence[Standing]]) -> dict[str, Any]:
 
 
 def _save_figure(path: Path, figure: Figure, side: Mapping[str, Any]) -> None:
-    files.save_figure(path, figure)
+    files.save_figure(path, figure, formulas=X_LABELS.values())
     text = json.dumps(jsonable(side), indent=1, allow_nan=False)
     files.atomic_write(path.with_suffix(".json"), f"{text}\n".encode())
 
@@ -185,9 +186,9 @@ def too_few_seeds(n_seeds: int, n_mitigations: int) -> list[str]:
 def _as_text(found: Results, standings: Mapping[str, Sequence[Standing]]) -> str:
     p = found.protocol
     lines = [
-        f"## {p['name']}",
+        f"## {escape.markdown(p['name'])}",
         "",
-        f"Baseline: {p['baseline']}. Tuning trials × seeds of every mitigation:"
+        f"Baseline: {escape.markdown(p['baseline'])}. Tuning trials × seeds of every mitigation:"
         f" {p['n_trials']} × {len(p['tuning_seeds'])}, chosen by {PRIMARY}; test seeds:"
         f" {len(p['test_seeds'])}, other seeds and other prompts.",
     ]
@@ -219,8 +220,8 @@ def as_table(standings: Sequence[Standing]) -> str:
     lines = [f"### {method}: {standings[0].n_seeds} seeds × {standings[0].n_prompts} prompts", ""]
     rows = [
         [
-            s.mitigation,
-            s.family,
+            escape.markdown(s.mitigation),
+            escape.markdown(s.family),
             *(_shown(s.effects[m].value, 3) for m in METRICS),
             _shown(s.reach_sqrt_kl, 2),
             *(_shown(s.costs[c], 0) for c in COSTS),
@@ -229,7 +230,7 @@ def as_table(standings: Sequence[Standing]) -> str:
     ]
     lines += [*_markdown(shown, rows), "", "Difference from the baseline [95 % interval], p (Holm)"]
     effects = [
-        [s.mitigation, *(_shown_effect(s.effects[m]) for m in METRICS)]
+        [escape.markdown(s.mitigation), *(_shown_effect(s.effects[m]) for m in METRICS)]
         for s in standings
         if not math.isnan(s.effects[PRIMARY].difference)
     ]

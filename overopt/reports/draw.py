@@ -19,6 +19,7 @@ from overopt.records.series import (
     scaling_points,
 )
 from overopt.reports.figures import coefficients, data_sizes, overoptimization, size_and_peak
+from overopt.reports.figures.style import X_LABELS
 
 FEWEST_SIZES = 4  # for a picture of coefficients: a line through three leaves one degree of freedom
 
@@ -75,7 +76,7 @@ def draw(records: str | Path, out: str | Path) -> list[Path]:
     written = []
     for file, figure in pictures.items():
         path = out / f"{file}.png"
-        files.save_figure(path, figure)
+        files.save_figure(path, figure, formulas=X_LABELS.values())
         side = {
             "experiment": name,
             "records": sorted({c.meta["run_id"] for c in curves}),

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from overopt.base import escape
+from overopt.base import escape, files
 from overopt.engine.progress import TextReporter
 
 
@@ -31,8 +31,22 @@ def test_a_label_is_drawn_as_it_reads(text):
     fig.savefig(io.BytesIO())
 
 
+def test_a_saved_figure_draws_names_as_they_read_and_formulas_as_formulas(tmp_path):
+    fig = Figure()
+    ax = fig.subplots()
+    ax.set_title("a$ \x1b[2J")
+    ax.set_xlabel("$\\frac{1}{2}$")
+    ax.set_xscale("log")
+    files.save_figure(tmp_path / "a.png", fig, formulas=("$\\frac{1}{2}$",))
+    assert ax.title.get_text() == "a$ \\x1b[2J" and not ax.title.get_parse_math()
+    assert ax.xaxis.label.get_parse_math()
+    assert all(tick.get_parse_math() for tick in ax.get_xticklabels())
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
 def test_markup_is_text():
-    assert escape.markdown("a|b\n# c [x](y)") == r"a\|b\\n\# c \[x\]\(y\)"
+    assert escape.markdown("a|b\n# c [x](y) <b>") == r"a\|b\\n# c \[x\](y) \<b\>"
+    assert escape.markdown("worst_case of 2, length 0.05") == "worst_case of 2, length 0.05"
     assert escape.html("<b>\"'&") == "&lt;b&gt;&quot;&#x27;&amp;"
 
 
