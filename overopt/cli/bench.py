@@ -74,11 +74,11 @@ def add(
 
 def run_bench(args: argparse.Namespace) -> int:
     os.environ.update(RuntimeConfig(threads=args.threads).environment)
-    from overopt.base import files
+    from overopt.base import folders
     from overopt.bench.report import bench
 
     check_device(args.device)
-    files.check_folder(args.out, "--out", "bench.json", "bench.png")
+    folders.check_folder(args.out, "--out", "bench.json", "bench.png")
     constraints = Path("constraints.txt")
     print(
         bench(

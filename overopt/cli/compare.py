@@ -35,7 +35,7 @@ def add(
 def run_comparison(args: argparse.Namespace) -> int:
     runtime = runtime_of(args)
 
-    from overopt.base import files
+    from overopt.base import folders
     from overopt.engine.progress import Silent, TextReporter
     from overopt.engine.store import Store
     from overopt.reports.comparison import report
@@ -56,7 +56,7 @@ def run_comparison(args: argparse.Namespace) -> int:
         return 0
     check_device(runtime.device)
     results = args.results or Path("results") / loaded.name
-    files.check_folder(results, "--results", "comparison.json", "leaderboard.json")
+    folders.check_folder(results, "--results", "comparison.json", "leaderboard.json")
     text = comparison.run_comparison(
         loaded,
         store,

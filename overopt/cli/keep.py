@@ -229,7 +229,7 @@ def _verify_export(path: Path) -> tuple[str, list[str]]:
 
 def export_experiment(args: argparse.Namespace) -> int:
     """Write an experiment's artefacts, and its records where there are some, into one file."""
-    from overopt.base import files
+    from overopt.base import folders
     from overopt.cli.run import default_results
     from overopt.engine import archive
     from overopt.engine.graph import snapshot, topological
@@ -240,7 +240,7 @@ def export_experiment(args: argparse.Namespace) -> int:
     store = _existing_store(args.store)
     experiment = presets.load_experiment(args.experiment, args.overrides)
     name = " ".join([experiment.name, *sorted(args.overrides)])
-    files.check_folder(args.out.parent, "--out", args.out.name)
+    folders.check_folder(args.out.parent, "--out", args.out.name)
     targets = chain.build_graph(experiment)
     wanted = {stage.fingerprint for stage in targets}
     members: dict[str, Path] = {}
@@ -265,7 +265,7 @@ def export_experiment(args: argparse.Namespace) -> int:
 
 def import_file(args: argparse.Namespace) -> int:
     """Add an exported experiment to a store, and its records to a results directory."""
-    from overopt.base import files
+    from overopt.base import files, folders
     from overopt.cli.run import default_results
     from overopt.engine import archive
     from overopt.engine.manifest import check_stages
@@ -279,7 +279,7 @@ def import_file(args: argparse.Namespace) -> int:
         check_stages(about["stages"], f"{args.file}: stages")
         has_records = "results/records.jsonl" in opened.sums
         if has_records:
-            files.check_folder(results, "--results")
+            folders.check_folder(results, "--results")
         store = Store(args.store).create()
         added = sum(_put(store, opened, key, names) for key, names in artefacts.items())
         if has_records:

@@ -90,11 +90,11 @@ def show_stops(args: argparse.Namespace) -> int:
 
 
 def draw_figures(args: argparse.Namespace) -> int:
-    from overopt.base import files
+    from overopt.base import folders
     from overopt.reports.draw import draw
 
-    files.check_folder(args.out, "--out")
-    with files.locked(args.out):
+    folders.check_folder(args.out, "--out")
+    with folders.locked(args.out):
         paths = draw(args.records, args.out)
     for path in paths:
         print(path)
@@ -102,12 +102,12 @@ def draw_figures(args: argparse.Namespace) -> int:
 
 
 def make_forecast(args: argparse.Namespace) -> int:
-    from overopt.base import files
+    from overopt.base import folders
     from overopt.reports import forecast
 
     if args.score is None:
         place = Path("results/x") if args.out is None else args.out
-        files.check_folder(place.parent, "--out", *([] if args.out is None else [place.name]))
+        folders.check_folder(place.parent, "--out", *([] if args.out is None else [place.name]))
         print(
             forecast.forecast(
                 args.records, n_params=args.n_params, method=args.method or "bon", out=args.out

@@ -155,7 +155,7 @@ def run_experiment(args: argparse.Namespace) -> int:
         return _quantile()
     runtime = runtime_of(args)
 
-    from overopt.base import files
+    from overopt.base import folders
     from overopt.engine import launched
     from overopt.engine.execute import check_on_cpu, execute
     from overopt.engine.graph import check_not_stale, make_plan, snapshot
@@ -180,7 +180,7 @@ def run_experiment(args: argparse.Namespace) -> int:
     wanted = [stage for stage in wanted if stage.fingerprint not in done]
     if make_plan(wanted, store).todo:
         store.create()  # before the other directory is tried: its errors come first
-    files.check_folder(results, "--results", *RESULT_FILES)
+    folders.check_folder(results, "--results", *RESULT_FILES)
     workers = max(1, cores() // runtime.threads) if args.workers is None else args.workers
     try:
         summary = execute(

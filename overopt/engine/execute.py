@@ -19,7 +19,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from overopt.base import files
+from overopt.base import folders
 from overopt.base.config import RuntimeConfig, require
 from overopt.base.errors import StoreError
 from overopt.engine import launched
@@ -130,7 +130,7 @@ def _execute(
         try:
             with (
                 environment(runtime.environment),
-                files.group_umask(store.root),
+                folders.group_umask(store.root),
                 store.claimed(),
             ):
                 if workers > 1:

@@ -35,7 +35,7 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Any
 
-from overopt.base import files, locks
+from overopt.base import files, folders, locks
 from overopt.base.config import RuntimeConfig
 from overopt.base.errors import DataError, StoreError
 from overopt.base.files import atomic_write, fsync, os_errors, save_json
@@ -92,7 +92,7 @@ class Store:
 
     def create(self) -> Store:
         """Make the store's directories, prove that they can be written, drop dead scratch files."""
-        with os_errors(self.root), files.group_umask(self.root):
+        with os_errors(self.root), folders.group_umask(self.root):
             for name in (".scratch", ".inflight", ".locks", "experiments"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
             if not (self.root / "store.json").exists():
@@ -295,7 +295,7 @@ class Store:
         new = {"experiment": experiment, "stages": dict(fingerprints)}
         if self.recorded(experiment) == new:
             return
-        with os_errors(path), files.group_umask(self.root):
+        with os_errors(path), folders.group_umask(self.root):
             path.parent.mkdir(parents=True, exist_ok=True)
             save_json(path, new)
 
@@ -331,7 +331,7 @@ class Store:
                             _remove(left)
                 except PermissionError:
                     _warn(left)
-        files.drop_temporary(self.root / "experiments")
+        folders.drop_temporary(self.root / "experiments")
 
 
 @contextlib.contextmanager

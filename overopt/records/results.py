@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from overopt.base import files
+from overopt.base import files, folders
 from overopt.base.errors import DataError, StoreError
 
 CHECKSUMS = "checksums.json"
@@ -70,7 +70,7 @@ def transaction(folder: Path) -> Iterator[None]:
     """
     existed = folder.exists()
     try:
-        with files.locked(folder, "the results directory"):
+        with folders.locked(folder, "the results directory"):
             recover(folder)
             yield
     finally:

@@ -31,7 +31,7 @@ from overopt.analysis.leaderboard import (
     truncate,
 )
 from overopt.analysis.stopping import rule_named
-from overopt.base import escape, files
+from overopt.base import escape, files, folders
 from overopt.base.errors import DataError
 from overopt.base.seeding import numpy_rng
 from overopt.fits.fit import jsonable
@@ -114,7 +114,7 @@ def report(results: str | Path) -> str:
     Writes leaderboard.json, leaderboard.md, frontier.png and effects.png, the figures with a sidecar
     JSON each. Needs neither the store nor torch.
     """
-    with files.locked(Path(results)):  # another process may report the same results
+    with folders.locked(Path(results)):  # another process may report the same results
         return _report(Path(results))
 
 

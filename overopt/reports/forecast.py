@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from overopt.analysis.peaks import PEAK_MEANING
-from overopt.base import files
+from overopt.base import files, folders
 from overopt.base.errors import DataError
 from overopt.fits import scaling
 from overopt.fits.fit import POOR_FIT_P
@@ -85,7 +85,7 @@ def forecast(
     }
     try:
         text = json.dumps(written, indent=1, allow_nan=False) + "\n"
-        files.write_once(path, text.encode())
+        folders.write_once(path, text.encode())
     except FileExistsError as e:
         raise DataError(
             f"forecast {str(path)!r} exists, and a forecast is made once: score it, or give"

@@ -14,7 +14,7 @@ from fake_graph import build, contents
 
 from overopt.base import locks
 from overopt.base.errors import StoreError
-from overopt.base.files import locked
+from overopt.base.folders import locked
 from overopt.engine.execute import execute
 from overopt.engine.store import Store
 

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, example, given
 from hypothesis import settings as how
 from hypothesis import strategies as st
 
-from overopt.base import files
+from overopt.base import files, folders
 from overopt.base.config import from_dict, to_dict
 from overopt.base.errors import ConfigError, DataError, OveroptError, StoreError
 from overopt.engine.manifest import checksum, read_manifest
@@ -147,8 +147,8 @@ def test_places_for_output_are_tried_and_left_as_they_were(tmp_path):
     before = sorted(tmp_path.rglob("*"))
     for place in ("file", "file/in", "circle", "nowhere", "x" * 300, "taken", "/proc/overopt"):
         with pytest.raises(StoreError, match="--results"):
-            files.check_folder(tmp_path / place, "--results", "records.jsonl")
-    files.check_folder(tmp_path / "new" / "deep", "--results", "records.jsonl")
+            folders.check_folder(tmp_path / place, "--results", "records.jsonl")
+    folders.check_folder(tmp_path / "new" / "deep", "--results", "records.jsonl")
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -166,5 +166,5 @@ def test_temporary_files_are_exclusive_and_those_of_the_dead_are_swept(tmp_path)
     left = files.temporary_name("records.jsonl")
     (tmp_path / left.replace(f".{os.getpid()}.", f".{dead}.")).write_text("")
     (tmp_path / left).write_text("")
-    with files.locked(tmp_path):
+    with folders.locked(tmp_path):
         assert sorted(p.name for p in tmp_path.iterdir()) == sorted([".lock", left, "n" * 250])
