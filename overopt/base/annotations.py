@@ -110,6 +110,14 @@ def has_default(field: dataclasses.Field) -> bool:
     )
 
 
+def shown(value: object) -> str:
+    """``repr``, and of an integer with thousands of digits, which has none, its size."""
+    try:
+        return repr(value)
+    except ValueError:
+        return f"a {type(value).__name__} with an integer of thousands of digits"
+
+
 def mismatch_error(value: Any, annotation: Any, name: str) -> ConfigError:
     kind = type(value).__name__
-    return ConfigError(f"{name} = {value!r}: is a {kind}, must be {described(annotation)}")
+    return ConfigError(f"{name} = {shown(value)}: is a {kind}, must be {described(annotation)}")

@@ -33,6 +33,7 @@ from overopt.base.annotations import (
     kind_in,
     members_of,
     mismatch_error,
+    shown,
     unknown_setting,
 )
 from overopt.base.errors import ConfigError
@@ -116,7 +117,7 @@ def require(condition: bool, field: str, value: object, remedy: str) -> None:
     >>> require(True, "n_pairs", 5, "must be positive")
     """
     if not condition:
-        raise ConfigError(f"{field} = {value!r}: {remedy}")
+        raise ConfigError(f"{field} = {shown(value)}: {remedy}")
 
 
 def check_types(config: Any) -> None:
@@ -173,7 +174,7 @@ def from_dict(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
         An unknown or missing key, a value of the wrong type, or one that the class refuses.
     """
     if not isinstance(data, Mapping):
-        raise ConfigError(f"{where or cls.__name__} = {data!r}: must be a mapping of settings")
+        raise ConfigError(f"{where or cls.__name__} = {shown(data)}: must be a mapping of settings")
     hints = annotations_of(cls)
     for key in data:
         if key not in hints:
@@ -271,11 +272,13 @@ def _encode(value: Any, annotation: Any, name: str, omit_defaults: bool) -> Any:
                     return value
         elif member is float:
             if type(value) in (int, float) and not (int in members and type(value) is int):
+                _check_size(value, name)
                 if not math.isfinite(value):
                     raise ConfigError(f"{name} = {value!r}: must be a finite float; use none or 0")
                 return float(value) + 0.0  # -0.0 and 0.0 are one value
         elif member in (bool, int, str):
             if type(value) is member:
+                _check_size(value, name)
                 return value
         else:
             raise ConfigError(
@@ -299,6 +302,11 @@ def _encode_kind(value: Any, kind: Kind, name: str, omit_defaults: bool) -> dict
         KIND_KEY not in body, name, identity, f"settings of a kind may not be called {KIND_KEY!r}"
     )
     return {KIND_KEY: identity, **body}
+
+
+def _check_size(value: Any, name: str) -> None:
+    if type(value) is int and value.bit_length() > sys.float_info.max_exp - 1:
+        raise ConfigError(f"{name}: is an integer beyond all floats; give a smaller one")
 
 
 def _decode(value: Any, annotation: Any, name: str) -> Any:

@@ -35,6 +35,7 @@ def add(
 def run_comparison(args: argparse.Namespace) -> int:
     runtime = runtime_of(args)
 
+    from overopt.base import folders
     from overopt.engine.progress import Silent, TextReporter
     from overopt.engine.store import Store
     from overopt.reports.comparison import report
@@ -54,13 +55,15 @@ def run_comparison(args: argparse.Namespace) -> int:
             print(line)
         return 0
     check_device(runtime.device)
+    results = args.results or Path("results") / loaded.name
+    folders.check_folder(results, "--results", "comparison.json", "leaderboard.json")
     text = compare.run_comparison(
         loaded,
         store,
         runtime,
         workers=max(1, cores() // runtime.threads) if args.workers is None else args.workers,
         reporter=Silent() if runtime.quiet else TextReporter(),
-        results=args.results or Path("results") / loaded.name,
+        results=results,
         accept_changes=args.accept_changes,
         record_name=" ".join([loaded.name, *sorted(args.overrides)]),
     )

@@ -113,18 +113,25 @@ def show_stops(args: argparse.Namespace) -> int:
 
 
 def draw_figures(args: argparse.Namespace) -> int:
+    from overopt.base import folders
     from overopt.reports.draw import draw
 
-    for path in draw(args.records, args.out, args.figure):
+    folders.check_folder(args.out, "--out")
+    with folders.locked(args.out):
+        paths = draw(args.records, args.out, args.figure)
+    for path in paths:
         print(path)
     return 0
 
 
 def make_forecast(args: argparse.Namespace) -> int:
+    from overopt.base import folders
     from overopt.records.curves import BON
     from overopt.reports import forecast
 
     if args.score is None:
+        place = Path("results/x") if args.out is None else args.out
+        folders.check_folder(place.parent, "--out", *([] if args.out is None else [place.name]))
         print(
             forecast.forecast(
                 args.records, n_params=args.n_params, method=args.method or BON, out=args.out

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from overopt.base.config import RuntimeConfig
 from overopt.base.errors import OveroptError
 from overopt.engine.graph import StageContext
-from overopt.engine.manifest import Identity
+from overopt.engine.manifest import Asked, Identity
 
 Outcome = Literal["computed", "reused", "busy"]
 
@@ -56,7 +56,7 @@ class Task:
     identity: Identity
     config: Any
     run: Callable[[StageContext], None]
-    inputs: Mapping[str, tuple[str, str]]
+    inputs: Mapping[str, Asked]
     runtime: RuntimeConfig
     stacked: Callable[[Sequence[StageContext]], None] | None = None
     companions: tuple[Task, ...] = ()

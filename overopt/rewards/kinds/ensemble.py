@@ -110,9 +110,14 @@ class EnsembleScorer(Scorer):
 
 def load(folder: Path, info: dict[str, Any], place: Place) -> EnsembleScorer:
     """What `EnsembleScorer.save` wrote, and the user's file beside it."""
-    parts = [load_scorer(folder / f"member-{i}", place) for i in range(info["n_parts"])]
+    parts = [
+        load_scorer(folder / f"member-{i}", place, kinds=place.members)
+        for i in range(info["n_parts"])
+    ]
     cfg = from_dict(RewardConfig, info["reward"])
-    steps = reward_steps(cfg, kept_transform(folder) if cfg.transform else None)
+    steps = reward_steps(
+        cfg, kept_transform(folder, place.transform_sha256) if cfg.transform else None
+    )
     return EnsembleScorer(tuple(parts), steps, info["ref_tokens"], info["center"], info["spread"])
 
 

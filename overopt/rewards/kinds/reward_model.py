@@ -9,7 +9,7 @@ from torch import Tensor
 
 from overopt.base import files
 from overopt.base.datatypes import Responses
-from overopt.base.errors import CheckpointError
+from overopt.base.errors import CheckpointError, StoreError
 from overopt.nets.block import LlamaConfig
 from overopt.nets.checkpoints import backbone_state, n_params
 from overopt.nets.heads import ScalarHeadModel
@@ -121,17 +121,20 @@ def _save(model: ScalarHeadModel, folder: Path, info: dict[str, Any]) -> None:
 
 def load(folder: Path, info: dict[str, Any], place: Place) -> RewardModelScorer | MultiHeadScorer:
     """What `RewardModelScorer.save` or `MultiHeadScorer.save` wrote."""
-    state = files.load_tensors(folder / "model.safetensors")
+    heads = ("score.weight", "score.bias")
+    state = files.load_tensors(folder / "model.safetensors", names=heads)
     weights = {k: v for k, v in state.items() if not k.startswith("score.")}
     backbone: Any = None
     if "transformers" in info:
         from overopt.nets.hf import from_spec  # transformers takes seconds to import
 
+        check_plain(info["transformers"], folder / "scorer.json")
         backbone = from_spec(info["transformers"], weights)
     else:
         backbone = from_transformers_state(weights, LlamaConfig(**info["shape"]))
     if info.get("scored_by") == "text":
         source = info["tokenizer"]
+        place.check_source(folder, source)
         backbone.reader = TextReader(source, place.world, codecs.load_codec(source))
     model = ScalarHeadModel(backbone, len(state["score.bias"]))
     model.head.load_state_dict({"weight": state["score.weight"], "bias": state["score.bias"]})
@@ -139,6 +142,17 @@ def load(folder: Path, info: dict[str, Any], place: Place) -> RewardModelScorer 
     if isinstance(info["mean"], list):
         return MultiHeadScorer(model.eval(), tuple(info["mean"]), tuple(info["std"]))
     return RewardModelScorer(model.eval(), info["mean"], info["std"])
+
+
+def check_plain(spec: dict[str, Any], file: Path) -> None:
+    """Raise StoreError where a transformers config asks for code that is not transformers' own."""
+    config = files.need(spec.get("config"), f"{file}: transformers.config")
+    for key in ("auto_map", "quantization_config"):
+        if config.get(key):
+            raise StoreError(f"{file}: {key} is set: such a model is not loaded from a store")
+    for key, value in config.items():
+        if "attn_implementation" in key and value not in (None, "eager", "sdpa"):
+            raise StoreError(f"{file}: {key} = {value!r}: is not loaded from a store")
 
 
 def network(scorer: Scorer) -> ScalarHeadModel:
