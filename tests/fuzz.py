@@ -26,8 +26,9 @@ from typing import Any
 import numpy as np
 
 from overopt.base import files
-from overopt.base.config import apply_overrides, check_types, from_dict, to_dict
+from overopt.base.config import check_types, from_dict, to_dict
 from overopt.base.errors import OveroptError
+from overopt.base.overrides import apply_overrides
 from overopt.engine.manifest import checksum, read_manifest, read_recorded
 from overopt.pools.replay import open_replay, read_replay
 from overopt.records.results import Results, held_results, save_results

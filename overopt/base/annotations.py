@@ -28,6 +28,7 @@ def kind_choice(cls: type, field: str) -> Kind | None:
 
 
 def unknown_setting(name: str, known: Sequence[str]) -> ConfigError:
+    """The error of a name that no setting has, with the nearest that some have."""
     leaf = name.rpartition(".")[2]
     near = [other for other in known if other.rpartition(".")[2] == leaf]
     near += difflib.get_close_matches(name, known, n=3, cutoff=0.6)
@@ -39,6 +40,7 @@ def unknown_setting(name: str, known: Sequence[str]) -> ConfigError:
 
 
 def annotations_of(cls: Any) -> dict[str, Any]:
+    """Annotation of each setting of a configuration class, what is annotated besides included."""
     if not dataclasses.is_dataclass(cls):
         raise ConfigError(f"{cls.__name__} is not a dataclass; a configuration must be one")
     hints = typing.get_type_hints(cls, include_extras=True)
@@ -46,6 +48,7 @@ def annotations_of(cls: Any) -> dict[str, Any]:
 
 
 def members_of(annotation: Any) -> tuple[Any, ...]:
+    """What a union allows; any other annotation alone."""
     if typing.get_origin(annotation) in (Union, types.UnionType):
         return typing.get_args(annotation)
     return (annotation,)
@@ -62,6 +65,7 @@ def kind_in(annotation: Any) -> Kind | None:
 
 
 def leaves_of(annotation: Any) -> Iterator[Any]:
+    """The members of an annotation, with those of tuples in place of the tuples."""
     for member in members_of(annotation):
         if typing.get_origin(member) is tuple:
             for item in typing.get_args(member):
@@ -81,6 +85,7 @@ def item_annotations(annotation: Any, length: int) -> tuple[Any, ...] | None:
 
 
 def described(annotation: Any) -> str:
+    """An annotation in words, for messages."""
     if annotation is None or annotation is type(None):
         return "none"
     kind = kind_in(annotation)
@@ -101,10 +106,12 @@ def described(annotation: Any) -> str:
 
 
 def dotted(where: str, name: str) -> str:
+    """``where.name``, or ``name`` alone."""
     return f"{where}.{name}" if where else name
 
 
 def has_default(field: dataclasses.Field) -> bool:
+    """Whether a field may be left out."""
     return (
         field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
     )
@@ -119,5 +126,6 @@ def shown(value: object) -> str:
 
 
 def mismatch_error(value: Any, annotation: Any, name: str) -> ConfigError:
+    """The error of a value that does not fit its annotation."""
     kind = type(value).__name__
     return ConfigError(f"{name} = {shown(value)}: is a {kind}, must be {described(annotation)}")

@@ -209,6 +209,7 @@ def fingerprint(
 
 
 def build(make: Any, where: str) -> Any:
+    """What ``make()`` gives; its errors get the group's name ``where`` in front."""
     try:
         return make()
     except ConfigError as error:

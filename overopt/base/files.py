@@ -407,6 +407,7 @@ def _find_bad(value: Any, where: str) -> str | None:
 
 
 def fsync(path: Path) -> None:
+    """Wait until a file or directory is on the disk."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)

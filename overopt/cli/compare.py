@@ -33,6 +33,7 @@ def add(
 
 
 def run_comparison(args: argparse.Namespace) -> int:
+    """``overopt compare``: carry a comparison out, plan it, or report its results again."""
     runtime = runtime_of(args)
 
     from overopt.base import folders

@@ -99,6 +99,7 @@ def _add_replay(
 
 
 def show_fit(args: argparse.Namespace) -> int:
+    """``overopt fit``."""
     from overopt.reports.fit import fit
 
     print(fit(args.records))
@@ -106,6 +107,7 @@ def show_fit(args: argparse.Namespace) -> int:
 
 
 def show_stops(args: argparse.Namespace) -> int:
+    """``overopt stops``."""
     from overopt.reports.stops import stops
 
     print(stops(args.records))
@@ -113,6 +115,7 @@ def show_stops(args: argparse.Namespace) -> int:
 
 
 def draw_figures(args: argparse.Namespace) -> int:
+    """``overopt figures``."""
     from overopt.base import folders
     from overopt.reports.draw import draw
 
@@ -125,6 +128,7 @@ def draw_figures(args: argparse.Namespace) -> int:
 
 
 def make_forecast(args: argparse.Namespace) -> int:
+    """``overopt forecast``: make one, or score one."""
     from overopt.base import folders
     from overopt.records.curves import BON
     from overopt.reports import forecast
@@ -146,6 +150,7 @@ def make_forecast(args: argparse.Namespace) -> int:
 
 
 def show_replay(args: argparse.Namespace) -> int:
+    """``overopt replay``."""
     from overopt.reports.replay import replay
 
     print(

@@ -105,6 +105,7 @@ def default_results(record_name: str) -> Path:
 
 
 def show_plan(args: argparse.Namespace) -> int:
+    """``overopt plan``: every stage with its state and cost."""
     from overopt.engine.graph import check_not_stale, find_stale, make_plan
     from overopt.engine.progress import Clock, duration
     from overopt.engine.store import Store
@@ -151,6 +152,7 @@ def _quantile() -> int:
 
 
 def run_experiment(args: argparse.Namespace) -> int:
+    """``overopt run``: compute what is missing, then collect records."""
     if args.experiment == "quantile":
         return _quantile()
     runtime = runtime_of(args)
@@ -201,11 +203,7 @@ def run_experiment(args: argparse.Namespace) -> int:
         raise
     took = duration(summary.wall_s)
     if summary.left:
-        print(
-            f"overopt: stopped by --time-limit after {took}: {summary.computed} stages computed,"
-            f" {summary.left} left; running the same command again continues from here",
-            file=sys.stderr,
-        )
+        _say_stopped(took, summary.computed, summary.left)
         _collect_part(loaded, store, results)
         return 3
     if not args.part:
@@ -213,6 +211,14 @@ def run_experiment(args: argparse.Namespace) -> int:
     if not runtime.quiet:
         streams.mention(f"{summary.computed} stages computed in {took}; records in {written}")
     return 0
+
+
+def _say_stopped(took: str, computed: int, left: int) -> None:
+    print(
+        f"overopt: stopped by --time-limit after {took}: {computed} stages computed, {left} left;"
+        " running the same command again continues from here",
+        file=sys.stderr,
+    )
 
 
 def _part_of(experiment: Any, part: int, parts: int) -> Any:
@@ -241,6 +247,7 @@ def _collect_part(loaded: _Loaded, store: Store, results: Path) -> None:
 
 
 def show_status(args: argparse.Namespace) -> int:
+    """``overopt status``: counts, and what is at work."""
     from overopt.engine.graph import find_stale, make_plan
     from overopt.engine.progress import duration
     from overopt.engine.store import Store

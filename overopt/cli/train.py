@@ -36,6 +36,7 @@ def add(
 
 
 def run_sft(args: argparse.Namespace) -> int:
+    """``overopt sft``."""
     runtime = RuntimeConfig(
         device=args.device, threads=args.threads, micro_batch=args.micro_batch, quiet=args.quiet
     )

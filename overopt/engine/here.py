@@ -24,6 +24,7 @@ def run_here(
     reporter: Reporter,
     leader: launched.Leader | None = None,
 ) -> None:
+    """Run the stages of a schedule in this process, one after the other."""
     torch = sys.modules.get("torch")
     threads_before = None if torch is None else torch.get_num_threads()
     try:

@@ -124,6 +124,7 @@ class Workspace:
 
 
 def checksum(manifest: Mapping[str, Any]) -> str:
+    """Checksum of a manifest's own content."""
     rest = {key: value for key, value in manifest.items() if key != "checksum"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
@@ -200,12 +201,14 @@ def _word(kind: type | tuple[type, ...]) -> str:
 
 
 def files_in(directory: Path) -> list[str]:
+    """Names of all files below a directory, sorted."""
     return sorted(
         str(path.relative_to(directory)) for path in directory.rglob("*") if not path.is_dir()
     )
 
 
 def describe_file(path: Path) -> dict[str, Any]:
+    """SHA-256 and size of a file, as a manifest lists it."""
     fsync(path)
     stat = os.stat(path)
     digest = sha256(str(path), stat.st_mtime_ns, stat.st_size, stat.st_ino)
@@ -214,6 +217,7 @@ def describe_file(path: Path) -> dict[str, Any]:
 
 @lru_cache(maxsize=65_536)
 def sha256(path: str, mtime_ns: int, size: int, inode: int) -> str:
+    """SHA-256 of a file, remembered as long as it looks unchanged."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -224,6 +228,7 @@ def make_manifest(
     files: Mapping[str, Mapping[str, Any]],
     together: int,
 ) -> dict[str, Any]:
+    """The manifest of what a stage has written."""
     finished = time.time()
     identity = work.identity
     return {

@@ -105,6 +105,7 @@ def _release(device: str) -> None:
 
 
 def pin_torch(threads: int) -> None:
+    """Hold torch to a number of threads."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.get_num_threads() != threads:
         torch.set_num_threads(threads)

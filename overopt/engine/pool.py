@@ -60,6 +60,7 @@ class _Worker:
 def run_pool(
     schedule: Schedule, store: Store, runtime: RuntimeConfig, width: int, reporter: Reporter
 ) -> None:
+    """Run the stages of a schedule in worker processes."""
     workers: list[_Worker] = []
     try:
         while not schedule.over:

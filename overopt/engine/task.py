@@ -71,10 +71,12 @@ class WorkerDied(OveroptError, RuntimeError):
 
 
 def describe_error(error: BaseException) -> str:
+    """An error as one line."""
     return str(error) if isinstance(error, OveroptError) else f"{type(error).__name__}: {error}"
 
 
 def failure_of(title: str, error: BaseException) -> Failure:
+    """How a stage failed, in a form that crosses processes."""
     trace = "" if isinstance(error, OveroptError) else "".join(traceback.format_exception(error))
     return Failure(title, error, trace)
 

@@ -31,7 +31,9 @@ def _module(kind: str) -> ModuleType:
     return importlib.import_module(f"overopt.rewards.kinds.{kind}")
 
 
-def load_scorer(folder: Path, place: Place, *, kinds: Sequence[str] = ()) -> Scorer:
+def load_scorer(
+    folder: Path, place: Place, *, kinds: Sequence[str] = (*MEMBERS, "ensemble")
+) -> Scorer:
     """The scorer of a gold, proxy or reward artefact; ``kinds``: what its stage may have written.
 
     Raises
@@ -42,10 +44,10 @@ def load_scorer(folder: Path, place: Place, *, kinds: Sequence[str] = ()) -> Sco
     """
     file = folder / "scorer.json"
     info = files.load_object(file, ("kind",))
-    if info["kind"] not in (kinds or MEMBERS):
+    if info["kind"] not in kinds:
         raise StoreError(
             f"{file}: kind = {info['kind']!r}: written by another version of overopt, or damaged;"
-            f" expected {' or '.join(kinds or MEMBERS)}"
+            f" expected {' or '.joinkinds}"
         )
     try:
         return _module(info["kind"]).load(folder, info, place)

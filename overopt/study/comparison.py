@@ -269,6 +269,7 @@ def planned(
     trial: int,
     seed: int,
 ) -> PlannedRun:
+    """One run of a comparison: a trial of a mitigation under a method, on a seed."""
     base = _only(comparison.base, method)
     if role == "tuning":
         base = _on_tuning_prompts(base, comparison.tuning_prompts)
