@@ -47,7 +47,7 @@ def load_scorer(
     if info["kind"] not in kinds:
         raise StoreError(
             f"{file}: kind = {info['kind']!r}: written by another version of overopt, or damaged;"
-            f" expected {' or '.joinkinds}"
+            f" expected {' or '.join(kinds)}"
         )
     try:
         return _module(info["kind"]).load(folder, info, place)

@@ -313,8 +313,7 @@ def train_reward_models_stacked(
                 if mine is None:
                     continue
                 log = logs[m]
-                log.steps += 1
-                log.pairs_seen += len(mine.target)
+                log.steps, log.pairs_seen = log.steps + 1, log.pairs_seen + len(mine.target)
                 if log.steps % plans[m].steps == 0:
                     _read_losses(pending, logs, totals, lr)
                     _unstack(stack, models, [m])
