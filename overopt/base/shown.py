@@ -4,6 +4,7 @@ A method's file defines ``SHOWN``; whoever collects records writes it beside the
 and whoever reads records finds it there. So the reading wing knows no method by name.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 
@@ -28,7 +29,8 @@ class Shown(NamedTuple):
     @classmethod
     def unknown(cls, method: str) -> "Shown":
         """Of a method whose description is not at hand, as in records older than this."""
-        return cls(label=method.upper(), coord=f"{method}_step", axis=f"{method.upper()} step")
+        name = method.upper()
+        return cls(label=name, coord=f"{method}_step", axis=f"{name} step", marker="s")
 
 
 def from_json(data: dict[str, Any]) -> Shown:
@@ -40,7 +42,7 @@ BEST_OF_N = Shown(label="best-of-n", coord="n", axis="n", form="bon", marker="o"
 """Best-of-n has no file among the methods: it moves no policy, and is estimated from a pool."""
 
 
-def shown_of(method: str, descriptions: dict[str, Shown]) -> Shown:
+def shown_of(method: str, descriptions: Mapping[str, Shown]) -> Shown:
     """The description of ``method`` (as records call it) among ``descriptions``, or the best guess."""
     if method in descriptions:
         return descriptions[method]

@@ -1,23 +1,31 @@
 """Reading records back: rows, curves with their per-prompt arrays, costs. Needs no torch."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from overopt.base import files
 from overopt.base.errors import DataError
-from overopt.records.schema import CURVE_ARRAYS, FIELDS, validate_records
+from overopt.base.shown import Shown, from_json, shown_of
+from overopt.records.schema import FIELDS, NEEDED_ARRAYS, OLDER_NAMES, validate_records
 
 if TYPE_CHECKING:
     import pandas as pd
+
+BON = "bon"
+"""What records call best-of-n: the one method that moves no policy."""
+SHOWN_FILE = "shown.json"
 
 
 def read_records(path: str | Path) -> list[dict[str, Any]]:
     """Rows of a ``records.jsonl`` (or of the one in a directory), validated.
 
-    Every row has every column: one that was not written reads as null.
+    Every row has every column: one that was not written reads as null, and one that was written
+    under its older name (``rubric_score``) reads under both.
     """
     file = Path(path)
     file = file / "records.jsonl" if file.is_dir() else file
@@ -29,9 +37,12 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         try:
             # A row from before a column existed, or of a method without it, has null there.
-            rows.append(dict.fromkeys(FIELDS) | json.loads(line))
-        except ValueError as e:
+            row = dict.fromkeys(FIELDS) | json.loads(line)
+        except (ValueError, TypeError) as e:
             raise DataError(f"records {str(file)!r}, line {number}: not valid JSON: {e}") from e
+        for name, older in OLDER_NAMES.items():
+            row[name] = row[older] if row[name] is None else row[name]
+        rows.append(row)
     validate_records(rows)
     return rows
 
@@ -47,22 +58,41 @@ def read_costs(directory: str | Path) -> dict[str, float]:
     """CPU seconds by ``run_id``, summed over the stages of a run; empty without costs.jsonl."""
     file = Path(directory) / "costs.jsonl"
     totals: dict[str, float] = {}
-    if file.is_file():
-        for line in file.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            totals[row["run_id"]] = totals.get(row["run_id"], 0.0) + row["cpu_s"]
+    for row in files.load_records(file) if file.is_file() else ():
+        totals[row["run_id"]] = totals.get(row["run_id"], 0.0) + row["cpu_s"]
     return totals
+
+
+def read_shown(directory: str | Path) -> dict[str, Shown]:
+    """How the methods of a results directory show themselves; empty in older ones.
+
+    Raises
+    ------
+    DataError
+        A ``shown.json`` that does not hold descriptions of methods.
+    """
+    file = Path(directory) / SHOWN_FILE
+    if not file.is_file():
+        return {}
+    try:
+        return {method: from_json(data) for method, data in files.load_json(file).items()}
+    except (TypeError, AttributeError) as error:
+        raise DataError(
+            f"{file}: not the descriptions of methods that `overopt run` writes ({error})"
+        ) from error
 
 
 @dataclass(frozen=True)
 class Curve:
     """All points of one run in order, with per-prompt values.
 
-    rows: K records; arrays: name -> (K, P) per-prompt means of gold, proxy, rubric, kl, length.
+    rows: K records; arrays: name -> (K, P) per-prompt means of gold, proxy, kl, length, and of
+    intent where the world has one; descriptions: method -> how it shows itself.
     """
 
     rows: tuple[dict[str, Any], ...]
     arrays: dict[str, np.ndarray]
+    descriptions: Mapping[str, Shown] = field(default_factory=dict)
 
     def __getitem__(self, column: str) -> np.ndarray:
         """Column ``column`` over the K points."""
@@ -73,6 +103,25 @@ class Curve:
         """The first record: method, proxy and seeds are the same in all."""
         return self.rows[0]
 
+    @property
+    def shown(self) -> Shown:
+        """How the curve's method shows itself."""
+        return shown_of(self.meta["method"], self.descriptions)
+
+    @property
+    def is_bon(self) -> bool:
+        """Whether this is best-of-n: an estimate from a pool, with a known KL and no steps."""
+        return self.meta["method"] == BON
+
+    @property
+    def seeds(self) -> dict[str, int | None]:
+        """The replicate of each random part: every column whose name ends in ``_seed``."""
+        return {name: seed for name, seed in self.meta.items() if name.endswith("_seed")}
+
+    def gain(self, name: str) -> np.ndarray:
+        """Array ``name`` minus its first point, prompt by prompt, (K, P)."""
+        return self.arrays[name] - self.arrays[name][:1]
+
 
 def load_curves(directory: str | Path) -> list[Curve]:
     """Curves of a results directory (records.jsonl and curves.npz), in the order of the records."""
@@ -80,14 +129,19 @@ def load_curves(directory: str | Path) -> list[Curve]:
     by_run: dict[str, list[dict[str, Any]]] = {}
     for row in read_records(folder):
         by_run.setdefault(row["run_id"], []).append(row)
+    shown = read_shown(folder)
     with np.load(folder / "curves.npz", allow_pickle=False) as table:
         curves = []
         for run_id, rows in by_run.items():
             rows.sort(key=lambda r: r["value"])
-            arrays = {name: table[f"{run_id}.{name}"].astype(float) for name in CURVE_ARRAYS}
+            arrays = {name: table[f"{run_id}.{name}"].astype(float) for name in NEEDED_ARRAYS}
+            # In older files the intent is called by its first world's: rubric.
+            for name in ("intent", "rubric"):
+                if f"{run_id}.{name}" in table and "intent" not in arrays:
+                    arrays["intent"] = table[f"{run_id}.{name}"].astype(float)
             if any(a.shape != (len(rows), rows[0]["n_prompts"]) for a in arrays.values()):
                 raise DataError(f"curves.npz of {folder}: run {run_id} does not fit its records")
-            curves.append(Curve(tuple(rows), arrays))
+            curves.append(Curve(tuple(rows), arrays, shown))
     return curves
 
 

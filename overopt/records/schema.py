@@ -27,8 +27,8 @@ FIELDS: dict[str, Field] = {
     "schema_version": Field(int, "", "version of this schema"),
     "experiment": Field(str, "", "name of the experiment"),
     "run_id": Field(str, "", "fingerprint of the artefact that holds the curve"),
-    "method": Field(str, "", "bon or ppo"),
-    "coord": Field(str, "", "name of the coordinate: n or ppo_step"),
+    "method": Field(str, "", "bon, or the method that optimised the policy"),
+    "coord": Field(str, "", "name of the coordinate: n, or the method's step such as ppo_step"),
     "value": Field(int, "", "value of the coordinate"),
     "backbone": Field(str, "", "pretrained model under the proxy's head"),
     "n_params": Field(int, "parameters", "non-embedding parameters of the proxy, one member's"),
@@ -49,14 +49,16 @@ FIELDS: dict[str, Field] = {
     "length_budget": Field(
         float, "mean responses of the initial policy", "free tokens of a hinge", False
     ),
-    "shaping": Field(str, "", "function of the proxy score in PPO's reward", False),
+    "shaping": Field(str, "", "function of the proxy score in the reward that is optimised", False),
     "shaping_scale": Field(float, "", "its bound (sd) or slope (1/sd)", False),
-    "rounds": Field(int, "", "rounds of labelling, proxy training and PPO", False),
+    "rounds": Field(int, "", "rounds of labelling, proxy training and optimisation", False),
     "round": Field(int, "", "round of this point, from 1", False),
-    "ppo_seed": Field(int, "", "replicate of PPO", False),
-    "kl_coef": Field(float, "score/nat", "weight of the KL penalty in PPO's reward", False),
+    "method_seed": Field(int, "", "replicate of the method's optimisation", False),
+    "ppo_seed": Field(int, "", "the same in records of PPO", False),
+    "kl_coef": Field(float, "score/nat", "weight of the KL penalty in the reward", False),
     "proxy_lr": Field(float, "", "peak learning rate of the proxy's training", False),
-    "ppo_lr": Field(float, "", "peak learning rate of PPO's policy", False),
+    "method_lr": Field(float, "", "peak learning rate of the method's policy", False),
+    "ppo_lr": Field(float, "", "the same in records of PPO", False),
     "kl_target": Field(float, "nats", "target of an adaptive KL penalty, 0 if fixed", False),
     "proxy_accuracy": Field(float, "share", "validation pairs the proxy ranks as gold does"),
     "proxy_val_loss": Field(float, "nats", "Bradley-Terry loss on validation pairs"),
@@ -81,8 +83,14 @@ FIELDS: dict[str, Field] = {
     "gold_score_stderr": Field(float, "sd of gold", "its standard error over prompts"),
     "gold_gain": Field(float, "sd of gold", "gold score minus that at the start, paired"),
     "gold_gain_stderr": Field(float, "sd of gold", "its standard error over prompts"),
-    "rubric_score": Field(float, "sd of the rubric", "mean score of the rubric (human intent)"),
-    "rubric_score_stderr": Field(float, "sd of the rubric", "its standard error over prompts"),
+    "intent_score": Field(float, "sd of the intent", "score of the world's own intent", False),
+    "intent_score_stderr": Field(
+        float, "sd of the intent", "its standard error over prompts", False
+    ),
+    "rubric_score": Field(float, "sd of the rubric", "older name of intent_score", False),
+    "rubric_score_stderr": Field(
+        float, "sd of the rubric", "older name of intent_score_stderr", False
+    ),
     "gap": Field(float, "sd", "proxy_gain minus gold_gain"),
     "win_rate": Field(float, "share", "gold beats a response of the initial policy", False),
     "win_rate_stderr": Field(float, "share", "its standard error over prompts", False),
@@ -101,7 +109,20 @@ FIELDS: dict[str, Field] = {
     "missing_reason": Field(str, "", "why nulls of this row are null", False),
 }
 
+OLDER_NAMES = {"intent_score": "rubric_score", "intent_score_stderr": "rubric_score_stderr"}
+"""Column -> its name in records whose world has the rubric of stories for its intent."""
+
 CURVE_ARRAYS = ("gold", "proxy", "rubric", "kl", "length")
+"""Per-prompt arrays that stages write; ``rubric`` is the older name of ``intent``."""
+
+NEEDED_ARRAYS = ("gold", "proxy", "kl", "length")
+"""Per-prompt arrays that every curve has; ``intent`` only where its world has one."""
+
+
+def is_said_otherwise(row: Mapping[str, Any], name: str) -> bool:
+    """Whether the row has the column ``name`` under its older name, or the newer instead of it."""
+    other = OLDER_NAMES | {old: new for new, old in OLDER_NAMES.items()}
+    return row.get(other.get(name, "")) is not None
 
 
 def validate_record(row: Mapping[str, Any]) -> None:
@@ -120,7 +141,9 @@ def validate_record(row: Mapping[str, Any]) -> None:
         if value is None:
             if field.required:
                 raise DataError(f"{where}: column {name!r} is missing")
-            if name != "missing_reason" and not row.get("missing_reason"):
+            if name == "missing_reason" or is_said_otherwise(row, name):
+                continue
+            if not row.get("missing_reason"):
                 raise DataError(f"{where}: column {name!r} is null without a missing_reason")
             continue
         right = isinstance(value, int | float) if field.type is float else type(value) is field.type

@@ -165,7 +165,7 @@ def _shape(ctx: StageContext, problem: Problem) -> Shape | None:
                 problem.ref_policy,
                 problem.proxy,
                 problem.prompts,
-                batch=settings.batch,
+                batch=settings.prompts_per_step,
                 steps=settings.steps,
                 n_tokens=problem.n_tokens,
                 seed=problem.seed,
@@ -180,15 +180,15 @@ def _shape(ctx: StageContext, problem: Problem) -> Shape | None:
 
 
 def _preferences(ctx: StageContext) -> PreferenceSet:
-    """The comparisons that the proxy was trained on."""
+    """The comparisons that the proxy was trained on: which was chosen, not by how much gold says."""
     labels = files.load_arrays(ctx.inputs["labels"].path / "train.npz")
     responses = load_responses(ctx.inputs["comparisons"].path / "train.npz")
     columns = {k: torch.from_numpy(labels[k]) for k in ("chosen", "rejected")}
     return datatypes.PreferenceSet(
         responses=responses,
         **columns,
-        gold_margin=torch.from_numpy(labels["gold_margin"]),
-        flipped=torch.from_numpy(labels["flipped"]),
+        gold_margin=torch.full((len(labels["chosen"]),), torch.nan),
+        flipped=torch.zeros(len(labels["chosen"]), dtype=torch.bool),
         prompt_id=responses.prompts.prompt_id[columns["chosen"]],
     )
 
