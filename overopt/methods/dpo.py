@@ -141,8 +141,8 @@ class Settings(Schedule):
 
     @property
     def title(self) -> str:
-        """Loss, strength and seed."""
-        return f"{self.loss} beta {self.beta} seed {self.seed}"
+        """Loss, data, strength and seed."""
+        return f"{self.loss} {self.data} beta {self.beta} seed {self.seed}"
 
 
 def columns(settings: Settings) -> dict[str, Any]:

@@ -146,12 +146,12 @@ def step(state: PolicyState, settings: OnPolicy, problem: Problem, how: How) -> 
     batch = _roll_out(state, settings, problem, how)
     updates = _update(state, batch, settings, problem, how)
     state.step += 1
-    has_penalty = settings.kl_coef > 0
+    has_k1 = settings.kl_coef > 0 and settings.kl_in != "exact_loss"
     return {
         "train_proxy_score": float(batch.score.mean()),
         "train_reward": float(batch.reward.mean()),
         "kl_coef": settings.kl_coef,
-        **({"train_kl_seq_nats": batch.kl_seq_nats} if has_penalty else {}),
+        **({"train_kl_seq_nats": batch.kl_seq_nats} if has_k1 else {}),
         "train_response_tokens": float(batch.length.float().mean()),
         "entropy_token_nats": updates[0].entropy_token_nats,
         "update_kl_token_nats": max(u.kl_token_nats for u in updates),
@@ -177,13 +177,14 @@ def _roll_out(state: PolicyState, settings: OnPolicy, problem: Problem, how: How
     length = responses.length
     shaped = rollouts.shaped(problem, score, length, draw.repeat_interleave(how.group))
     width, has_penalty = int(length.max()), settings.kl_coef > 0
+    in_reward = has_penalty and settings.kl_in.endswith("_reward")
     old_logp = responses.logprobs[:, :width]
     with torch.no_grad(), ways.autocast(state.policy.device):
-        # As in PPO: below float32, and beside the reference, as training computes them.
-        if ways.precision != "fp32" or has_penalty:
+        # As in PPO: below float32 as training computes them, and beside the reference as its are.
+        if ways.precision != "fp32" or in_reward:
             old_logp = shared(ways, partial(logprobs, state.policy), responses)[:, :width]
         ref_logp = old_logp
-        if has_penalty:
+        if has_penalty and settings.kl_in != "exact_loss":
             ref_logp = shared(ways, partial(logprobs, problem.ref_policy), responses)[:, :width]
     # 3.
     penalty = penalty_in_reward((old_logp - ref_logp).sum(1), settings.kl_in)

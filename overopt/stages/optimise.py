@@ -50,6 +50,10 @@ else:
 CHECKPOINT_BYTES_PER_S = 1e8
 """A checkpoint of so many bytes is worth a second of work: larger ones are written less often."""
 
+EVALUATION = "ppo-eval"
+"""Names the random numbers of evaluations: the same for all methods, so that they can be compared pair
+by pair. The name is from when there was one."""
+
 NamedMethod = Annotated[Schedule, Kind("overopt.methods", "", under_its_name=True)]
 """A method's settings in a stage's config, where they stand under the method's name."""
 
@@ -245,7 +249,7 @@ def _evaluate(
         policy,
         prompts,
         n_tokens=problem.n_tokens,
-        seed=derive_seed(cfg.root_seed, f"{kind_of(settings)}-eval", *offset),
+        seed=derive_seed(cfg.root_seed, EVALUATION, *offset),
         copies=settings.eval_copies,
     )
     kl = evaluate.measure_kl(policy, problem.ref_policy, responses)
