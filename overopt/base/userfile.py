@@ -66,6 +66,11 @@ def load_module(path: str | Path, needs: Sequence[str] = (), *, where: str = "")
     return module
 
 
+def by_checksum(checksum: str) -> ModuleType | None:
+    """A file that this process' settings named, by the SHA-256 of its content; else None."""
+    return _loaded.get(checksum)
+
+
 def by_identity(identity: str) -> ModuleType:
     """The module whose `user_identity` this is.
 

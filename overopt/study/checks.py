@@ -38,7 +38,7 @@ def source_checksums(run: RunConfig) -> tuple[str, ...]:
     if run.world.prompts_file.startswith("datasets:"):
         texts = json.dumps(read_prompts(run.world.prompts_file)).encode()
         found.append(hashlib.sha256(texts).hexdigest())
-    files = list(run.world.prompt_files)
+    files = [*run.world.prompt_files, *run.gold.files, *run.proxy.files]
     for source in named:
         files += sources.source_files(source)
     return (*found, *(sources.checksum(f) for f in dict.fromkeys(files)))

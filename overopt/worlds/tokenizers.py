@@ -1,6 +1,7 @@
 """Tokenizers without a model: the ladder's, and whether a checkpoint shares one."""
 
 from functools import lru_cache
+from pathlib import Path
 
 from tokenizers import Tokenizer
 
@@ -8,10 +9,15 @@ from overopt.base.errors import CheckpointError
 from overopt.nets.sources import auto_tokenizer, ladder_dir, read_config, source_dir, tokenizer_dir
 
 
-@lru_cache(maxsize=1)
 def load_tokenizer() -> Tokenizer:
     """The ladder's tokenizer. It places no special tokens: callers put <s> in front."""
-    return Tokenizer.from_file(str(ladder_dir() / "tokenizer" / "tokenizer.json"))
+    return read_tokenizer(ladder_dir() / "tokenizer")
+
+
+@lru_cache(maxsize=4)
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a folder of shipped models."""
+    return Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
 def shares_vocabulary(source: str, tokenizer: Tokenizer) -> bool:
@@ -26,7 +32,7 @@ def shares_vocabulary(source: str, tokenizer: Tokenizer) -> bool:
     """
     folder = tokenizer_dir(source)
     if source.startswith("ladder:") or folder is None:
-        ladder = load_tokenizer()
+        ladder = load_tokenizer() if folder is None else read_tokenizer(folder)
         size = read_config(source_dir(source)).get("vocab_size")
         if size != ladder.get_vocab_size():
             raise CheckpointError(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Protocol
 
 from overopt.base.config import check_types, require
+from overopt.base.errors import DataError
 from overopt.base.kinds import Kind
 from overopt.base.lazy import lazy
 from overopt.worlds.splits import SPLITS, split_bounds
@@ -74,9 +75,34 @@ class WorldSettings:
         """Numbers of prompts that comparisons are sampled for: data sizes in between share them."""
         return (5, 50, 250, 1000)  # large policies cost more a response, so the first step is small
 
+    @property
+    def has_judge(self) -> bool:
+        """Whether the world knows of single steps whether they are right: see `World.verdicts`."""
+        return False
+
 
 AnyWorld = Annotated[WorldSettings, Kind("overopt.worlds", "stories")]
 """A setting that holds the settings of one world."""
+
+
+class Verdict(NamedTuple):
+    """What is right and wrong in one response, where a world can tell.
+
+    right : exactly one answer, and it is right; valid : every step is right and none is missing,
+    whatever the answer; listed : the right answer is among those given; formatted : there is an
+    answer at all; first_error : index of the earliest wrong step, -1 for none (ProcessBench; the
+    answer is the last step); n_answers, n_checks : answers given, redundant steps; step_ok : of each
+    step, whether it and all before it are right.
+    """
+
+    right: bool
+    valid: bool
+    listed: bool
+    formatted: bool
+    first_error: int
+    n_answers: int
+    n_checks: int
+    step_ok: tuple[bool, ...]
 
 
 class Tilt(NamedTuple):
@@ -170,3 +196,11 @@ class World(Protocol):
         spec: what `calibrate` gave.
         """
         raise NotImplementedError("this world has no intent")
+
+    def verdicts(self, responses: Responses) -> list[Verdict]:
+        """What is right and wrong in each response, exactly."""
+        raise DataError("this world has no judge of right and wrong: use world.kind=sums")
+
+    def step_ends(self, responses: Responses) -> list[tuple[int, ...]]:
+        """Response tokens at which each step of a response ends, as many as its ``step_ok``."""
+        raise DataError("this world's responses have no steps: use world.kind=sums")

@@ -18,7 +18,11 @@ from overopt.rewards.training.train import PairLoss
 
 def prompt_counts(pairs: TrainingPairs, *, generator: torch.Generator) -> Tensor:
     """How often each pair's prompt was drawn, (C,) int64: as many draws with replacement as prompts."""
-    prompt = pairs.responses.prompts.prompt_id[pairs.first]
+    return draw_counts(pairs.responses.prompts.prompt_id[pairs.first], generator=generator)
+
+
+def draw_counts(prompt: Tensor, *, generator: torch.Generator) -> Tensor:
+    """How often the prompt of each row was drawn, from the rows' prompt numbers (R,)."""
     prompts, where = prompt.unique(return_inverse=True)
     drawn = torch.randint(len(prompts), (len(prompts),), generator=generator)
     return drawn.bincount(minlength=len(prompts))[where]

@@ -10,13 +10,15 @@ from torch import Tensor
 from overopt.base import files
 from overopt.base.datatypes import Responses
 from overopt.base.errors import CheckpointError, StoreError
+from overopt.base.seeding import torch_generator
 from overopt.nets.block import LlamaConfig
 from overopt.nets.checkpoints import backbone_state, n_params
 from overopt.nets.heads import ScalarHeadModel
 from overopt.nets.layout import from_transformers_state
 from overopt.nets.llama import Llama
-from overopt.rewards.kind import Place, Scorer, Unit
+from overopt.rewards.kind import Job, Place, Scorer, Unit
 from overopt.rewards.scorer import raw_scores
+from overopt.rewards.training.pairs import load_backbone
 from overopt.worlds import codecs
 from overopt.worlds.codecs import TextReader
 
@@ -53,7 +55,7 @@ class RewardModelScorer(Scorer):
 
     def save(self, folder: Path, info: dict[str, Any]) -> None:
         """Weights, shape and unit."""
-        _save(self.model, folder, info | {"mean": self.mean, "std": self.std})
+        save_network(self.model, folder, info | {"mean": self.mean, "std": self.std})
 
 
 @dataclass(frozen=True)
@@ -103,45 +105,69 @@ class MultiHeadScorer(Scorer):
 
     def save(self, folder: Path, info: dict[str, Any]) -> None:
         """Weights, shape and units."""
-        _save(self.model, folder, info | {"mean": list(self.means), "std": list(self.stds)})
+        save_network(self.model, folder, info | {"mean": list(self.means), "std": list(self.stds)})
 
 
-def _save(model: ScalarHeadModel, folder: Path, info: dict[str, Any]) -> None:
+def save_network(model: ScalarHeadModel, folder: Path, info: dict[str, Any]) -> None:
+    """Write weights, and ``scorer.json`` with the shape and ``info``."""
     backbone: Any = model.backbone
     state = backbone_state(backbone)
     state |= {f"score.{k}": v.detach().clone() for k, v in model.head.state_dict().items()}
     files.save_tensors(folder / "model.safetensors", state)
-    is_llama = isinstance(backbone, Llama)
-    shape = {"shape": vars(backbone.cfg)} if is_llama else {"transformers": backbone.spec()}
-    info = {"kind": "reward_model"} | info | {"scored_by": "tokens"} | shape
+    info = {"kind": "reward_model"} | info | {"scored_by": "tokens"} | shape_of(backbone)
     if isinstance(backbone.reader, TextReader):
         info |= {"scored_by": "text", "tokenizer": backbone.reader.source}
     files.save_json(folder / "scorer.json", info)
 
 
-def load(folder: Path, info: dict[str, Any], place: Place) -> RewardModelScorer | MultiHeadScorer:
-    """What `RewardModelScorer.save` or `MultiHeadScorer.save` wrote."""
-    heads = ("score.weight", "score.bias")
-    state = files.load_tensors(folder / "model.safetensors", names=heads)
-    weights = {k: v for k, v in state.items() if not k.startswith("score.")}
-    backbone: Any = None
+def shape_of(backbone: Any) -> dict[str, Any]:
+    """What `backbone_of` must know beside the weights, as JSON."""
+    if isinstance(backbone, Llama):
+        return {"shape": vars(backbone.cfg)}
+    return {"transformers": backbone.spec()}
+
+
+def backbone_of(info: dict[str, Any], weights: dict[str, Tensor], file: Path) -> Any:
+    """The network with these weights, under transformers' names, of the shape that ``info`` has.
+
+    file: where ``info`` stands. A config that asks for code which is not transformers' own is refused.
+    """
     if "transformers" in info:
         from overopt.nets.hf import from_spec  # transformers takes seconds to import
 
-        check_plain(info["transformers"], folder / "scorer.json")
-        backbone = from_spec(info["transformers"], weights)
-    else:
-        backbone = from_transformers_state(weights, LlamaConfig(**info["shape"]))
+        check_plain(info["transformers"], file)
+        return from_spec(info["transformers"], weights)
+    return from_transformers_state(weights, LlamaConfig(**info["shape"]))
+
+
+def load(folder: Path, info: dict[str, Any], place: Place) -> RewardModelScorer | MultiHeadScorer:
+    """What `RewardModelScorer.save` or `MultiHeadScorer.save` wrote."""
+    model = load_network(folder, info, place)
+    if isinstance(info["mean"], list):
+        return MultiHeadScorer(model, tuple(info["mean"]), tuple(info["std"]))
+    return RewardModelScorer(model, info["mean"], info["std"])
+
+
+def load_network(folder: Path, info: dict[str, Any], place: Place) -> ScalarHeadModel:
+    """What `save_network` wrote, on the device."""
+    heads = ("score.weight", "score.bias")
+    state = files.load_tensors(folder / "model.safetensors", names=heads)
+    weights = {k: v for k, v in state.items() if not k.startswith("score.")}
+    backbone = backbone_of(info, weights, folder / "scorer.json")
     if info.get("scored_by") == "text":
         source = info["tokenizer"]
         place.check_source(folder, source)
         backbone.reader = TextReader(source, place.world, codecs.load_codec(source))
     model = ScalarHeadModel(backbone, len(state["score.bias"]))
     model.head.load_state_dict({"weight": state["score.weight"], "bias": state["score.bias"]})
-    model.to(place.device)
-    if isinstance(info["mean"], list):
-        return MultiHeadScorer(model.eval(), tuple(info["mean"]), tuple(info["std"]))
-    return RewardModelScorer(model.eval(), info["mean"], info["std"])
+    return model.to(place.device).eval()
+
+
+def fresh(source: str, job: Job, *, layers: int = 0) -> ScalarHeadModel:
+    """A backbone under an untrained head on the job's device."""
+    model = ScalarHeadModel(load_backbone(source, job.world, layers=layers))
+    model.init_head(torch_generator(job.seed, "head"))
+    return model.to(job.device)
 
 
 def check_plain(spec: dict[str, Any], file: Path) -> None:

@@ -1,0 +1,216 @@
+"""A verifier: a scalar head that learns from single responses whether their outcome is right.
+
+Cobbe et al. 2021 train one by cross-entropy on sampled solutions. Such a model is calibrated over all
+prompts together, and may rank the responses to one prompt badly: it also learns which problems are
+easy, and prefers solutions of an easier one. The loss ``within_prompt`` compares a right with a wrong
+response to the same prompt, so that this gains nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from overopt.base.config import check_types, require
+from overopt.base.errors import DataError
+from overopt.base.lazy import lazy
+from overopt.base.seeding import torch_generator
+from overopt.rewards.kind import Job, RewardSettings, Trained
+
+if TYPE_CHECKING:
+    import torch
+    import torch.nn.functional as F
+    from torch import Tensor
+
+    from overopt.base.datatypes import Responses
+    from overopt.rewards import scorer
+    from overopt.rewards.kinds import reward_model
+    from overopt.rewards.training import pairs
+    from overopt.rewards.training import train as training
+    from overopt.rewards.training.pairs import PairBatch, TrainingPairs
+    from overopt.worlds import codecs
+else:
+    torch, F = lazy("torch"), lazy("torch.nn.functional")
+    scorer, reward_model = (
+        lazy("overopt.rewards.scorer"),
+        lazy("overopt.rewards.kinds.reward_model"),
+    )
+    pairs, training = lazy("overopt.rewards.training.pairs"), lazy("overopt.rewards.training.train")
+    codecs = lazy("overopt.worlds.codecs")
+
+
+WRITES = ("reward_model",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(RewardSettings):
+    """A scalar head fitted to whether single responses are right, by the world's judge.
+
+    Attributes
+    ----------
+    backbone : str
+        Pretrained causal LM under the head: any source that ``world.policy`` takes.
+    layers : int
+        How many of the backbone's first layers to keep; 0 for all.
+    label : "right" or "right_and_valid"
+        What counts as right: the answer, or the answer by right steps.
+    loss : "pointwise" or "within_prompt"
+        Cross-entropy of each response; or Bradley-Terry on all pairs of a right and a wrong response
+        to the same prompt.
+    flip_rate : float
+        Probability in [0, 0.5) that a response's label is inverted.
+    epochs, lr, batch_prompts, weight_decay : int, float, int, float
+        Passes over the responses, peak AdamW learning rate (linear decay), prompts a step.
+    precision : "fp32" or "bf16"
+        Of matrix products in training.
+    rm_seed : int
+        Head initialisation, data order and flips.
+    """
+
+    backbone: str = "ladder:sums-0.2m"
+    layers: int = 0
+    label: Literal["right", "right_and_valid"] = "right"
+    loss: Literal["pointwise", "within_prompt"] = "pointwise"
+    flip_rate: float = 0.0
+    epochs: int = 2
+    lr: float = 1e-3
+    batch_prompts: int = 16
+    weight_decay: float = 0.01
+    precision: Literal["fp32", "bf16"] = "fp32"
+    rm_seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(self.layers >= 0, "proxy.layers", self.layers, "must be at least 0 (0: all)")
+        require(self.epochs >= 1, "proxy.epochs", self.epochs, "must be at least 1")
+        require(self.lr > 0, "proxy.lr", self.lr, "must be positive")
+        require(self.batch_prompts >= 1, "proxy.batch_prompts", self.batch_prompts, "at least 1")
+        require(
+            0 <= self.flip_rate < 0.5,
+            "proxy.flip_rate",
+            self.flip_rate,
+            "must be in [0, 0.5): at 0.5 labels carry nothing, above it they are inverted",
+        )
+
+    @property
+    def serves(self) -> tuple[str, ...]:
+        """A proxy: it is fitted to labels."""
+        return ("proxy",)
+
+    @property
+    def needs_judge(self) -> bool:
+        """The labels."""
+        return True
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """The backbone."""
+        return {"backbone": self.backbone}
+
+    @property
+    def seed(self) -> int:
+        """Head initialisation, data order and flips."""
+        return self.rm_seed
+
+    @property
+    def title(self) -> str:
+        """Kind, size, and what is not the default."""
+        parts = ["outcome", self.backbone.removeprefix("ladder:")]
+        parts += [f"{self.layers} layers"] if self.layers else []
+        parts += ["right and valid"] if self.label == "right_and_valid" else []
+        parts += ["within prompt"] if self.loss == "within_prompt" else []
+        return " ".join(parts)
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """Record columns; the kind stands before the backbone, so that kinds are told apart."""
+        return {"backbone": self.title, "rm_seed": self.rm_seed, "proxy_lr": self.lr}
+
+
+def train(settings: Settings, job: Job) -> Trained:
+    """Fit to the judge's verdicts on the responses of the comparisons; a job's start goes on.
+
+    Raises
+    ------
+    DataError
+        No prompt has both a right and a wrong response, and the loss compares within prompts.
+    """
+    if job.start is not None:
+        model = reward_model.network(job.start).to(job.device)
+    else:
+        model = reward_model.fresh(settings.backbone, job, layers=settings.layers)
+    assert job.responses is not None and job.validate is not None
+    responses, validate = job.responses(), job.validate
+    target = outcomes(settings, job, responses)
+    read = codecs.in_own_tokens(model.backbone, responses)
+    is_pointwise = settings.loss == "pointwise"
+    labelled = single_responses(read, target) if is_pointwise else right_over_wrong(read, target)
+
+    def validation() -> dict[str, float]:
+        return validate(lambda some: scorer.raw_scores(model, some))
+
+    with job.keep(model):
+        log = training.train_reward_model(
+            model,
+            labelled,
+            epochs=settings.epochs,
+            lr=settings.lr,
+            batch_prompts=settings.batch_prompts,
+            weight_decay=settings.weight_decay,
+            seed=job.seed,
+            validate=validation,
+            progress=job.progress,
+            compute=job.compute,
+            pair_loss=outcome_loss if is_pointwise else training.preference_loss,
+        )
+    history = {
+        "train_loss": log.loss,
+        "validation": log.validation,
+        "responses": len(responses),
+        "share_right": float(target.mean()),
+    }
+    return Trained(reward_model.RewardModelScorer(model.eval(), 0.0, 1.0), history)
+
+
+def outcomes(settings: Settings, job: Job, responses: Responses) -> Tensor:
+    """Labels (R,) float32: 1 for a right response, 0 for a wrong one; some inverted."""
+    is_strict = settings.label == "right_and_valid"
+    verdicts = job.world.verdicts(responses)
+    target = torch.tensor([float(v.right and (v.valid or not is_strict)) for v in verdicts])
+    generator = torch_generator(job.seed, "flips")
+    is_flipped = torch.rand(len(target), generator=generator) < settings.flip_rate
+    return torch.where(is_flipped, 1 - target, target)
+
+
+def single_responses(responses: Responses, target: Tensor) -> TrainingPairs:
+    """Responses as a training set of pairs, each a pair with itself, for `outcome_loss`."""
+    rows = torch.arange(len(responses))
+    return pairs.TrainingPairs(responses, rows, rows, target)
+
+
+def outcome_loss(scores: Tensor, batch: PairBatch) -> Tensor:
+    """Mean cross-entropy in nats of a batch of `single_responses`; the scores (R,) are log-odds."""
+    first, target = (t.to(scores.device) for t in (batch.first, batch.target))
+    return F.binary_cross_entropy_with_logits(scores[first], target)
+
+
+def right_over_wrong(responses: Responses, target: Tensor) -> TrainingPairs:
+    """All pairs of a right and a wrong response to the same prompt.
+
+    Raises
+    ------
+    DataError
+        There are none.
+    """
+    prompt = responses.prompts.prompt_id
+    found = []
+    for number in prompt.unique():
+        right, wrong = (((prompt == number) & (target == y)).nonzero()[:, 0] for y in (1, 0))
+        found.append(torch.cartesian_prod(right, wrong))
+    first, second = torch.cat(found).T
+    if len(first) == 0:
+        raise DataError(
+            f"none of {len(prompt.unique())} prompts has both a right and a wrong response: use"
+            " proxy.loss=pointwise, or more labels.responses_per_prompt"
+        )
+    return pairs.TrainingPairs(responses, first, second, torch.ones(len(first)))

@@ -1,0 +1,215 @@
+"""A reward model that predicts ratings of several attributes, and weighs them into one score.
+
+HelpSteer2 (Wang et al. 2024) fits one head an attribute by squared error and takes a weighted sum as
+the reward, with a negative weight on verbosity. Here attributes are what the world's judge counts.
+The sum of linear heads is a linear head, so what is kept is an ordinary reward model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from overopt.base.config import check_types, require
+from overopt.base.errors import DataError
+from overopt.base.lazy import lazy
+from overopt.base.seeding import torch_generator
+from overopt.rewards.kind import Job, RewardSettings, Trained
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from overopt.base.datatypes import Responses
+    from overopt.nets import heads
+    from overopt.nets.heads import ScalarHeadModel
+    from overopt.rewards import scorer
+    from overopt.rewards.kinds import outcome, reward_model
+    from overopt.rewards.training import pairs
+    from overopt.rewards.training import train as training
+    from overopt.rewards.training.pairs import PairBatch
+    from overopt.worlds import codecs
+else:
+    torch, heads = lazy("torch"), lazy("overopt.nets.heads")
+    scorer, reward_model = (
+        lazy("overopt.rewards.scorer"),
+        lazy("overopt.rewards.kinds.reward_model"),
+    )
+    pairs, training = lazy("overopt.rewards.training.pairs"), lazy("overopt.rewards.training.train")
+    outcome, codecs = lazy("overopt.rewards.kinds.outcome"), lazy("overopt.worlds.codecs")
+
+Attribute = Literal["right", "valid", "listed", "formatted", "checks", "answers", "steps", "tokens"]
+
+
+WRITES = ("reward_model",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(RewardSettings):
+    """A linear head an attribute, fitted to the judge's ratings, and the weights that make a score.
+
+    Attributes
+    ----------
+    backbone : str
+        Pretrained causal LM under the heads: any source that ``world.policy`` takes.
+    layers : int
+        How many of the backbone's first layers to keep; 0 for all.
+    attributes : tuple of str
+        Whether the answer is right, the steps are valid, the right answer is listed, there is an
+        answer; numbers of redundant checks, answers, steps and tokens.
+    weights : tuple of float
+        Of each attribute in the score, per standard deviation of its ratings. The weight of
+        ``tokens`` is the one on verbosity.
+    noise : float
+        Standard deviation of what raters add to each rating, in standard deviations of the ratings.
+    epochs, lr, batch_prompts, weight_decay : int, float, int, float
+        Passes over the responses, peak AdamW learning rate (linear decay), prompts a step.
+    precision : "fp32" or "bf16"
+        Of matrix products in training.
+    rm_seed : int
+        Head initialisation, data order and noise.
+    """
+
+    backbone: str = "ladder:sums-0.2m"
+    layers: int = 0
+    attributes: tuple[Attribute, ...] = ("right", "valid", "checks", "tokens")
+    weights: tuple[float, ...] = (0.8, 0.4, 0.2, -0.2)
+    noise: float = 0.0
+    epochs: int = 2
+    lr: float = 1e-3
+    batch_prompts: int = 16
+    weight_decay: float = 0.01
+    precision: Literal["fp32", "bf16"] = "fp32"
+    rm_seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(self.layers >= 0, "proxy.layers", self.layers, "must be at least 0 (0: all)")
+        require(self.epochs >= 1, "proxy.epochs", self.epochs, "must be at least 1")
+        require(self.lr > 0, "proxy.lr", self.lr, "must be positive")
+        require(self.batch_prompts >= 1, "proxy.batch_prompts", self.batch_prompts, "at least 1")
+        require(self.noise >= 0, "proxy.noise", self.noise, "must be at least 0")
+        require(
+            len(set(self.attributes)) == len(self.attributes) > 0,
+            "proxy.attributes",
+            self.attributes,
+            "name at least one, each once",
+        )
+        require(
+            len(self.weights) == len(self.attributes),
+            "proxy.weights",
+            self.weights,
+            f"give {len(self.attributes)}, one for each of proxy.attributes",
+        )
+
+    @property
+    def serves(self) -> tuple[str, ...]:
+        """A proxy: it is fitted to labels."""
+        return ("proxy",)
+
+    @property
+    def needs_judge(self) -> bool:
+        """The ratings."""
+        return True
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """The backbone."""
+        return {"backbone": self.backbone}
+
+    @property
+    def seed(self) -> int:
+        """Head initialisation, data order and noise."""
+        return self.rm_seed
+
+    @property
+    def title(self) -> str:
+        """Kind, weights and size."""
+        weighed = zip(self.weights, self.attributes, strict=True)
+        score = " ".join(f"{weight:+g} {name}" for weight, name in weighed)
+        return f"regression {score} {self.backbone.removeprefix('ladder:')}"
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """Record columns; the kind stands before the backbone, so that kinds are told apart."""
+        return {"backbone": self.title, "rm_seed": self.rm_seed, "proxy_lr": self.lr}
+
+
+def train(settings: Settings, job: Job) -> Trained:
+    """Fit to the ratings of the responses of the comparisons, then weigh the heads."""
+    n = len(settings.attributes)
+    model = heads.ScalarHeadModel(
+        pairs.load_backbone(settings.backbone, job.world, layers=settings.layers), n
+    )
+    model.init_head(torch_generator(job.seed, "head"))
+    model.to(job.device)
+    assert job.responses is not None and job.validate is not None
+    responses, validate = job.responses(), job.validate
+    rated = ratings(settings, job, responses)
+    read = codecs.in_own_tokens(model.backbone, responses)
+
+    def loss(scores: Tensor, batch: PairBatch) -> Tensor:
+        """Mean squared error over responses and attributes."""
+        wanted = rated[batch.pairs].to(scores.device)
+        found = scores[batch.first.to(scores.device)].view(-1, n)
+        return (found - wanted).square().mean()
+
+    def validation() -> dict[str, float]:
+        one = weighed(model, settings.weights)
+        return validate(lambda some: scorer.raw_scores(one, some))
+
+    with job.keep(model):
+        log = training.train_reward_model(
+            model,
+            outcome.single_responses(read, torch.zeros(len(read))),
+            epochs=settings.epochs,
+            lr=settings.lr,
+            batch_prompts=settings.batch_prompts,
+            weight_decay=settings.weight_decay,
+            seed=job.seed,
+            validate=validation,
+            progress=job.progress,
+            compute=job.compute,
+            pair_loss=loss,
+        )
+    history = {"train_loss": log.loss, "validation": log.validation, "responses": len(read)}
+    one = weighed(model, settings.weights)
+    return Trained(reward_model.RewardModelScorer(one.eval(), 0.0, 1.0), history)
+
+
+def ratings(settings: Settings, job: Job, responses: Responses) -> Tensor:
+    """Ratings (R, K) float32 of the attributes, each with mean 0 and standard deviation 1, and noise.
+
+    Raises
+    ------
+    DataError
+        An attribute is the same for all responses.
+    """
+    verdicts = job.world.verdicts(responses)
+    columns: dict[str, list[float]] = {
+        "tokens": responses.length.tolist(),
+        "checks": [v.n_checks for v in verdicts],
+        "answers": [v.n_answers for v in verdicts],
+        "steps": [len(v.step_ok) for v in verdicts],
+    }
+    for name in ("right", "valid", "listed", "formatted"):
+        columns[name] = [float(getattr(v, name)) for v in verdicts]
+    table = torch.tensor([columns[name] for name in settings.attributes], dtype=torch.float32).T
+    std = table.std(0, correction=0)
+    for name, spread in zip(settings.attributes, std.tolist(), strict=True):
+        if spread == 0:
+            raise DataError(
+                f"attribute {name!r} is the same for all {len(table)} responses: nothing can be"
+                " learned about it; leave it out of proxy.attributes or take more labels.n_pairs"
+            )
+    noise = torch.randn(table.shape, generator=torch_generator(job.seed, "noise"))
+    return (table - table.mean(0)) / std + settings.noise * noise
+
+
+def weighed(model: ScalarHeadModel, weights: tuple[float, ...]) -> ScalarHeadModel:
+    """A model with one head, the weighted sum of the heads of ``model``, on the same trunk."""
+    one = heads.ScalarHeadModel(model.backbone)
+    weight = torch.tensor(weights)[None].to(model.head.weight)
+    state = {"weight": weight @ model.head.weight, "bias": weight[0] @ model.head.bias[:, None]}
+    one.head.load_state_dict({name: value.detach() for name, value in state.items()})
+    return one.to(model.head.weight.device)
