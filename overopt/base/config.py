@@ -14,28 +14,36 @@ default leaves old results valid.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import math
 import sys
-import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
-from typing import Annotated, Any, Literal, TypeVar, Union
+from typing import Any, Literal, TypeVar
 
 from overopt.base import kinds
+from overopt.base.annotations import (
+    annotations_of,
+    described,
+    dotted,
+    has_default,
+    item_annotations,
+    kind_in,
+    members_of,
+    mismatch_error,
+    shown,
+    unknown_setting,
+)
 from overopt.base.errors import ConfigError
 from overopt.base.kinds import Kind
 from overopt.base.userfile import is_user_module
 
 T = TypeVar("T")
 
+
 TYPE_KEY, KIND_KEY = "type", "kind"
-_NONE_WORDS = ("none", "None", "null")
-_MAX_INT_DIGITS = 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +67,7 @@ class RuntimeConfig:
         Stages of one kind and shape that one process may run as one computation, at least 1. More
         than 1 changes results by rounding, which depends on what was ready together.
     on_cpu : tuple of str
-        Names of stages that stay on the CPU although there is an accelerator, such as ``ppo``: small
+        Names of stages that stay on the CPU although there is an accelerator, such as a method: small
         policies are optimised as fast by one core each as by a GPU that they share.
     quiet : bool
         Whether to keep silent about progress.
@@ -103,16 +111,13 @@ class RuntimeConfig:
         }
 
 
-# --- validation -----------------------------------------------------------------------------------
-
-
 def require(condition: bool, field: str, value: object, remedy: str) -> None:
     """Raise ``ConfigError("field = value: remedy")`` unless ``condition`` holds.
 
     >>> require(True, "n_pairs", 5, "must be positive")
     """
     if not condition:
-        raise ConfigError(f"{field} = {value!r}: {remedy}")
+        raise ConfigError(f"{field} = {shown(value)}: {remedy}")
 
 
 def check_types(config: Any) -> None:
@@ -120,11 +125,8 @@ def check_types(config: Any) -> None:
 
     An int is accepted for a float; a bool is not accepted for an int.
     """
-    for name, annotation in _hints(type(config)).items():
+    for name, annotation in annotations_of(type(config)).items():
         _encode(getattr(config, name), annotation, name, omit_defaults=False)
-
-
-# --- to and from plain data -----------------------------------------------------------------------
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -172,19 +174,19 @@ def from_dict(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
         An unknown or missing key, a value of the wrong type, or one that the class refuses.
     """
     if not isinstance(data, Mapping):
-        raise ConfigError(f"{where or cls.__name__} = {data!r}: must be a mapping of settings")
-    hints = _hints(cls)
+        raise ConfigError(f"{where or cls.__name__} = {shown(data)}: must be a mapping of settings")
+    hints = annotations_of(cls)
     for key in data:
         if key not in hints:
-            raise _unknown(_join(where, str(key)), [_join(where, name) for name in hints])
+            raise unknown_setting(dotted(where, str(key)), [dotted(where, name) for name in hints])
     values = {}
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
-        name = _join(where, field.name)
+        name = dotted(where, field.name)
         if field.name in data:
             values[field.name] = _decode(data[field.name], hints[field.name], name)
-        elif not _has_default(field):
+        elif not has_default(field):
             raise ConfigError(f"{name}: is required and has no default; set it")
-    return _build(lambda: cls(**values), where)
+    return build(lambda: cls(**values), where)
 
 
 def fingerprint(
@@ -206,243 +208,26 @@ def fingerprint(
     return hashlib.sha256(payload.encode()).hexdigest()[:16]
 
 
-# --- overrides ------------------------------------------------------------------------------------
-
-
-def apply_overrides(config: T, overrides: Sequence[str]) -> T:
-    """``config`` with ``a.b=c`` overrides applied, each parsed by its field's annotation.
-
-    All overrides are applied before anything is validated, so that two settings that are only
-    valid together can be given together.
-
-    Parameters
-    ----------
-    config : dataclass instance
-        Left unchanged.
-    overrides : sequence of str
-        Such as ``["proxy.n_pairs=2e3", "ppo.kl_coef=0.1", "sizes=1,2,4", "ppo.clip=none"]``.
-
-    Raises
-    ------
-    ConfigError
-        No "=", an unknown name (the message offers the nearest), a name given twice, a value of
-        the wrong type, or a combination that the dataclass refuses.
-    """
-    tree: dict[str, Any] = {}
-    for override in overrides:
-        name, equals, text = override.partition("=")
-        if not equals or not name:
-            raise ConfigError(f"{override!r}: an override is name=value, such as seed=1")
-        node = tree
-        *groups, leaf = name.split(".")
-        for group in groups:
-            node = node.setdefault(group, {})
-            if not isinstance(node, dict):
-                raise ConfigError(f"{name}: {group} is given both as a value and as a group")
-        if leaf in node:
-            raise ConfigError(f"{name}: is given twice; give it once")
-        node[leaf] = text
-    return _override(config, tree, "", list(setting_names(config)))
-
-
-def kind_choice(cls: type, field: str) -> Kind | None:
-    """Which kinds' settings a field of a configuration may hold; None for any other field."""
-    return _kind(_hints(cls)[field])
-
-
-def setting_names(config: Any, where: str = "") -> Iterator[str]:
-    """Dotted names of all settings of ``config`` that an override can set, in order."""
-    for name, annotation in _hints(type(config)).items():
-        value = getattr(config, name)
-        if _kind(annotation) is not None:
-            yield _join(_join(where, name), KIND_KEY)
-        if dataclasses.is_dataclass(value):
-            yield from setting_names(value, _join(where, name))
-        elif _kind(annotation) is None and not any(
-            map(dataclasses.is_dataclass, _leaves(annotation))
-        ):
-            yield _join(where, name)
-
-
-def _override(config: Any, tree: Mapping[str, Any], where: str, known: list[str]) -> Any:
-    hints = _hints(type(config))
-    changes = {}
-    for key, new in tree.items():
-        name = _join(where, key)
-        if key not in hints:
-            raise _unknown(name, known)
-        changes[key] = _changed(getattr(config, key), new, hints[key], name, known)
-    return _build(lambda: dataclasses.replace(config, **changes), where)
-
-
-def _changed(value: Any, new: Any, annotation: Any, name: str, known: list[str]) -> Any:
-    """``value`` of a setting as the override ``new`` wants it: text, or a tree for a group."""
-    optional = type(None) in _members(annotation)
-    kind = _kind(annotation)
-    if isinstance(new, str):
-        if kind is not None and not (new in _NONE_WORDS and optional):
-            new = {KIND_KEY: new}  # method=grpo says method.kind=grpo
-        elif dataclasses.is_dataclass(value) and not (new in _NONE_WORDS and optional):
-            inside = ", ".join(list(setting_names(value, name))[:4])
-            raise ConfigError(
-                f"{name} = {new!r}: is a group of settings; set one of them: {inside}"
-            )
-        else:
-            return _parse(new, annotation, name)
-    if kind is not None and KIND_KEY in new:
-        module = kinds.find(kind.folder, new[KIND_KEY], _join(name, KIND_KEY))
-        new = {key: item for key, item in new.items() if key != KIND_KEY}
-        if type(value) is not module.Settings:
-            value = _switched(value, module.Settings)
-            known = list(setting_names(value, name))
-    if not dataclasses.is_dataclass(value):
-        if value is None and (kind or any(map(dataclasses.is_dataclass, _members(annotation)))):
-            remedy = f"; give {name}.kind too" if kind else ""
-            raise ConfigError(f"{name} is none here, so {name}.* cannot be set{remedy}")
-        raise _unknown(_join(name, next(iter(new))), known)
-    return _override(value, new, name, known)
-
-
-def _switched(old: Any, cls: type) -> Any:
-    """Settings of another kind, not validated yet: its defaults.
-
-    What the old kind's settings had changed from their default stays, where the new kind has a
-    setting of the same name: the length of a preset's run, the backbone of a sweep.
-    """
-    new: Any = object.__new__(cls)
-    before = {}
-    if old is not None:
-        defaults = {field.name: _default(field) for field in dataclasses.fields(old)}
-        values = {name: getattr(old, name) for name in defaults}
-        before = {name: value for name, value in values.items() if value != defaults[name]}
-    for field in dataclasses.fields(cls):
-        value = before.get(field.name, _default(field))
-        if value is dataclasses.MISSING:
-            raise ConfigError(f"{field.name}: is required and has no default; set it")
-        object.__setattr__(new, field.name, value)
-    return new
-
-
-def _default(field: dataclasses.Field) -> Any:
-    """A field's default, or MISSING."""
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return field.default
-
-
-def _unknown(name: str, known: Sequence[str]) -> ConfigError:
-    leaf = name.rpartition(".")[2]
-    near = [other for other in known if other.rpartition(".")[2] == leaf]
-    near += difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-    by_leaf = {other.rpartition(".")[2]: other for other in known}
-    near += [by_leaf[match] for match in difflib.get_close_matches(leaf, by_leaf, n=2, cutoff=0.6)]
-    offered = ", ".join(list(dict.fromkeys(near))[:3] or list(known)[:6])
-    hint = f"did you mean {offered}?" if near else f"known settings begin with {offered}"
-    return ConfigError(f"unknown setting {name!r}; {hint}")
-
-
-def _build(make: Any, where: str) -> Any:
+def build(make: Any, where: str) -> Any:
+    """What ``make()`` gives; its errors get the group's name ``where`` in front."""
     try:
         return make()
     except ConfigError as error:
-        # A message may name its group already: "ppo.batch = 3: ...".
+        # A message may name its group already: "method.batch = 3: ...".
         outer, _, group = where.rpartition(".")
         prefix = outer if str(error).startswith(f"{group}.") else where
         raise ConfigError(f"{prefix}: {error}" if prefix else str(error)) from error
-
-
-# --- annotations ----------------------------------------------------------------------------------
-
-
-def _hints(cls: Any) -> dict[str, Any]:
-    if not dataclasses.is_dataclass(cls):
-        raise ConfigError(f"{cls.__name__} is not a dataclass; a configuration must be one")
-    hints = typing.get_type_hints(cls, include_extras=True)
-    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
-
-
-def _members(annotation: Any) -> tuple[Any, ...]:
-    if typing.get_origin(annotation) in (Union, types.UnionType):
-        return typing.get_args(annotation)
-    return (annotation,)
-
-
-def _kind(annotation: Any) -> Kind | None:
-    """Which kinds' settings an annotation allows; None for any other annotation."""
-    for member in _members(annotation):
-        if typing.get_origin(member) is Annotated:
-            for extra in member.__metadata__:
-                if isinstance(extra, Kind):
-                    return extra
-    return None
-
-
-def _leaves(annotation: Any) -> Iterator[Any]:
-    for member in _members(annotation):
-        if typing.get_origin(member) is tuple:
-            for item in typing.get_args(member):
-                yield from _leaves(item)
-        else:
-            yield member
-
-
-def _item_annotations(annotation: Any, length: int) -> tuple[Any, ...] | None:
-    """Annotations of ``length`` items of a tuple, or None where the length does not fit."""
-    items = typing.get_args(annotation)
-    if len(items) == 2 and items[1] is Ellipsis:
-        return (items[0],) * length
-    if items == ((),):
-        items = ()
-    return items if len(items) == length else None
-
-
-def _describe(annotation: Any) -> str:
-    if annotation is None or annotation is type(None):
-        return "none"
-    kind = _kind(annotation)
-    if kind is not None:
-        return f"settings of one of {', '.join(kinds.names(kind.folder))}"
-    members = _members(annotation)
-    if len(members) > 1:
-        return " or ".join(map(_describe, members))
-    if typing.get_origin(annotation) is Literal:
-        return "one of " + ", ".join(map(repr, typing.get_args(annotation)))
-    if typing.get_origin(annotation) is tuple:
-        items = typing.get_args(annotation)
-        if len(items) == 2 and items[1] is Ellipsis:
-            return f"a list of {_describe(items[0])} such as 1,2,4"
-        return "(" + ", ".join(map(_describe, items)) + ")"
-    plain = {int: "an int (2000, 2_000 or 2e3)", float: "a finite float", bool: "true or false"}
-    return plain.get(annotation, getattr(annotation, "__name__", str(annotation)))
-
-
-def _join(where: str, name: str) -> str:
-    return f"{where}.{name}" if where else name
-
-
-def _has_default(field: dataclasses.Field) -> bool:
-    return (
-        field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
-    )
-
-
-def _mismatch(value: Any, annotation: Any, name: str) -> ConfigError:
-    kind = type(value).__name__
-    return ConfigError(f"{name} = {value!r}: is a {kind}, must be {_describe(annotation)}")
-
-
-# --- values ---------------------------------------------------------------------------------------
 
 
 def _encode_fields(config: Any, where: str, *, omit_defaults: bool) -> dict[str, Any]:
     if not dataclasses.is_dataclass(config) or isinstance(config, type):
         raise ConfigError(f"{config!r} is not a dataclass instance; a configuration must be one")
     out = {}
-    hints = _hints(type(config))
+    hints = annotations_of(type(config))
     for field in dataclasses.fields(config):
-        name = _join(where, field.name)
+        name = dotted(where, field.name)
         encoded = _encode(getattr(config, field.name), hints[field.name], name, omit_defaults)
-        if omit_defaults and _has_default(field):
+        if omit_defaults and has_default(field):
             if field.default is not dataclasses.MISSING:
                 default = field.default
             else:
@@ -450,7 +235,7 @@ def _encode_fields(config: Any, where: str, *, omit_defaults: bool) -> dict[str,
             # Compared in encoded form: True and 1, or two classes with equal fields, stay apart.
             if encoded == _encode(default, hints[field.name], name, omit_defaults):
                 continue
-        kind = _kind(hints[field.name])
+        kind = kind_in(hints[field.name])
         if kind is not None and kind.under_its_name:
             out[kinds.identity_of(getattr(config, field.name))] = encoded
         else:
@@ -459,13 +244,13 @@ def _encode_fields(config: Any, where: str, *, omit_defaults: bool) -> dict[str,
 
 
 def _encode(value: Any, annotation: Any, name: str, omit_defaults: bool) -> Any:
-    members = _members(annotation)
+    members = members_of(annotation)
     for member in members:
         if member is type(None) or member is None:
             if value is None:
                 return None
-        elif _kind(member) is not None:
-            encoded = _encode_kind(value, typing.cast(Kind, _kind(member)), name, omit_defaults)
+        elif kind_in(member) is not None:
+            encoded = _encode_kind(value, typing.cast(Kind, kind_in(member)), name, omit_defaults)
             if encoded is not None:
                 return encoded
         elif dataclasses.is_dataclass(member):
@@ -476,7 +261,7 @@ def _encode(value: Any, annotation: Any, name: str, omit_defaults: bool) -> Any:
                     body = {TYPE_KEY: type(value).__name__, **body}
                 return body
         elif typing.get_origin(member) is tuple:
-            items = _item_annotations(member, len(value)) if isinstance(value, tuple) else None
+            items = item_annotations(member, len(value)) if isinstance(value, tuple) else None
             if items is not None:
                 return [
                     _encode(item, kind, f"{name}[{i}]", omit_defaults)
@@ -488,18 +273,20 @@ def _encode(value: Any, annotation: Any, name: str, omit_defaults: bool) -> Any:
                     return value
         elif member is float:
             if type(value) in (int, float) and not (int in members and type(value) is int):
+                _check_size(value, name)
                 if not math.isfinite(value):
                     raise ConfigError(f"{name} = {value!r}: must be a finite float; use none or 0")
                 return float(value) + 0.0  # -0.0 and 0.0 are one value
         elif member in (bool, int, str):
             if type(value) is member:
+                _check_size(value, name)
                 return value
         else:
             raise ConfigError(
-                f"{name}: a field of type {_describe(member)} has no canonical form; use bool, int,"
+                f"{name}: a field of type {described(member)} has no canonical form; use bool, int,"
                 " float, str, Literal, tuple, a dataclass, or an optional one of these"
             )
-    raise _mismatch(value, annotation, name)
+    raise mismatch_error(value, annotation, name)
 
 
 def _encode_kind(value: Any, kind: Kind, name: str, omit_defaults: bool) -> dict | None:
@@ -518,10 +305,15 @@ def _encode_kind(value: Any, kind: Kind, name: str, omit_defaults: bool) -> dict
     return {KIND_KEY: identity, **body}
 
 
+def _check_size(value: Any, name: str) -> None:
+    if type(value) is int and value.bit_length() > sys.float_info.max_exp - 1:
+        raise ConfigError(f"{name}: is an integer beyond all floats; give a smaller one")
+
+
 def _decode(value: Any, annotation: Any, name: str) -> Any:
-    members = _members(annotation)
+    members = members_of(annotation)
     classes: list[Any] = [member for member in members if dataclasses.is_dataclass(member)]
-    kind = _kind(annotation)
+    kind = kind_in(annotation)
     if isinstance(value, Mapping) and kind is not None:
         module = kinds.find(kind.folder, str(value.get(KIND_KEY, kind.default)), name)
         rest = {key: item for key, item in value.items() if key != KIND_KEY}
@@ -532,7 +324,7 @@ def _decode(value: Any, annotation: Any, name: str) -> Any:
         by_name = {member.__name__: member for member in classes}
         if value.get(TYPE_KEY) not in by_name:
             raise ConfigError(
-                f"{_join(name, TYPE_KEY)} = {value.get(TYPE_KEY)!r}: must be one of "
+                f"{dotted(name, TYPE_KEY)} = {value.get(TYPE_KEY)!r}: must be one of "
                 + ", ".join(by_name)
             )
         rest = {key: item for key, item in value.items() if key != TYPE_KEY}
@@ -540,62 +332,11 @@ def _decode(value: Any, annotation: Any, name: str) -> Any:
     if isinstance(value, list | tuple):
         for member in members:
             if typing.get_origin(member) is tuple:
-                items = _item_annotations(member, len(value))
+                items = item_annotations(member, len(value))
                 if items is not None:
                     return tuple(
                         _decode(item, kind, f"{name}[{i}]")
                         for i, (item, kind) in enumerate(zip(value, items, strict=True))
                     )
-        raise _mismatch(value, annotation, name)
+        raise mismatch_error(value, annotation, name)
     return _encode(value, annotation, name, omit_defaults=False)
-
-
-def _parse(text: str, annotation: Any, name: str) -> Any:
-    """``text`` as a value of ``annotation``; a union takes the first member that fits, str last."""
-    members = sorted(_members(annotation), key=lambda member: member is str)
-    for member in members:
-        try:
-            return _parse_one(text, member, name)
-        except ValueError:
-            continue
-    raise ConfigError(f"{name} = {text!r}: must be {_describe(annotation)}")
-
-
-def _parse_one(text: str, member: Any, name: str) -> Any:
-    if member is type(None) or member is None:
-        if text in _NONE_WORDS:
-            return None
-    elif typing.get_origin(member) is Literal:
-        for option in typing.get_args(member):
-            if text == ("none" if option is None else str(option)):
-                return option
-    elif typing.get_origin(member) is tuple:
-        inner = text[1:-1] if text[:1] + text[-1:] in ("()", "[]") else text
-        parts = [part.strip() for part in inner.split(",")] if inner.strip() else []
-        if parts and parts[-1] == "":
-            parts.pop()
-        items = _item_annotations(member, len(parts))
-        if items is not None and not any(map(dataclasses.is_dataclass, items)):
-            return tuple(_parse(part, kind, name) for part, kind in zip(parts, items, strict=True))
-    elif member is bool:
-        if text.lower() in ("true", "false"):
-            return text.lower() == "true"
-    elif member is int:
-        return _parse_int(text)
-    elif member is float:
-        value = float(text)
-        if math.isfinite(value):
-            return value
-    elif member is str:
-        return text
-    raise ValueError(text)
-
-
-def _parse_int(text: str) -> int:
-    try:
-        value = Decimal(text.replace("_", "") if text.strip("_") == text else "")
-    except InvalidOperation:
-        raise ValueError(text) from None
-    if not value.is_finite() or value.adjusted() > _MAX_INT_DIGITS or value != int(value):
-        raise ValueError(text)
-    return int(value)

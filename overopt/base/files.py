@@ -12,18 +12,24 @@ import errno
 import json
 import math
 import os
+import re
+import secrets
+import socket
+import stat
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 
+from overopt.base import escape
 from overopt.base.errors import DataError, StoreError
 
 if TYPE_CHECKING:
     import torch
 
+RESTORE = "; restore it from a copy, or make it again"
 
 _REMEDIES = {
     errno.ENOSPC: "the disk is full; free some space or give another --store, then run again: what"
@@ -34,6 +40,8 @@ _REMEDIES = {
     errno.EROFS: "the file system is read-only; give a writable directory with --store",
     errno.EACCES: "no permission; give a directory you may write to with --store",
     errno.EPERM: "no permission; give a directory you may write to with --store",
+    errno.ENAMETOOLONG: "give a shorter path",
+    errno.ELOOP: "symbolic links lead in a circle; give another path",
     errno.ENOTDIR: "a part of that path is a file; give a directory with --store",
     errno.EEXIST: "a file is in the way; give a directory with --store",
     errno.ENOLCK: "the file system has no locks; put the store on a local disk with --store",
@@ -57,11 +65,15 @@ def os_errors(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path``; flushed to disk and renamed to it if the block succeeds."""
+    """A temporary path beside ``path``; flushed to disk and renamed to it if the block succeeds.
+
+    The file is made here, exclusively, under a random name with host and process in it.
+    """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(temporary_name(path.name))
     with os_errors(path):
         try:
+            os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
             yield temporary
             fsync(temporary)
             os.replace(temporary, path)
@@ -71,10 +83,37 @@ def atomic_path(path: Path) -> Iterator[Path]:
                 temporary.unlink()
 
 
+def temporary_name(name: str) -> str:
+    """A name that no other process uses: ``.NAME.HOST.PID.RANDOM.tmp``, within every limit."""
+    shown, host = name.encode()[:40].decode(errors="ignore"), socket.gethostname()[:32]
+    return f".{shown}.{host}.{os.getpid()}.{secrets.token_hex(6)}.tmp"
+
+
+TEMPORARY = re.compile(r"\..+\.(?P<pid>\d{1,9})\.[0-9a-f]{12}\.tmp")
+
+
 def atomic_write(path: Path, data: bytes) -> None:
     """Write ``data`` to ``path`` so that a reader sees the old content or the new, never a part."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
+
+
+def save_figure(path: Path, figure: Any, *, formulas: Container[str] = ()) -> None:
+    """Write a matplotlib figure as a picture of its suffix, atomically; equal figures, equal bytes.
+
+    ``formulas``: texts whose ``$…$`` is mathematics. Others, names from files among them, are drawn as
+    they read: a lone ``$`` would be an error, and some mathematics take for ever.
+    """
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        content = text.get_text()
+        if content and content not in formulas:  # ticks have no text yet
+            text.set_text(escape.terminal(content))
+            text.set_parse_math("$" not in content)
+    with atomic_path(path) as temporary:
+        picture = path.suffix.removeprefix(".")
+        figure.savefig(temporary, format=picture, dpi=160, metadata={"Software": None})
 
 
 def save_json(path: Path, value: Any) -> None:
@@ -94,12 +133,102 @@ def load_json(path: Path) -> Any:
     Raises
     ------
     DataError
-        It is not UTF-8 JSON.
+        It cannot be read, or is not UTF-8 JSON of finite numbers.
+    """
+    return parse_json(read_bytes(path), f"{path}:")
+
+
+def load_object(path: Path, keys: Sequence[str] = ()) -> dict[str, Any]:
+    """Content of a JSON file that holds an object with at least ``keys``.
+
+    Raises
+    ------
+    DataError
+        As `load_json`; or it is something else, or a key is missing.
+    """
+    return need(load_json(path), f"{path}:", keys)
+
+
+def need(value: Any, where: str, keys: Sequence[str] = ()) -> dict[str, Any]:
+    """``value``, which must be an object (a dict) with at least ``keys``."""
+    if not isinstance(value, dict):
+        raise DataError(f"{where} is a {type(value).__name__}, must be an object{RESTORE}")
+    for key in keys:
+        if key not in value:
+            raise DataError(f"{where} lacks the key {key!r}{RESTORE}")
+    return value
+
+
+def parse_json(data: bytes | str, where: str, *, finite: bool = True) -> Any:
+    """``data`` as JSON. Integers beyond all floats are refused: they fit no array.
+
+    ``finite``: refuse NaN, infinities and numbers that read as such.
+
+    Raises
+    ------
+    DataError
+        It is not; the message begins with ``where``.
     """
     try:
-        return json.loads(Path(path).read_bytes())
-    except ValueError as error:
-        raise DataError(f"{path}: is not JSON ({error})") from error
+        text = data.decode("utf-8") if isinstance(data, bytes) else data
+        if not finite:
+            return json.loads(text, parse_int=_int)
+        return json.loads(text, parse_int=_int, parse_float=_float, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deep" if isinstance(error, RecursionError) else error
+        raise DataError(f"{where} is not JSON ({reason}){RESTORE}") from error
+
+
+def _int(text: str) -> int:
+    value = int(text)
+    if value.bit_length() > 1023:
+        raise ValueError(f"an integer of {len(text)} digits")
+    return value
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text[:40]} is beyond those of a float")
+    return value
+
+
+def _no_constant(text: str) -> Any:
+    raise ValueError(f"{text} is not a number")
+
+
+def read_bytes(path: Path) -> bytes:
+    """Content of a regular file.
+
+    Raises
+    ------
+    DataError
+        It is absent, no regular file, or cannot be read; the message says which.
+    """
+    with open_regular(path) as file:
+        try:
+            return file.read()
+        except OSError as error:
+            raise _unreadable(path, error) from error
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """The file opened for reading; raises DataError where it is absent or no regular file."""
+    try:
+        # Not to wait for a writer where a pipe lies in the place of a file.
+        file = open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb")  # noqa: SIM115
+        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            return file
+        file.close()
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: is missing{RESTORE}") from error
+    except (OSError, ValueError) as error:  # ValueError: a null character in its name
+        raise _unreadable(path, error) from error
+    raise DataError(f"{path}: is not a regular file{RESTORE}")
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})")
 
 
 def save_records(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -115,23 +244,16 @@ def save_records(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def load_records(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSON-lines file.
+    """Rows of a JSON-lines file; blank lines are passed by.
 
     Raises
     ------
     DataError
-        A line is not a JSON object; the message names the line.
+        It cannot be read, or a line is not a JSON object; the message names the line.
     """
-    rows = []
-    for i, line in enumerate(Path(path).read_bytes().splitlines()):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{path}: line {i + 1} is not JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{path}: line {i + 1} is a {type(row).__name__}, must be an object")
-        rows.append(row)
-    return rows
+    lines = read_bytes(path).split(b"\n")
+    numbered = ((f"{path}: line {i}", line) for i, line in enumerate(lines, start=1))
+    return [need(parse_json(line, at), at) for at, line in numbered if line.strip()]
 
 
 def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -156,20 +278,56 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def load_arrays(path: Path, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
-    """Named arrays of an ``.npz`` file, read into memory, without pickle.
+    """Named arrays of an ``.npz`` file, read into memory, without pickle and without compression.
 
     ``names``: those to read; None: all.
 
     Raises
     ------
     DataError
-        It is not an ``.npz`` file of plain arrays.
+        It cannot be read, is not an ``.npz`` file of plain arrays, or lacks one of ``names``.
     """
+    entry = ""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in (archive.files if names is None else names)}
-    except (ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: is not an .npz file of plain arrays ({error})") from error
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            held = {i.filename.removesuffix(".npy"): i for i in archive.infolist()}
+            arrays = {}
+            for entry in held if names is None else names:
+                if entry not in held:
+                    raise KeyError(f"no array {entry!r}")
+                if held[entry].compress_type != zipfile.ZIP_STORED:
+                    raise ValueError("is compressed")
+                with archive.open(held[entry]) as packed:
+                    arrays[entry] = _read_array(packed, held[entry].file_size)
+            return arrays
+    except DataError:
+        raise
+    except Exception as error:  # parsers of damaged bytes raise anything
+        where = f"{path}: array {entry!r}" if entry else f"{path}"
+        raise DataError(
+            f"{where}: is not an .npz file of plain arrays ({error}){RESTORE}"
+        ) from error
+
+
+def _read_array(file: Any, size: int) -> np.ndarray:
+    """An array in numpy's format, whose header must agree with the ``size`` of its entry in bytes."""
+    fmt = np.lib.format
+    version = fmt.read_magic(file)
+    read_header = {(1, 0): fmt.read_array_header_1_0, (2, 0): fmt.read_array_header_2_0}[version]
+    shape, is_fortran, dtype = read_header(file)
+    if dtype.hasobject:
+        raise ValueError("holds Python objects, which would be unpickled")
+    n_bytes = math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0 or n_bytes != size - file.tell():
+        raise ValueError(f"shape {shape} of {dtype} does not fit an entry of {size} bytes")
+    flat = np.empty(math.prod(shape), dtype)
+    data, at = flat.view(np.uint8) if n_bytes else np.empty(0, np.uint8), 0
+    while block := file.read(1 << 20):  # to the end, where the checksum of the entry is compared
+        data[at : at + len(block)] = np.frombuffer(block, np.uint8)
+        at += len(block)
+    if at != n_bytes:
+        raise ValueError("is cut off")
+    return flat.reshape(shape, order="F" if is_fortran else "C")
 
 
 def save_tensors(
@@ -192,21 +350,28 @@ def save_tensors(
     atomic_write(path, save(plain, metadata=dict(metadata or {})))
 
 
-def load_tensors(path: Path, device: str = "cpu") -> dict[str, torch.Tensor]:
-    """Named tensors of a safetensors file.
+def load_tensors(
+    path: Path, device: str = "cpu", names: Sequence[str] = ()
+) -> dict[str, torch.Tensor]:
+    """Named tensors of a safetensors file; ``names``: those that it must hold, beside others.
 
     Raises
     ------
     DataError
-        It is not a safetensors file.
+        It cannot be read, is not a safetensors file, or lacks one of ``names``.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    if not os.path.isfile(path):
+        read_bytes(path)  # says why not
     try:
-        return load_file(path, device=device)
-    except SafetensorError as error:
-        raise DataError(f"{path}: is not a safetensors file ({error})") from error
+        tensors = load_file(path, device=device)
+    except Exception as error:  # parsers of damaged bytes raise anything
+        raise DataError(f"{path}: is not a safetensors file ({error}){RESTORE}") from error
+    for name in names:
+        if name not in tensors:
+            raise DataError(f"{path}: has no tensor {name!r}{RESTORE}")
+    return tensors
 
 
 def _dump(value: Any, where: str, indent: int | None = None) -> str:
@@ -242,6 +407,7 @@ def _find_bad(value: Any, where: str) -> str | None:
 
 
 def fsync(path: Path) -> None:
+    """Wait until a file or directory is on the disk."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)

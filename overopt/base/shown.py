@@ -12,7 +12,7 @@ class Shown(NamedTuple):
     """The description of one method.
 
     label : what a reader calls it ("PPO").
-    coord : name of the coordinate in records ("ppo_step", "n").
+    coord : name of the coordinate in records ("n", or the method's step).
     axis : the coordinate in words, for axes and tables ("PPO step").
     form : functional form of gold against √KL that describes it, see `overopt.fits.forms`.
     marker : matplotlib marker of its points.

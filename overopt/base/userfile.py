@@ -2,11 +2,10 @@
 
 Such a file is code of the user's, as trusted as the command line that names it. It runs only where
 settings name it, never because something that was read (a store, a results directory) does: a process
-keeps the files that its settings named, by checksum, and `by_checksum` knows no other.
+keeps the files that its settings named, and `by_identity` knows no other.
 """
 
 import hashlib
-import importlib.util
 import re
 import sys
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
-from overopt.base.errors import ConfigError, OveroptError
+from overopt.base.errors import ConfigError, OveroptError, StoreError
 
 T = TypeVar("T")
 _PREFIX = "overopt_user_"
@@ -43,13 +42,14 @@ def load_module(path: str | Path, needs: Sequence[str] = (), *, where: str = "")
     if checksum not in _loaded:
         stem = re.sub(r"\W", "_", path.stem)
         name = f"{_PREFIX}{stem}_{checksum[:16]}"
-        spec = importlib.util.spec_from_file_location(name, path.resolve())
-        if spec is None or spec.loader is None:
+        if path.suffix != ".py":
             raise ConfigError(f"{where} cannot be imported: give the path of a .py file")
-        module = importlib.util.module_from_spec(spec)
+        module = ModuleType(name)
+        module.__file__ = str(path.resolve())
         sys.modules[name] = module  # settings travel to other processes by this name
         try:
-            spec.loader.exec_module(module)
+            # From the content that was read, never from compiled code that may lie beside it.
+            exec(compile(source, str(path), "exec"), vars(module))
         except OveroptError:
             del sys.modules[name]
             raise
@@ -69,6 +69,23 @@ def load_module(path: str | Path, needs: Sequence[str] = (), *, where: str = "")
 def by_checksum(checksum: str) -> ModuleType | None:
     """A file that this process' settings named, by the SHA-256 of its content; else None."""
     return _loaded.get(checksum)
+
+
+def by_identity(identity: str) -> ModuleType:
+    """The module whose `user_identity` this is.
+
+    Raises
+    ------
+    StoreError
+        The settings of this process name no such file: it is not run.
+    """
+    for module in _loaded.values():
+        if user_identity(module) == identity:
+            return module
+    raise StoreError(
+        f"a file {identity!r} is named by an artefact, and not by the settings of this run: it is not"
+        " run; name it in the settings, or delete the artefact to have it computed again"
+    )
 
 
 def is_user_module(module: ModuleType | None) -> bool:

@@ -65,9 +65,11 @@ def add(
 def run_bench(args: argparse.Namespace) -> int:
     """Measure the groups that were asked for and print their table."""
     os.environ.update(RuntimeConfig(threads=args.threads).environment)
+    from overopt.base import folders
     from overopt.bench.report import bench
 
     check_device(args.device)
+    folders.check_folder(args.out, "--out", "bench.json", "bench.png")
     constraints = Path("constraints.txt")
     print(
         bench(

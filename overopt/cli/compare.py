@@ -33,12 +33,14 @@ def add(
 
 
 def run_comparison(args: argparse.Namespace) -> int:
+    """``overopt compare``: carry a comparison out, plan it, or report its results again."""
     runtime = runtime_of(args)
 
+    from overopt.base import folders
     from overopt.engine.progress import Silent, TextReporter
     from overopt.engine.store import Store
     from overopt.reports.comparison import report
-    from overopt.study import comparison
+    from overopt.study import compare
 
     if Path(args.experiment).is_dir():
         if args.overrides or args.plan:
@@ -48,19 +50,21 @@ def run_comparison(args: argparse.Namespace) -> int:
             )
         print(report(args.experiment))
         return 0
-    loaded, store = comparison.load_comparison(args.experiment, args.overrides), Store(args.store)
+    loaded, store = compare.load_comparison(args.experiment, args.overrides), Store(args.store)
     if args.plan:
-        for line in comparison.plan_lines(loaded, store):
+        for line in compare.plan_lines(loaded, store):
             print(line)
         return 0
     check_device(runtime.device)
-    text = comparison.run_comparison(
+    results = args.results or Path("results") / loaded.name
+    folders.check_folder(results, "--results", "comparison.json", "leaderboard.json")
+    text = compare.run_comparison(
         loaded,
         store,
         runtime,
         workers=max(1, cores() // runtime.threads) if args.workers is None else args.workers,
         reporter=Silent() if runtime.quiet else TextReporter(),
-        results=args.results or Path("results") / loaded.name,
+        results=results,
         accept_changes=args.accept_changes,
         record_name=" ".join([loaded.name, *sorted(args.overrides)]),
     )

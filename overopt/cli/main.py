@@ -4,48 +4,73 @@ Each command lives in a file of its family beside this one: ``add(commands, comm
 arguments and names the function that carries it out. Everything heavy is imported inside that
 function, so that ``--help`` answers at once.
 
-Exit status: 0 done; 1 stages failed; 2 the request cannot be carried out, and nothing was started;
-3 out of time, the same command goes on; 130 interrupted.
+Exit status: 0 done; 1 stages failed, or output was lost; 2 the request cannot be carried out, and
+nothing was started; 3 out of time, the same command goes on; 128 + N ended by signal N (130: Ctrl-C).
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 from collections.abc import Sequence
 
+from overopt.base import escape
 from overopt.base.errors import OveroptError
-from overopt.cli import bench, compare, reports, run, settings, train
+from overopt.cli import bench, compare, keep, reports, run, settings, streams, train
+from overopt.engine import signals
 
-FAMILIES = (run, settings, compare, reports, train, bench)
+FAMILIES = (run, settings, compare, reports, train, keep, bench)
 """In the order of ``overopt --help``."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
+    with streams.guarded() as output, signals.listening():
+        try:
+            status = _command(argv)
+        except SystemExit as end:  # argparse, after help or a message about wrong usage
+            output.flush()
+            if end.code or output.lost is None:
+                raise
+            status = 0
+        output.flush()
+        if output.lost is not None:
+            _say(f"error: standard output could not be written: {output.lost}")
+            status = status or streams.OUTPUT_LOST
+        return status
+
+
+def _command(argv: Sequence[str] | None) -> int:
     args = _parse(argv)
     try:
         return args.command(args)
     except OveroptError as error:
         if args.debug:
             raise
-        print(f"overopt: error: {error}", file=sys.stderr)
+        _say(f"error: {error}")
         from overopt.engine.task import StageError
 
         return 1 if isinstance(error, StageError) else 2
+    except OSError as error:  # a file or folder that the command needs, and the system refuses
+        if args.debug or error.filename is None:
+            raise
+        _say(f"error: {error.filename}: {error.strerror}: give another path")
+        return 2
     except KeyboardInterrupt:
-        print(
-            "overopt: interrupted; what is finished is kept, and running the same command again"
-            " resumes",
-            file=sys.stderr,
-        )
-        return 128 + signal.SIGINT
-    except BrokenPipeError:
-        # The reader of our output went away (`overopt plan desk | head`): not worth a word.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        number = signals.received() or signal.SIGINT
+        word = "interrupted" if number == signal.SIGINT else f"ended by {_name(number)}"
+        _say(f"{word}; what is finished is kept, and running the same command again resumes")
+        return 128 + number
+
+
+def _say(text: str) -> None:
+    """A message on standard error, in which names from files do no harm to the terminal."""
+    print(f"overopt: {escape.terminal(text)}", file=sys.stderr)
+
+
+def _name(number: int) -> str:
+    return signal.Signals(number).name
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

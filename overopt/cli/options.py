@@ -122,7 +122,7 @@ def computing_options() -> argparse.ArgumentParser:
         "--on-cpu",
         default="",
         metavar="STAGES",
-        help="stages that stay on the CPU although --device is another, such as ppo,ppo_gold",
+        help="stages that stay on the CPU although --device is another, by name, such as a method's",
     )
     options.add_argument(
         "--micro-batch", type=count, default=None, help="largest batch through a network at once"

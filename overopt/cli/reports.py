@@ -99,6 +99,7 @@ def _add_replay(
 
 
 def show_fit(args: argparse.Namespace) -> int:
+    """``overopt fit``."""
     from overopt.reports.fit import fit
 
     print(fit(args.records))
@@ -106,6 +107,7 @@ def show_fit(args: argparse.Namespace) -> int:
 
 
 def show_stops(args: argparse.Namespace) -> int:
+    """``overopt stops``."""
     from overopt.reports.stops import stops
 
     print(stops(args.records))
@@ -113,18 +115,27 @@ def show_stops(args: argparse.Namespace) -> int:
 
 
 def draw_figures(args: argparse.Namespace) -> int:
+    """``overopt figures``."""
+    from overopt.base import folders
     from overopt.reports.draw import draw
 
-    for path in draw(args.records, args.out, args.figure):
+    folders.check_folder(args.out, "--out")
+    with folders.locked(args.out):
+        paths = draw(args.records, args.out, args.figure)
+    for path in paths:
         print(path)
     return 0
 
 
 def make_forecast(args: argparse.Namespace) -> int:
+    """``overopt forecast``: make one, or score one."""
+    from overopt.base import folders
     from overopt.records.curves import BON
     from overopt.reports import forecast
 
     if args.score is None:
+        place = Path("results/x") if args.out is None else args.out
+        folders.check_folder(place.parent, "--out", *([] if args.out is None else [place.name]))
         print(
             forecast.forecast(
                 args.records, n_params=args.n_params, method=args.method or BON, out=args.out
@@ -139,6 +150,7 @@ def make_forecast(args: argparse.Namespace) -> int:
 
 
 def show_replay(args: argparse.Namespace) -> int:
+    """``overopt replay``."""
     from overopt.reports.replay import replay
 
     print(

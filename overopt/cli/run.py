@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from overopt.base.errors import ConfigError, OveroptError
+from overopt.cli import streams
 from overopt.cli.options import (
     check_device,
     computing_options,
@@ -97,13 +98,14 @@ def add(
 
 def default_results(record_name: str) -> Path:
     """results/NAME, the overrides in it: a run with others does not replace these records."""
-    folder = re.sub(r"[^\w.=,+-]+", "_", record_name)
+    folder = re.sub(r"[^\w.=,+-]+", "_", record_name).lstrip(".") or "_"
     if len(folder) > 120:
         folder = f"{folder[:100]}_{hashlib.sha256(record_name.encode()).hexdigest()[:8]}"
     return Path("results") / folder
 
 
 def show_plan(args: argparse.Namespace) -> int:
+    """``overopt plan``: every stage with its state and cost."""
     from overopt.engine.graph import check_not_stale, find_stale, make_plan
     from overopt.engine.progress import Clock, duration
     from overopt.engine.store import Store
@@ -150,17 +152,19 @@ def _quantile() -> int:
 
 
 def run_experiment(args: argparse.Namespace) -> int:
+    """``overopt run``: compute what is missing, then collect records."""
     if args.experiment == "quantile":
         return _quantile()
     runtime = runtime_of(args)
 
+    from overopt.base import folders
     from overopt.engine import launched
     from overopt.engine.execute import check_on_cpu, execute
-    from overopt.engine.graph import check_not_stale, snapshot
+    from overopt.engine.graph import check_not_stale, make_plan, snapshot
     from overopt.engine.progress import Silent, TextReporter, duration
     from overopt.engine.store import Store
     from overopt.engine.task import StageError
-    from overopt.records.results import check_joins, held_results
+    from overopt.records.results import RESULT_FILES, check_joins, held_results
     from overopt.study import chain, collect
 
     loaded, store = _load(args), Store(args.store)
@@ -175,37 +179,46 @@ def run_experiment(args: argparse.Namespace) -> int:
         check_joins(results, held, {stage.fingerprint for stage in wanted})
         wanted = chain.build_graph(_part_of(loaded.experiment, *args.part))
     done = held.run_ids if args.extend else set()
+    wanted = [stage for stage in wanted if stage.fingerprint not in done]
+    if make_plan(wanted, store).todo:
+        store.create()  # before the other directory is tried: its errors come first
+    folders.check_folder(results, "--results", *RESULT_FILES)
     workers = max(1, cores() // runtime.threads) if args.workers is None else args.workers
     try:
         summary = execute(
-            [stage for stage in wanted if stage.fingerprint not in done],
+            wanted,
             store,
             runtime,
             workers=workers,
             reporter=Silent() if runtime.quiet else TextReporter(),
             time_limit_s=args.time_limit,
         )
+        if launched.rank() > 0:
+            return 0  # rank 0 writes
+        written = None
+        if not summary.left:
+            written = collect.collect(loaded.experiment, store, results, partial=bool(args.part))
     except (KeyboardInterrupt, StageError):
         _collect_part(loaded, store, results)
         raise
-    if launched.rank() > 0:
-        return 0  # rank 0 writes
+    took = duration(summary.wall_s)
     if summary.left:
-        took = duration(summary.wall_s)
-        print(
-            f"overopt: stopped by --time-limit after {took}: {summary.computed} stages computed,"
-            f" {summary.left} left; running the same command again continues from here",
-            file=sys.stderr,
-        )
+        _say_stopped(took, summary.computed, summary.left)
         _collect_part(loaded, store, results)
         return 3
-    written = collect.collect(loaded.experiment, store, results, partial=bool(args.part))
     if not args.part:
         store.record(loaded.record_name, snapshot(loaded.stages))
     if not runtime.quiet:
-        took = duration(summary.wall_s)
-        print(f"{summary.computed} stages computed in {took}; records in {written}")
+        streams.mention(f"{summary.computed} stages computed in {took}; records in {written}")
     return 0
+
+
+def _say_stopped(took: str, computed: int, left: int) -> None:
+    print(
+        f"overopt: stopped by --time-limit after {took}: {computed} stages computed, {left} left;"
+        " running the same command again continues from here",
+        file=sys.stderr,
+    )
 
 
 def _part_of(experiment: Any, part: int, parts: int) -> Any:
@@ -218,13 +231,14 @@ def _part_of(experiment: Any, part: int, parts: int) -> Any:
 
 def _collect_part(loaded: _Loaded, store: Store, results: Path) -> None:
     """Write the records of the curves that are finished, and say so or why not."""
-    from overopt.engine import launched
+    from overopt.engine import launched, signals
     from overopt.study import collect
 
     if launched.rank() > 0:
         return
     try:
-        written = collect.collect(loaded.experiment, store, results, partial=True)
+        with signals.deferred():
+            written = collect.collect(loaded.experiment, store, results, partial=True)
     except (OveroptError, OSError) as error:  # what ended the run is the message that counts
         print(f"overopt: {error}", file=sys.stderr)
         return
@@ -233,6 +247,7 @@ def _collect_part(loaded: _Loaded, store: Store, results: Path) -> None:
 
 
 def show_status(args: argparse.Namespace) -> int:
+    """``overopt status``: counts, and what is at work."""
     from overopt.engine.graph import find_stale, make_plan
     from overopt.engine.progress import duration
     from overopt.engine.store import Store

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from overopt.base import kinds
-from overopt.base.config import kind_choice
+from overopt.base.annotations import kind_choice
 from overopt.base.errors import ConfigError
 
 

@@ -36,16 +36,19 @@ def add(
 
 
 def run_sft(args: argparse.Namespace) -> int:
+    """``overopt sft``."""
     runtime = RuntimeConfig(
         device=args.device, threads=args.threads, micro_batch=args.micro_batch, quiet=args.quiet
     )
     os.environ.update(runtime.environment)
-    from overopt.base.config import apply_overrides
+    from overopt.base import folders
+    from overopt.base.overrides import apply_overrides
     from overopt.engine import launched
     from overopt.methods.sft import SftConfig
     from overopt.study import fine_tune
 
     check_device(args.device)
+    folders.check_folder(args.out.parent, "--out")
     tenth = 0
 
     def progress(done: int, total: int) -> None:

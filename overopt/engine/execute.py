@@ -19,6 +19,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from overopt.base import folders
 from overopt.base.config import RuntimeConfig, require
 from overopt.base.errors import StoreError
 from overopt.engine import launched
@@ -127,7 +128,11 @@ def _execute(
     if plan.todo:
         reporter.begin(plan, width)
         try:
-            with environment(runtime.environment):
+            with (
+                environment(runtime.environment),
+                folders.group_umask(store.root),
+                store.claimed(),
+            ):
                 if workers > 1:
                     run_pool(schedule, store, runtime, width, reporter)
                 else:
@@ -162,15 +167,17 @@ def prepare(targets: Sequence[Stage], store: Store) -> Plan:
     StoreError
         The store cannot be written, has too little room, or a finished artefact is damaged.
     """
-    store.create()
     plan = make_plan(targets, store)
+    if plan.todo:  # a store that has everything may be read-only
+        store.create()
     for stage in plan.stages:
         if plan.states[stage.fingerprint] == "done":
             store.open(stage.name, stage.fingerprint)
-    needed, free = plan.disk_mb + SPARE_MB, store.free_bytes() / 1e6
-    if plan.todo and free < needed:
-        raise StoreError(
-            f"{store.root}: has {free:.0f} MB left, this run needs about {needed:.0f} MB; free some"
-            " space or give another --store"
-        )
+    if plan.todo:
+        needed, free = plan.disk_mb + SPARE_MB, store.free_bytes() / 1e6
+        if free < needed:
+            raise StoreError(
+                f"{store.root}: has {free:.0f} MB left, this run needs about {needed:.0f} MB; free"
+                " some space or give another --store"
+            )
     return plan

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from overopt.base.config import RuntimeConfig, canonical, to_dict
 from overopt.base.errors import StoreError
-from overopt.engine.manifest import Artefact, Identity
+from overopt.engine.manifest import Artefact, Asked, Identity
 from overopt.engine.store import Store
 
 State = Literal["done", "running", "in-flight", "missing", "not needed"]
@@ -59,7 +59,7 @@ class Stage:
     Attributes
     ----------
     name : str
-        Kind of stage ("pool", "ppo"); a directory of the store.
+        Kind of stage ("pool", "proxy"); a directory of the store.
     version : int
         Raised whenever the same config would give other results than before.
     config : dataclass
@@ -165,6 +165,26 @@ def topological(stages: Iterable[Stage]) -> tuple[Stage, ...]:
                 (stage.upstream[role], False) for role in sorted(stage.upstream, reverse=True)
             ]
     return tuple(found.values())
+
+
+def asked_for(stage: Stage) -> Asked:
+    """``stage`` as an input, by the settings that ask for it."""
+    texts: set[str] = set()
+    todo: list[Any] = [part.identity.config for part in topological([stage])]
+    while todo:
+        match todo.pop():
+            case str(text):
+                texts.add(text)
+            case Mapping() as group:
+                todo += group.values()
+            case list() | tuple() as items:
+                todo += items
+    return Asked(
+        stage=stage.name,
+        fingerprint=stage.fingerprint,
+        config=stage.identity.config,
+        texts=frozenset(texts),
+    )
 
 
 def make_plan(targets: Sequence[Stage], store: Store) -> Plan:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from overopt.base.config import RuntimeConfig
-from overopt.engine import launched
+from overopt.engine import launched, signals
 from overopt.engine.perform import make_task, perform, pin_torch
 from overopt.engine.pool import Throttled
 from overopt.engine.progress import Reporter
@@ -24,10 +24,12 @@ def run_here(
     reporter: Reporter,
     leader: launched.Leader | None = None,
 ) -> None:
+    """Run the stages of a schedule in this process, one after the other."""
     torch = sys.modules.get("torch")
     threads_before = None if torch is None else torch.get_num_threads()
     try:
         while not schedule.over:
+            signals.check()
             stage = schedule.take()
             if stage is None:
                 time.sleep(RETRY_S / 3)
@@ -56,6 +58,7 @@ def _until(limit: Limit, report: Callable[[int, int], None]) -> Callable[[int, i
     """``report``, which ends the stage that calls it once the time is over."""
 
     def checked(done: int, total: int) -> None:
+        signals.check()
         if limit.over:
             raise OutOfTime
         report(done, total)

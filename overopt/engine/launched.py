@@ -105,7 +105,7 @@ def follow(tasks: Mapping[str, Task], store: Store) -> int:
             task.run(
                 StageContext(
                     config=task.config,
-                    inputs={role: store.open(*source) for role, source in task.inputs.items()},
+                    inputs={role: store.fetch(asked) for role, asked in task.inputs.items()},
                     out=out,
                     checkpoint=checkpoint,
                     runtime=task.runtime,

@@ -16,14 +16,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from overopt.base.config import RuntimeConfig, fingerprint
-from overopt.base.files import fsync
-
-if TYPE_CHECKING:
-    pass
-
+from overopt.base.errors import DataError
+from overopt.base.files import fsync, load_object, need
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -63,6 +60,31 @@ class Identity:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Asked:
+    """An input as the settings of this run ask for it, whatever the store holds under its name.
+
+    What an artefact may load, or even run, follows from this and never from the artefact: a store
+    may come from anywhere.
+
+    Attributes
+    ----------
+    stage : str
+        Name of its stage.
+    fingerprint : str
+        Its identity.
+    config : dict
+        Its full config.
+    texts : frozenset of str
+        Every text in its config and in those of all its inputs: names of checkpoints among them.
+    """
+
+    stage: str
+    fingerprint: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    texts: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Artefact:
     """A finished, checked directory of results.
 
@@ -72,10 +94,13 @@ class Artefact:
         The directory; read-only by convention.
     manifest : dict
         Content of ``manifest.json``.
+    asked : Asked or None
+        What this run asked for, of an input of a stage.
     """
 
     path: Path
     manifest: Mapping[str, Any]
+    asked: Asked | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -99,17 +124,91 @@ class Workspace:
 
 
 def checksum(manifest: Mapping[str, Any]) -> str:
+    """Checksum of a manifest's own content."""
     rest = {key: value for key, value in manifest.items() if key != "checksum"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "format": int,
+    "stage": str,
+    "version": int,
+    "fingerprint": str,
+    "config": dict,
+    "config_non_default": dict,
+    "upstream": dict,
+    "status": str,
+    "resumed": bool,
+    "wall_s": (int, float),
+    "cpu_s": (int, float),
+    "device": str,
+    "threads": int,
+    "files": dict,
+    "checksum": str,
+}
+"""Keys of a manifest that are read back, and what they hold."""
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """A manifest, checked: its format, its checksum, and that every key is there that is read.
+
+    Raises
+    ------
+    DataError
+        It is missing or damaged, or of another format; the message names file and key.
+    """
+    manifest = load_object(path)
+    found = manifest.get("format", FORMAT_VERSION)
+    if found != FORMAT_VERSION:
+        raise DataError(
+            f"{path}: format = {found!r}, this overopt reads {FORMAT_VERSION}: use the overopt that"
+            " made it"
+        )
+    if manifest.get("checksum") != checksum(manifest):
+        raise DataError(f"{path}: is damaged (its checksum does not fit)")
+    for key, kind in _TYPES.items():
+        if not isinstance(need(manifest, f"{path}:", (key,))[key], kind):
+            raise DataError(f"{path}: {key} = {manifest[key]!r}: is no {_word(kind)}")
+    for name, entry in manifest["files"].items():
+        entry = need(entry, f"{path}: files.{name}", ("sha256", "size"))
+        if not (isinstance(entry["sha256"], str) and isinstance(entry["size"], int)):
+            raise DataError(f"{path}: files.{name} = {entry!r}: is no checksum and size")
+    _strings(manifest["upstream"], f"{path}: upstream")
+    return manifest
+
+
+def read_recorded(path: Path) -> dict[str, Any]:
+    """The note of what an experiment was finished with, checked."""
+    content = load_object(path, ("experiment", "stages"))
+    check_stages(content["stages"], f"{path}: stages")
+    return content
+
+
+def check_stages(stages: Any, where: str) -> None:
+    """Raise DataError unless ``stages`` is ``{label: {"stage": ..., "fingerprint": ...}}``."""
+    for label, entry in need(stages, where).items():
+        _strings(need(entry, f"{where}.{label}", ("stage", "fingerprint")), f"{where}.{label}")
+
+
+def _strings(values: Mapping[str, Any], where: str) -> None:
+    for key, value in values.items():
+        if not isinstance(value, str):
+            raise DataError(f"{where}.{key} = {value!r}: is no text")
+
+
+def _word(kind: type | tuple[type, ...]) -> str:
+    return "number" if isinstance(kind, tuple) else kind.__name__
+
+
 def files_in(directory: Path) -> list[str]:
+    """Names of all files below a directory, sorted."""
     return sorted(
         str(path.relative_to(directory)) for path in directory.rglob("*") if not path.is_dir()
     )
 
 
 def describe_file(path: Path) -> dict[str, Any]:
+    """SHA-256 and size of a file, as a manifest lists it."""
     fsync(path)
     stat = os.stat(path)
     digest = sha256(str(path), stat.st_mtime_ns, stat.st_size, stat.st_ino)
@@ -118,6 +217,7 @@ def describe_file(path: Path) -> dict[str, Any]:
 
 @lru_cache(maxsize=65_536)
 def sha256(path: str, mtime_ns: int, size: int, inode: int) -> str:
+    """SHA-256 of a file, remembered as long as it looks unchanged."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -128,6 +228,7 @@ def make_manifest(
     files: Mapping[str, Mapping[str, Any]],
     together: int,
 ) -> dict[str, Any]:
+    """The manifest of what a stage has written."""
     finished = time.time()
     identity = work.identity
     return {

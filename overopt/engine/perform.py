@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from overopt.base.config import RuntimeConfig
 from overopt.base.memory import keep_freed_memory
 from overopt.engine import launched
-from overopt.engine.graph import Stage, StageContext
+from overopt.engine.graph import Stage, StageContext, asked_for
 from overopt.engine.store import Store
 from overopt.engine.task import Outcome, Task
 
@@ -28,7 +28,7 @@ def make_task(stage: Stage, runtime: RuntimeConfig, companions: Sequence[Stage] 
         identity=stage.identity,
         config=stage.config,
         run=stage.run,
-        inputs={role: (up.name, up.fingerprint) for role, up in stage.upstream.items()},
+        inputs={role: asked_for(up) for role, up in stage.upstream.items()},
         runtime=runtime
         if uses_device(stage, runtime)
         else dataclasses.replace(runtime, device="cpu"),
@@ -65,7 +65,7 @@ def perform(
                 outcomes.append("busy")
                 continue
             outcomes.append("computed")
-            inputs = {role: store.open(*source) for role, source in each.inputs.items()}
+            inputs = {role: store.fetch(asked) for role, asked in each.inputs.items()}
             work = held.enter_context(store.workspace(each.identity))
             context = StageContext(
                 config=each.config,
@@ -105,6 +105,7 @@ def _release(device: str) -> None:
 
 
 def pin_torch(threads: int) -> None:
+    """Hold torch to a number of threads."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.get_num_threads() != threads:
         torch.set_num_threads(threads)

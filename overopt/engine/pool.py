@@ -19,8 +19,10 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
+from overopt.base import userfile
 from overopt.base.config import RuntimeConfig
 from overopt.base.errors import OveroptError
+from overopt.engine import signals
 from overopt.engine.graph import Stage
 from overopt.engine.perform import make_task, perform
 from overopt.engine.progress import Reporter
@@ -58,9 +60,11 @@ class _Worker:
 def run_pool(
     schedule: Schedule, store: Store, runtime: RuntimeConfig, width: int, reporter: Reporter
 ) -> None:
+    """Run the stages of a schedule in worker processes."""
     workers: list[_Worker] = []
     try:
         while not schedule.over:
+            signals.check()
             if schedule.limit.over:
                 _kill(workers)
                 break
@@ -109,7 +113,9 @@ def _hand_out(
         for each in (stage, *companions):
             reporter.started(each)
         try:
-            message = pickle.dumps(make_task(stage, runtime, companions))
+            task = pickle.dumps(make_task(stage, runtime, companions))
+            # A user's files first: settings of their kinds are pickled by name.
+            message = pickle.dumps((userfile.loaded_files(), task))
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             hint = "a stage's function and config class must be defined at the top of a module"
             error.add_note(hint)
@@ -128,8 +134,9 @@ def _start_worker(root: Path) -> _Worker:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, root), daemon=False)
-    # Blocked signals stay blocked in the child: Ctrl-C is the parent's to handle.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    # Blocked signals stay blocked in the child: Ctrl-C, and a signal to the whole group (a closed
+    # terminal, a batch system), are the parent's to handle.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals.ENDING)
     try:
         process.start()
     finally:
@@ -195,7 +202,10 @@ def _serve(pipe: connection.Connection, root: Path) -> None:
         except EOFError:
             return
         try:
-            task = pickle.loads(message)
+            own_files, content = pickle.loads(message)
+            for file in own_files:
+                userfile.load_module(file)
+            task = pickle.loads(content)
             report = Throttled(lambda done, total: pipe.send(("progress", (done, total))))
             outcomes = perform(task, store, report)
         except Exception as error:  # crosses to the parent, which raises it with the stage's name

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol, TextIO
 
+from overopt.base import escape
 from overopt.engine.graph import Plan, Stage, critical_path
 
 REDRAW_S = 0.1
@@ -120,8 +121,8 @@ class TextReporter:
     def __init__(
         self, stream: TextIO | None = None, now: Callable[[], float] = time.monotonic
     ) -> None:
-        self._stream = stream or sys.stderr
-        self._live = self._stream.isatty()
+        self._stream: TextIO | None = stream or sys.stderr
+        self._live = self._stream is not None and self._stream.isatty()
         self._now = now
         self._running: dict[str, tuple[Stage, int, int, float]] = {}
         self._waiting: set[str] = set()
@@ -193,7 +194,6 @@ class TextReporter:
         """Clear the lines of running stages."""
         self._running.clear()
         self._erase()
-        self._stream.flush()
 
     def _left(self) -> str:
         seconds = self._clock.seconds_left()
@@ -208,8 +208,7 @@ class TextReporter:
 
     def _line(self, text: str) -> None:
         self._erase()
-        self._stream.write(text + "\n")
-        self._stream.flush()
+        self._write(escape.line(text) + "\n")
         self._last = self._now()
         if self._live and self._running:
             self._redraw(force=True)
@@ -219,15 +218,26 @@ class TextReporter:
             return
         self._erase()
         size = shutil.get_terminal_size()
-        lines = [line[: size.columns - 1] for line in self._status()][-(size.lines - 1) :]
-        self._stream.write("".join(line + "\n" for line in lines))
-        self._stream.flush()
+        shown = [escape.line(line)[: max(1, size.columns - 1)] for line in self._status()]
+        lines = shown[-max(1, size.lines - 1) :]
+        self._write("".join(line + "\n" for line in lines))
         self._drawn, self._last = len(lines), self._now()
 
     def _erase(self) -> None:
         if self._drawn:
-            self._stream.write(f"\x1b[{self._drawn}F\x1b[J")
+            self._write(f"\x1b[{self._drawn}F\x1b[J")
             self._drawn = 0
+
+    def _write(self, text: str) -> None:
+        """Write, or from the first failure on be silent: nobody reads it, and the work goes on."""
+        if self._stream is None:
+            return
+        encoding = getattr(self._stream, "encoding", None) or "utf-8"
+        try:
+            self._stream.write(text.encode(encoding, "replace").decode(encoding))
+            self._stream.flush()
+        except (OSError, ValueError):  # ValueError: it was closed
+            self._stream = None
 
 
 def duration(seconds: float) -> str:

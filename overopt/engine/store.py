@@ -24,31 +24,38 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
+import logging
 import os
 import shutil
 import socket
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
+from overopt.base import files, folders, locks
 from overopt.base.config import RuntimeConfig
 from overopt.base.errors import DataError, StoreError
-from overopt.base.files import atomic_write, fsync, load_json, os_errors, save_json
+from overopt.base.files import atomic_write, fsync, os_errors, save_json
 from overopt.engine.manifest import (
     FORMAT_VERSION,
     MANIFEST,
     Artefact,
+    Asked,
     Identity,
     Workspace,
     checksum,
     describe_file,
     files_in,
     make_manifest,
+    read_manifest,
+    read_recorded,
     sha256,
 )
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -68,12 +75,15 @@ class Store:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "root", Path(self.root))
-        if self.root.exists() and not self.root.is_dir():
-            raise StoreError(f"{self.root}: is a file; give a directory with --store")
+        with os_errors(self.root):
+            exists, is_dir = os.path.lexists(self.root), self.root.is_dir()
+        if exists and not is_dir:
+            what = "a symbolic link to nothing" if self.root.is_symlink() else "a file"
+            raise StoreError(f"{self.root}: is {what}; give a directory with --store")
         marker = self.root / "store.json"
-        if marker.exists():
-            found = load_json(marker)
-            version = found.get("format") if isinstance(found, dict) else None
+        if os.path.lexists(marker):
+            with _as_store_errors("; restore it, or give another directory with --store"):
+                version = files.load_object(marker, ("format",))["format"]
             if version != FORMAT_VERSION:
                 raise StoreError(
                     f"{marker}: format = {version!r}, this overopt reads format {FORMAT_VERSION};"
@@ -82,12 +92,12 @@ class Store:
 
     def create(self) -> Store:
         """Make the store's directories, prove that they can be written, drop dead scratch files."""
-        with os_errors(self.root):
+        with os_errors(self.root), folders.group_umask(self.root):
             for name in (".scratch", ".inflight", ".locks", "experiments"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
             if not (self.root / "store.json").exists():
                 save_json(self.root / "store.json", {"format": FORMAT_VERSION})
-            probe = self.root / ".scratch" / f".probe-{socket.gethostname()}-{os.getpid()}"
+            probe = self.root / ".scratch" / files.temporary_name("probe")
             atomic_write(probe, b"writable")
             probe.unlink()
             self.sweep()
@@ -108,18 +118,7 @@ class Store:
 
     def is_running(self, stage: str, fp: str) -> bool:
         """Whether some process is computing the artefact at this moment."""
-        path = self._lock_path(stage, fp)
-        try:
-            fd = os.open(path, os.O_RDONLY)
-        except FileNotFoundError:
-            return False
-        try:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(fd)
-        return False
+        return locks.is_taken(self._lock_path(stage, fp))
 
     def open(self, stage: str, fp: str) -> Artefact:
         """The artefact, after comparing every file with its checksum.
@@ -137,14 +136,8 @@ class Store:
             raise StoreError(f"{directory}: no such artefact; compute it with `overopt run`")
         remedy = f"; delete the directory {directory} to have it computed again"
         manifest_path = directory / MANIFEST
-        try:
-            manifest = load_json(manifest_path)
-        except (FileNotFoundError, NotADirectoryError):
-            raise StoreError(f"{manifest_path}: is missing{remedy}") from None
-        except DataError as error:
-            raise StoreError(f"{error}{remedy}") from error
-        if not isinstance(manifest, dict) or manifest.get("checksum") != checksum(manifest):
-            raise StoreError(f"{manifest_path}: is damaged (its checksum does not fit){remedy}")
+        with _as_store_errors(remedy):
+            manifest = read_manifest(manifest_path)
         if (manifest["stage"], manifest["fingerprint"]) != (stage, fp):
             raise StoreError(
                 f"{manifest_path}: belongs to {manifest['stage']}/{manifest['fingerprint']}{remedy}"
@@ -157,7 +150,9 @@ class Store:
         for name, expected in manifest["files"].items():
             if name not in present:
                 raise StoreError(f"{directory / name}: is missing{remedy}")
-            stat = os.stat(directory / name)
+            stat = os.lstat(directory / name)
+            if not S_ISREG(stat.st_mode):
+                raise StoreError(f"{directory / name}: is not a regular file{remedy}")
             if stat.st_size != expected["size"]:
                 raise StoreError(
                     f"{directory / name}: is damaged ({stat.st_size} bytes, manifest says"
@@ -171,32 +166,21 @@ class Store:
                 )
         return Artefact(path=directory, manifest=manifest)
 
+    def fetch(self, asked: Asked) -> Artefact:
+        """`open`, of an input: with what was asked for."""
+        return replace(self.open(asked.stage, asked.fingerprint), asked=asked)
+
     @contextlib.contextmanager
     def lock(self, stage: str, fp: str) -> Iterator[bool]:
         """Try to become the only process that computes the artefact; yields whether it did.
 
-        The kernel releases the lock of a process that dies. The file is removed on release, while
-        still locked, which is why a taken lock is only good if its file is still the one on disk.
+        The kernel releases the lock of a process that dies.
         """
-        path = self._lock_path(stage, fp)
-        with os_errors(path):
-            fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-            try:
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    mine = os.fstat(fd).st_ino == os.stat(path).st_ino
-                except (BlockingIOError, FileNotFoundError):
-                    mine = False
-            except BaseException:
-                os.close(fd)
-                raise
-        try:
+        with contextlib.ExitStack() as stack:
+            path = self._lock_path(stage, fp)
+            with os_errors(path):
+                mine = stack.enter_context(locks.trying(path))
             yield mine
-        finally:
-            if mine:
-                with contextlib.suppress(OSError):
-                    path.unlink()
-            os.close(fd)
 
     @contextlib.contextmanager
     def workspace(self, identity: Identity) -> Iterator[Workspace]:
@@ -208,7 +192,12 @@ class Store:
         name = f"{identity.stage}-{identity.fingerprint}"
         out, checkpoint = self.root / ".scratch" / name, self.root / ".inflight" / name
         with os_errors(out):
-            _remove(out)
+            try:
+                _remove(out)
+            except PermissionError:
+                self._set_aside(out)
+            if checkpoint.exists() and not os.access(checkpoint, os.R_OK | os.W_OK | os.X_OK):
+                self._set_aside(checkpoint)
             out.mkdir(parents=True)
             checkpoint.mkdir(parents=True, exist_ok=True)
         resumed = any(checkpoint.iterdir())
@@ -218,6 +207,40 @@ class Store:
             _remove(out)
             with contextlib.suppress(OSError):
                 checkpoint.rmdir()  # succeeds only where there is nothing to resume from
+
+    def _set_aside(self, left: Path) -> None:
+        """Give what another user left, and we may not remove, another name."""
+        _warn(left)
+        os.rename(left, left.with_name(files.temporary_name(left.name)))
+
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Where locks exclude nobody, be the only run in the store: a marker file says which.
+
+        Raises
+        ------
+        StoreError
+            Locks do not work, and another run is, or was when it died, at work.
+        """
+        if locks.excludes(self.root / ".locks"):
+            yield
+            return
+        marker = self.root / "in-use"
+        try:
+            fd = os.open(marker, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        except FileExistsError:
+            user = files.read_bytes(marker)[:200].decode(errors="replace")
+            raise StoreError(
+                f"{self.root}: its file system has no working locks (flock excludes nobody), so it"
+                f" takes one run at a time, and {user} is at work there; if that has ended, delete"
+                f" {marker}; for runs side by side use another file system"
+            ) from None
+        with open(fd, "w") as file:
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        try:
+            yield
+        finally:
+            marker.unlink()
 
     def commit(self, work: Workspace, runtime: RuntimeConfig, *, together: int = 1) -> Artefact:
         """Turn ``work.out`` into the artefact by one rename; returns what is now in the store.
@@ -233,8 +256,8 @@ class Store:
         identity = work.identity
         target = self.path(identity.stage, identity.fingerprint)
         with os_errors(target):
-            files = {name: describe_file(work.out / name) for name in files_in(work.out)}
-            manifest = make_manifest(work, runtime, files, together)
+            sums = {name: describe_file(work.out / name) for name in files_in(work.out)}
+            manifest = make_manifest(work, runtime, sums, together)
             save_json(work.out / MANIFEST, {**manifest, "checksum": checksum(manifest)})
             for directory in (work.out, *(p for p in work.out.rglob("*") if p.is_dir())):
                 fsync(directory)
@@ -250,15 +273,31 @@ class Store:
         return artefact
 
     def recorded(self, experiment: str) -> dict[str, Any] | None:
-        """What ``record`` last wrote for the experiment, or None."""
+        """What ``record`` last wrote for the experiment, or None.
+
+        Raises
+        ------
+        StoreError
+            It is damaged.
+        """
         path = self._experiment_path(experiment)
-        return load_json(path) if path.exists() else None
+        if not os.path.lexists(path):
+            return None
+        with _as_store_errors(": delete it, and what the experiment stood for is forgotten"):
+            return read_recorded(path)
 
     def record(self, experiment: str, fingerprints: Mapping[str, Mapping[str, str]]) -> None:
-        """Note ``{label: {"stage": ..., "fingerprint": ...}}`` as the experiment's final state."""
+        """Note ``{label: {"stage": ..., "fingerprint": ...}}`` as the experiment's final state.
+
+        Nothing is written where that is noted already, so a finished store may be read-only.
+        """
         path = self._experiment_path(experiment)
-        with os_errors(path):
-            save_json(path, {"experiment": experiment, "stages": dict(fingerprints)})
+        new = {"experiment": experiment, "stages": dict(fingerprints)}
+        if self.recorded(experiment) == new:
+            return
+        with os_errors(path), folders.group_umask(self.root):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_json(path, new)
 
     def free_bytes(self) -> int:
         """Free bytes on the file system of the store."""
@@ -275,7 +314,10 @@ class Store:
         return self.root / "experiments" / f"{plain}.json"
 
     def sweep(self) -> None:
-        """Remove what dead processes left: scratch files, and checkpoints of finished artefacts."""
+        """Remove what dead processes left: scratch files, and checkpoints of finished artefacts.
+
+        What belongs to another user and may not be removed is passed by, with a warning.
+        """
         for kind in (".scratch", ".inflight"):
             for left in (self.root / kind).iterdir():
                 stage, dash, fp = left.name.rpartition("-")
@@ -283,11 +325,35 @@ class Store:
                     continue
                 if kind == ".inflight" and not self.has(stage, fp):
                     continue
-                with self.lock(stage, fp) as mine:
-                    if mine:
-                        _remove(left)
+                try:
+                    with self.lock(stage, fp) as mine:
+                        if mine:
+                            _remove(left)
+                except PermissionError:
+                    _warn(left)
+        folders.drop_temporary(self.root / "experiments")
+
+
+@contextlib.contextmanager
+def _as_store_errors(remedy: str) -> Iterator[None]:
+    """A damaged file of the store as StoreError, with what to do about it."""
+    try:
+        yield
+    except DataError as error:
+        raise StoreError(f"{str(error).removesuffix(files.RESTORE)}{remedy}") from error
 
 
 def _remove(directory: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):
+    try:
         shutil.rmtree(directory)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        # rmtree names what it stumbled over by its last part only.
+        raise type(error)(error.errno, error.strerror, str(directory)) from error
+
+
+def _warn(left: Path) -> None:
+    log.warning(
+        "%s: was left by user %d and may not be removed; skipped", left, os.lstat(left).st_uid
+    )

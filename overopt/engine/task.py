@@ -11,7 +11,7 @@ from typing import Any, Literal
 from overopt.base.config import RuntimeConfig
 from overopt.base.errors import OveroptError
 from overopt.engine.graph import StageContext
-from overopt.engine.manifest import Identity
+from overopt.engine.manifest import Asked, Identity
 
 Outcome = Literal["computed", "reused", "busy"]
 
@@ -56,7 +56,7 @@ class Task:
     identity: Identity
     config: Any
     run: Callable[[StageContext], None]
-    inputs: Mapping[str, tuple[str, str]]
+    inputs: Mapping[str, Asked]
     runtime: RuntimeConfig
     stacked: Callable[[Sequence[StageContext]], None] | None = None
     companions: tuple[Task, ...] = ()
@@ -71,10 +71,12 @@ class WorkerDied(OveroptError, RuntimeError):
 
 
 def describe_error(error: BaseException) -> str:
+    """An error as one line."""
     return str(error) if isinstance(error, OveroptError) else f"{type(error).__name__}: {error}"
 
 
 def failure_of(title: str, error: BaseException) -> Failure:
+    """How a stage failed, in a form that crosses processes."""
     trace = "" if isinstance(error, OveroptError) else "".join(traceback.format_exception(error))
     return Failure(title, error, trace)
 

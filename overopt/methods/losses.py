@@ -110,3 +110,45 @@ def ppo_value_loss(
     near = values_old + (values - values_old).clamp(-clip, clip)
     worst = torch.maximum((values - returns) ** 2, (near - returns) ** 2)
     return 0.5 * (worst * mask).sum() / n_tokens
+
+
+class Surrogate(NamedTuple):
+    """What is maximised per token, and its diagnostics; the last two carry no gradient."""
+
+    value: Tensor
+    clipped: Tensor
+    update_kl_nats: Tensor
+
+
+def surrogate(
+    logp: Tensor, logp_old: Tensor, advantage: Tensor, *, clip: float | None
+) -> Surrogate:
+    """Advantage times clipped ratio (PPO, eq. 7), or times log π where ``clip`` is None; per token.
+
+    All (…). Where π is the policy sampled from, both have the same gradient, A·∇log π. ``clipped``:
+    whether the ratio is outside 1 ± clip. ``update_kl_nats``: k3 of KL(π_old‖π) at a token.
+    """
+    log_ratio = logp - logp_old
+    with torch.no_grad():
+        update_kl = log_ratio.expm1() - log_ratio
+    if clip is None:
+        return Surrogate(advantage * logp, torch.zeros_like(update_kl), update_kl)
+    ratio = log_ratio.exp()
+    value = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
+    return Surrogate(value, ((ratio - 1).abs() > clip).to(logp.dtype), update_kl)
+
+
+def k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
+    """π_ref/π − 1 − log π_ref/π at sampled tokens (…), in nats: unbiased for KL(π‖π_ref), never < 0.
+
+    Differentiated with the samples held fixed, as a loss, its expected gradient is that of
+    KL(π_ref‖π).
+    """
+    log_ratio = ref_logp - logp
+    return log_ratio.expm1() - log_ratio
+
+
+def vocabulary_kl(logits: Tensor, ref_logits: Tensor) -> Tensor:
+    """KL(π‖π_ref) in nats over the whole vocabulary (…, V) -> (…); differentiable in ``logits``."""
+    logp = logits.log_softmax(-1)
+    return (logp.exp() * (logp - ref_logits.log_softmax(-1))).sum(-1)

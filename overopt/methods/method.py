@@ -109,6 +109,11 @@ class Schedule:
         return 0
 
     @property
+    def prompts_per_step(self) -> int:
+        """Prompts that one step draws; as many as responses unless a prompt gets several."""
+        return self.responses_per_step
+
+    @property
     def reads_comparisons(self) -> bool:
         """Whether the proxy's own comparisons are an input of the method's stage."""
         return False
@@ -149,7 +154,7 @@ def shaping_name(settings: Schedule) -> str:
     return "" if shape == "none" else f"{shape} {settings.shaping_scale:g}"
 
 
-AnyMethod = Annotated[Schedule, Kind("overopt.methods", "ppo")]
+AnyMethod = Annotated[Schedule, Kind("overopt.methods", "")]
 """A setting that holds the settings of one method."""
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from overopt.base.datatypes import Prompts, Responses, Scorer
+from overopt.base.datatypes import Prompts, Responses, Scorer, Sequences
+from overopt.base.errors import DivergenceError
 from overopt.base.seeding import derive_seed, torch_generator
 from overopt.methods.method import Problem
-from overopt.nets.compute import Compute
+from overopt.nets.compute import Compute, clear_gradients
 from overopt.nets.llama import Llama
-from overopt.nets.sampling import sample
+from overopt.nets.sampling import response_hidden, response_view, sample, token_logprobs
 
 
 class Trained(NamedTuple):
@@ -58,6 +61,96 @@ def set_rates(parts: Sequence[Trained], rates: Sequence[float]) -> None:
     for part, lr in zip(parts, rates, strict=True):
         for group in part.optimizer.param_groups:
             group["lr"] = lr
+
+
+@dataclass
+class PolicyState:
+    """Everything that changes during a method that trains the policy alone."""
+
+    policy: Llama
+    optimizer: torch.optim.Adam
+    step: int = 0
+    grad_steps: int = 0
+
+    @property
+    def parts(self) -> list[Trained]:
+        """The policy with its optimizer."""
+        return [Trained("policy", self.policy, self.optimizer)]
+
+
+def policy_tensors(state: PolicyState) -> dict[str, Tensor]:
+    """The state as named tensors, for a checkpoint."""
+    return {"counters": torch.tensor([state.step, state.grad_steps])} | saved(state.parts)
+
+
+def load_policy_tensors(state: PolicyState, tensors: dict[str, Tensor]) -> None:
+    """Restore what `policy_tensors` saved, in place, whatever device it was saved from."""
+    state.step, state.grad_steps = (int(x) for x in tensors["counters"])
+    restore(state.parts, tensors)
+
+
+def gradient(
+    state: PolicyState,
+    rows: Tensor,
+    loss: Callable[[Tensor], Tensor],
+    compute: Compute,
+    *,
+    name: str,
+    lr: float,
+) -> list[float]:
+    """Gradients of a loss summed over ``rows``; returns its sum and those of its statistics.
+
+    ``loss``, ``rows``: as `Compute.accumulate` takes them. ``name``, ``lr``: for messages.
+
+    Raises
+    ------
+    DivergenceError
+        The loss is not finite; names the step.
+    """
+    sums = compute.accumulate(rows, list(state.policy.parameters()), loss).tolist()
+    if not math.isfinite(sums[0]):
+        raise DivergenceError(
+            f"{name} loss is {sums[0]} at step {state.step}: lower method.lr = {lr}, unless the"
+            " proxy's scores are not finite"
+        )
+    return sums
+
+
+def descend(state: PolicyState, *, lr: float, grad_clip: float) -> None:
+    """One optimizer step along the gradients of `gradient`, which are forgotten."""
+    set_rates(state.parts, [lr])
+    torch.nn.utils.clip_grad_norm_(state.policy.parameters(), grad_clip)
+    state.optimizer.step()
+    state.grad_steps += 1
+    clear_gradients(state.policy.parameters())
+
+
+def token_nats(policy: Llama, seq: Sequences, compute: Compute) -> tuple[Tensor, Tensor]:
+    """log π (N,) of all response tokens of ``seq``, in nats, and the row (N,) that each is of.
+
+    Real tokens only, as one list: most of the work is the vocabulary. Differentiable.
+    """
+    view = response_view(seq)
+    with compute.autocast(seq.ids.device):
+        logits = policy.logits(response_hidden(policy, seq, view)[view.mask])
+    logp = token_logprobs(logits.float(), view.tokens[view.mask])
+    return logp, view.mask.nonzero()[:, 0]
+
+
+def response_logprobs(policy: Llama, seq: Sequences, compute: Compute) -> Tensor:
+    """log π (R,) of whole responses, in nats; differentiable."""
+    logp, row = token_nats(policy, seq, compute)
+    return torch.zeros(len(seq.ids), device=logp.device).index_add(0, row, logp)
+
+
+def check_scores(score: Tensor, *, name: str, step: int) -> None:
+    """Raise DivergenceError unless all scores (R,) are finite: ranks of nan mean nothing."""
+    n_bad = int((~score.isfinite()).sum())
+    if n_bad > 0:
+        raise DivergenceError(
+            f"{name}: {n_bad} of {len(score)} proxy scores are not finite at step {step}: the proxy"
+            " has diverged; train it with a lower proxy.lr"
+        )
 
 
 def prompts_of_step(n_prompts: int, *, batch: int, seed: int, step: int) -> Tensor:

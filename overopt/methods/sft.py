@@ -145,6 +145,21 @@ def mean_loss(policy: Llama, seq: Sequences, compute: Compute) -> float:
     return float(total / (seq.length - seq.n_prompt).sum())
 
 
+def _divided(everything: Sequences, cfg: SftConfig, *, n_ranks: int) -> tuple[Sequences, Sequences]:
+    """Examples held out for validation, and those to train on; DataError where too few are left."""
+    order = torch.randperm(len(everything.ids), generator=torch_generator(cfg.seed, "sft", "split"))
+    n_held = math.ceil(cfg.validation_share * len(order))
+    held, train = (
+        Sequences(*(t[rows] for t in everything)) for rows in (order[:n_held], order[n_held:])
+    )
+    if len(train.ids) < n_ranks:
+        raise DataError(
+            f"{len(order)} examples, of which {n_held} are held out, leave too few to train on:"
+            " give more, or lower validation_share"
+        )
+    return held, train
+
+
 def fine_tune(
     policy: Llama,
     examples: Examples,
@@ -166,16 +181,7 @@ def fine_tune(
     """
     compute = compute or Compute()
     everything = join_examples(examples, context=policy.cfg.max_position_embeddings)
-    order = torch.randperm(len(everything.ids), generator=torch_generator(cfg.seed, "sft", "split"))
-    n_held = math.ceil(cfg.validation_share * len(order))
-    held, train = (
-        Sequences(*(t[rows] for t in everything)) for rows in (order[:n_held], order[n_held:])
-    )
-    if len(train.ids) < compute.n_ranks:
-        raise DataError(
-            f"{len(order)} examples, of which {n_held} are held out, leave too few to train on:"
-            " give more, or lower validation_share"
-        )
+    held, train = _divided(everything, cfg, n_ranks=compute.n_ranks)
     parameters = list(policy.parameters())
     optimizer = torch.optim.AdamW(
         parameters,
@@ -188,7 +194,7 @@ def fine_tune(
     log = SftLog(
         validation_before=mean_loss(policy, held, compute),
         n_train=len(train.ids),
-        n_validation=n_held,
+        n_validation=len(held.ids),
     )
     steps = math.ceil(len(train.ids) / cfg.batch)
     total = cfg.epochs * steps

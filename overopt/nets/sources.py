@@ -303,6 +303,7 @@ def _load_auto_tokenizer(path: Path) -> Any:
 
 
 def auto_tokenizer(source: str, path: Path | None) -> Any:
+    """A checkpoint's tokenizer, as transformers loads it."""
     if path is None or not any((path / f).is_file() for f in _TOKENIZER_FILES):
         raise CheckpointError(
             f"checkpoint {source!r} has no tokenizer: put its tokenizer.json beside config.json"

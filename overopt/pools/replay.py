@@ -31,7 +31,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from overopt.base.errors import StoreError
+from overopt.base import files
+from overopt.base.errors import DataError, StoreError
 from overopt.pools.replay_layout import (
     Plan,
     ReplayColumns,
@@ -129,9 +130,9 @@ def open_replay(cache_dir: str | os.PathLike[str]) -> ReplayTable:
     """
     folder = Path(cache_dir)
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        version, shape = manifest["format_version"], tuple(manifest["shape"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        manifest = files.load_object(folder / MANIFEST, ("format_version",))
+        version = manifest["format_version"]
+    except DataError as error:
         raise StoreError(
             f"{folder / MANIFEST}: no complete replay table here ({error}); "
             "run read_replay with this cache_dir"
@@ -141,19 +142,33 @@ def open_replay(cache_dir: str | os.PathLike[str]) -> ReplayTable:
             f"{folder / MANIFEST}: format_version {version} is not {FORMAT_VERSION}; "
             "delete the directory and run read_replay again"
         )
+    try:
+        files.need(manifest, f"{folder / MANIFEST}:", ("shape", "files", "roles", "prompt_ids"))
+        shape, columns = tuple(manifest["shape"]), files.need(manifest["files"], "files")
+        files.need(manifest["roles"], "roles", ("gold", "proxies", "length", "response"))
+        named = [manifest["roles"]["gold"], *manifest["roles"]["proxies"]]
+        named += [manifest["roles"][r] for r in ("length", "response") if manifest["roles"][r]]
+        is_whole = set(named) <= set(columns) and len(manifest["prompt_ids"]) == shape[0]
+        if not is_whole or any(Path(file).name != file for file in columns.values()):
+            raise DataError("its columns and files do not belong together")
+    except (DataError, TypeError, IndexError) as error:
+        raise StoreError(
+            f"{folder / MANIFEST}: is damaged ({error}); delete the directory and run read_replay"
+            " again"
+        ) from error
     arrays = {}
-    for name, file in manifest["files"].items():
+    for name, file in columns.items():
         try:
             arrays[name] = np.load(folder / file, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # parsers of damaged bytes raise anything
             raise StoreError(
                 f"{folder / file}: array of column {name!r} cannot be read ({error}); "
                 "delete the directory and run read_replay again"
             ) from error
-        if arrays[name].shape != shape:
+        if getattr(arrays[name], "shape", None) != shape:
             raise StoreError(
-                f"{folder / file}: shape {arrays[name].shape} is not the table's {shape}; "
-                "delete the directory and run read_replay again"
+                f"{folder / file}: shape {getattr(arrays[name], 'shape', None)} is not the table's"
+                f" {shape}; delete the directory and run read_replay again"
             )
     return _as_table(manifest["roles"], tuple(manifest["prompt_ids"]), arrays)
 

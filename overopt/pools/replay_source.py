@@ -5,11 +5,11 @@ Parquet needs pyarrow (``pip install 'overopt[replay]'``); JSONL does not.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from overopt.base import files
 from overopt.base.errors import DataError
 
 
@@ -55,7 +55,8 @@ def _parquet_source(path: Path) -> Source:
         ) from error
     try:
         file = pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
+        schema = file.schema_arrow
+    except Exception as error:  # parsers of damaged bytes raise anything
         raise DataError(f"{path}: not a readable Parquet file ({error})") from error
     if file.metadata.num_rows == 0:
         raise DataError(f"{path}: the file has no rows")
@@ -63,12 +64,21 @@ def _parquet_source(path: Path) -> Source:
     def batches(wanted: tuple[str, ...], n_rows: int) -> Iterator[Batch]:
         first_row = 1
         for group in range(file.num_row_groups):
-            for batch in file.iter_batches(n_rows, row_groups=[group], columns=list(wanted)):
-                cells = {name: _arrow_cells(batch.column(name)) for name in wanted}
+            of_group = file.iter_batches(n_rows, row_groups=[group], columns=list(wanted))
+            while True:
+                try:
+                    batch = next(of_group, None)
+                    if batch is None:
+                        break
+                    cells = {name: _arrow_cells(batch.column(name)) for name in wanted}
+                except Exception as error:  # parsers of damaged bytes raise anything
+                    raise DataError(
+                        f"{path}: cannot be read from row {first_row} on ({error}): it is damaged,"
+                        " or has a column of a kind that is not read; write it again"
+                    ) from error
                 yield Batch(first_row, cells)
                 first_row += batch.num_rows
 
-    schema = file.schema_arrow
     lists = {f.name for f in schema if pa.types.is_list(f.type) or pa.types.is_large_list(f.type)}
     return Source(path, tuple(schema.names), frozenset(lists), batches)
 
@@ -92,15 +102,15 @@ def _arrow_cells(column: Any) -> Any:
 
 def _jsonl_source(path: Path) -> Source:
     def rows() -> Iterator[tuple[int, dict[str, Any]]]:
-        with path.open(encoding="utf-8") as lines:
+        with path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
                 if not line.strip():
                     continue
                 try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
+                    row = files.parse_json(line, "", finite=False)  # what is not: by its column
+                except DataError as error:
                     raise DataError(
-                        f"{path}: line {number} is not valid JSON ({error}); "
+                        f"{path}: line {number} is not valid JSON ({error.__cause__}); "
                         "write one JSON object per line"
                     ) from error
                 if not isinstance(row, dict):

@@ -1,22 +1,39 @@
-"""The tables of a results directory, and what may be joined to them."""
+"""The tables of a results directory: read, joined and written as one transaction.
 
+Two runs that write into one directory take turns (`transaction`). What is written becomes visible
+at once: all files are first laid beside the old ones, in a folder whose rename is the decision, and
+then moved; a writer that is killed in between leaves that folder, and the next one finishes the
+moving (`recover`). ``checksums.json`` holds the SHA-256 of every file, so that damage is found.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from overopt.base import files
-from overopt.base.errors import StoreError
+from overopt.base import files, folders
+from overopt.base.errors import DataError, StoreError
 from overopt.base.shown import Shown, from_json
 
-SHOWN = "shown.json"
+CHECKSUMS, SHOWN = "checksums.json", "shown.json"
+CHECKSUMS_FORMAT = 1
+RESULT_FILES = ("records.jsonl", "tilt.jsonl", "costs.jsonl", "curves.npz", SHOWN, CHECKSUMS)
+_DECIDED = ".decided"
+"""Folder of files that are to replace those of the directory; complete, or absent."""
 
 
 class Results(NamedTuple):
     """Tables of a results directory, rows in the order of the runs.
 
-    arrays: ``RUN_ID.NAME`` -> per-prompt values; shown: how methods show themselves, by method; the
-    other three by the file they are in.
+    arrays: ``RUN_ID.NAME`` -> per-prompt values; shown: how methods show themselves; the other three
+    by the file they are in.
     """
 
     records: list[dict[str, Any]]
@@ -30,7 +47,7 @@ class Results(NamedTuple):
         """Identities of the curves held."""
         return {row["run_id"] for row in self.records}
 
-    def of(self, run_id: str) -> "Results":
+    def of(self, run_id: str) -> Results:
         """The part that belongs to one curve."""
         records, tilt, costs = (
             [row for row in table if row["run_id"] == run_id] for table in self[:3]
@@ -40,7 +57,7 @@ class Results(NamedTuple):
         shown = {k: v for k, v in self.shown.items() if k in methods}
         return Results(records, tilt, costs, mine, shown)
 
-    def add(self, other: "Results") -> None:
+    def add(self, other: Results) -> None:
         """Append the tables of ``other``."""
         for mine, theirs in zip(self[:3], other[:3], strict=True):
             mine.extend(theirs)
@@ -48,16 +65,145 @@ class Results(NamedTuple):
         self.shown.update(other.shown)
 
 
+@contextlib.contextmanager
+def transaction(folder: Path) -> Iterator[None]:
+    """Be the only process that writes the results in ``folder``, from reading to writing.
+
+    Raises
+    ------
+    StoreError
+        The folder cannot be made or written, or another process keeps it for minutes.
+    """
+    existed = folder.exists()
+    try:
+        with folders.locked(folder, "the results directory"):
+            recover(folder)
+            yield
+    finally:
+        if not existed:  # succeeds only where nothing was worth writing
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
 def held_results(folder: Path) -> Results:
-    """What a results directory holds; nothing if it has no complete set of files."""
-    names = [folder / f"{name}.jsonl" for name in Results._fields[:3]]
-    if not all(file.is_file() for file in (*names, folder / "curves.npz")):
+    """What a results directory holds; nothing if it has no records.
+
+    Raises
+    ------
+    DataError
+        A file is missing or damaged.
+    """
+    if not (folder / "records.jsonl").exists() or _is_foreign(folder):
         return Results([], [], [], {}, {})
-    records, tilt, costs = map(files.load_records, names)
-    described = folder / SHOWN
-    shown = files.load_json(described) if described.is_file() else {}
+    check_sums(folder)
+    names = [folder / f"{name}.jsonl" for name in Results._fields[:3]]
+    # Results of before these tables existed have none.
+    records, tilt, costs = (files.load_records(n) if n.exists() else [] for n in names)
+    for name, table in zip(names, (records, tilt, costs), strict=True):
+        for i, row in enumerate(table, start=1):
+            if not isinstance(row.get("run_id"), str):
+                raise DataError(f"{name}: line {i} has no run_id{files.RESTORE}")
     arrays = files.load_arrays(folder / "curves.npz")
-    return Results(records, tilt, costs, arrays, {k: from_json(v) for k, v in shown.items()})
+    held = Results(records, tilt, costs, arrays, _described(folder / SHOWN))
+    lacking = held.run_ids - {name.partition(".")[0] for name in held.arrays}
+    if lacking:
+        raise DataError(
+            f"{folder / 'curves.npz'}: has no arrays of run {min(lacking)}, which records.jsonl"
+            f" has{files.RESTORE}"
+        )
+    return held
+
+
+def _described(file: Path) -> dict[str, Shown]:
+    """How methods show themselves; nothing where results are of before they said so."""
+    if not file.exists():
+        return {}
+    try:
+        return {method: from_json(how) for method, how in files.load_object(file).items()}
+    except TypeError as error:
+        raise DataError(f"{file}: does not describe methods ({error}){files.RESTORE}") from error
+
+
+def _is_foreign(folder: Path) -> bool:
+    """Whether a lone records.jsonl holds nothing of a results directory, and so nothing to lose."""
+    if any((folder / name).exists() for name in RESULT_FILES[1:]):
+        return False
+    try:
+        return not files.load_records(folder / "records.jsonl")
+    except DataError:
+        return True
+
+
+def save_results(folder: Path, results: Results) -> None:
+    """Replace the tables in ``folder`` by ``results``, all at once; call inside `transaction`."""
+    with files.os_errors(folder):
+        new = folder / files.temporary_name("results")
+        new.mkdir()
+        try:
+            files.save_arrays(new / "curves.npz", results.arrays)
+            for name, rows in zip(Results._fields[:3], results[:3], strict=True):
+                files.save_records(new / f"{name}.jsonl", rows)
+            if results.shown:
+                shown = {method: how._asdict() for method, how in results.shown.items()}
+                files.save_json(new / SHOWN, shown)
+            sums = {file.name: describe(file) for file in sorted(new.iterdir())}
+            files.save_json(new / CHECKSUMS, {"format": CHECKSUMS_FORMAT, "files": sums})
+            os.rename(new, folder / _DECIDED)
+            files.fsync(folder)
+        except BaseException:
+            shutil.rmtree(new, ignore_errors=True)
+            raise
+        recover(folder)
+
+
+def recover(folder: Path) -> None:
+    """Finish the moving of files that a killed writer had decided on; call under the lock."""
+    decided = folder / _DECIDED
+    if not decided.is_dir():
+        return
+    with files.os_errors(folder):
+        for name in RESULT_FILES:
+            with contextlib.suppress(FileNotFoundError):  # moved already
+                os.replace(decided / name, folder / name)
+        files.fsync(folder)
+        shutil.rmtree(decided)
+
+
+def check_sums(folder: Path) -> list[str]:
+    """Compare the files in ``folder`` with their checksums; returns the names of those compared.
+
+    None, where results are of before there were checksums.
+
+    Raises
+    ------
+    DataError
+        One is missing or damaged; the message names it.
+    """
+    sums = folder / CHECKSUMS
+    if not sums.exists():
+        return []
+    content = files.load_object(sums, ("format", "files"))
+    if content["format"] != CHECKSUMS_FORMAT:
+        raise DataError(
+            f"{sums}: format = {content['format']!r}, this overopt reads {CHECKSUMS_FORMAT}: use"
+            " the version that wrote it"
+        )
+    expected = files.need(content["files"], f"{sums}: files")
+    for name, entry in expected.items():
+        if name not in RESULT_FILES:
+            raise DataError(f"{sums}: {name!r} is no file of a results directory{files.RESTORE}")
+        if describe(folder / name) != entry:
+            raise DataError(
+                f"{folder / name}: is damaged or was changed (its SHA-256 is not that of"
+                f" {CHECKSUMS}){files.RESTORE}; if you changed it, delete {CHECKSUMS}"
+            )
+    return list(expected)
+
+
+def describe(file: Path) -> dict[str, Any]:
+    """SHA-256 and size of a file."""
+    data = files.read_bytes(file)
+    return {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
 
 
 def check_joins(folder: Path, held: Results, run_ids: set[str]) -> None:

@@ -28,7 +28,7 @@ FIELDS: dict[str, Field] = {
     "experiment": Field(str, "", "name of the experiment"),
     "run_id": Field(str, "", "fingerprint of the artefact that holds the curve"),
     "method": Field(str, "", "bon, or the method that optimised the policy"),
-    "coord": Field(str, "", "name of the coordinate: n, or the method's step such as ppo_step"),
+    "coord": Field(str, "", "name of the coordinate: n, or the method's step"),
     "value": Field(int, "", "value of the coordinate"),
     "backbone": Field(str, "", "pretrained model under the proxy's head"),
     "n_params": Field(int, "parameters", "non-embedding parameters of the proxy, one member's"),
@@ -149,10 +149,17 @@ def validate_record(row: Mapping[str, Any]) -> None:
         right = isinstance(value, int | float) if field.type is float else type(value) is field.type
         if not right or isinstance(value, bool):
             raise DataError(f"{where}: column {name!r} is {value!r}, not {field.type.__name__}")
-        if field.type is float and not math.isfinite(value):
+        if field.type is float and not _is_finite(value):
             raise DataError(f"{where}: column {name!r} is {value!r}, not finite")
     if row["kl_seq_nats"] < 0:
         raise DataError(f"{where}: kl_seq_nats = {row['kl_seq_nats']} is negative")
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond all floats
+        return False
 
 
 def validate_records(rows: Sequence[Mapping[str, Any]]) -> None:

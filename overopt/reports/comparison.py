@@ -29,11 +29,12 @@ from overopt.analysis.metrics import METRICS, PRIMARY
 from overopt.analysis.reach import truncate
 from overopt.analysis.rules import rule_named, stop
 from overopt.analysis.tuning import Reference
-from overopt.base import files
+from overopt.base import escape, files, folders
 from overopt.base.errors import DataError
 from overopt.base.seeding import numpy_rng
 from overopt.records.curves import Curve, load_curves
 from overopt.reports.figures import forest, frontier
+from overopt.reports.figures.style import X_LABELS
 
 MEASURING = "_gold"
 """How names of stages end whose CPU time is measurement, not a cost of the mitigation."""
@@ -110,7 +111,12 @@ def report(results: str | Path) -> str:
     Writes leaderboard.json, leaderboard.md, frontier.png and effects.png, the figures with a sidecar
     JSON each. Needs neither the store nor torch.
     """
-    folder = Path(results)
+    with folders.locked(Path(results)):  # another process may report the same results
+        return _report(Path(results))
+
+
+def _report(folder: Path) -> str:
+    """`report`, while no other process writes there."""
     found = load_results(folder)
     families = {m["name"]: m["family"] for m in found.protocol["mitigations"]}
     baseline = found.protocol["baseline"]
@@ -139,7 +145,7 @@ def report(results: str | Path) -> str:
             infinite="text",
         ),
     )
-    (folder / "leaderboard.md").write_text(text + "\n", encoding="utf-8")
+    files.atomic_write(folder / "leaderboard.md", f"{text}\n".encode())
     if len(families) > 1:
         used = [r["run_id"] for r in found.protocol["runs"] if r["role"] == "test"]
         side = {"comparison": found.protocol["name"], "records": sorted(set(used))}
@@ -159,9 +165,9 @@ def _effects(standings: Mapping[str, Sequence[Standing]]) -> dict[str, Any]:
 
 
 def _save_figure(path: Path, figure: Figure, side: Mapping[str, Any]) -> None:
-    figure.savefig(path, dpi=160, metadata={"Software": None})
+    files.save_figure(path, figure, formulas=X_LABELS.values())
     text = json.dumps(files.plain(side, infinite="text"), indent=1, allow_nan=False)
-    path.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+    files.atomic_write(path.with_suffix(".json"), f"{text}\n".encode())
 
 
 def too_few_seeds(n_seeds: int, n_mitigations: int) -> list[str]:
@@ -179,9 +185,9 @@ def too_few_seeds(n_seeds: int, n_mitigations: int) -> list[str]:
 def _as_text(found: Results, standings: Mapping[str, Sequence[Standing]]) -> str:
     p = found.protocol
     lines = [
-        f"## {p['name']}",
+        f"## {escape.markdown(p['name'])}",
         "",
-        f"Baseline: {p['baseline']}. Tuning trials × seeds of every mitigation:"
+        f"Baseline: {escape.markdown(p['baseline'])}. Tuning trials × seeds of every mitigation:"
         f" {p['n_trials']} × {len(p['tuning_seeds'])}, chosen by {PRIMARY}; test seeds:"
         f" {len(p['test_seeds'])}, other seeds and other prompts.",
     ]
@@ -213,8 +219,8 @@ def as_table(standings: Sequence[Standing]) -> str:
     lines = [f"### {method}: {standings[0].n_seeds} seeds × {standings[0].n_prompts} prompts", ""]
     rows = [
         [
-            s.mitigation,
-            s.family,
+            escape.markdown(s.mitigation),
+            escape.markdown(s.family),
             *(_shown(s.effects[m].value, 3) for m in METRICS),
             _shown(s.reach_sqrt_kl, 2),
             *(_shown(s.costs[c], 0) for c in COSTS),
@@ -223,7 +229,7 @@ def as_table(standings: Sequence[Standing]) -> str:
     ]
     lines += [*_markdown(shown, rows), "", "Difference from the baseline [95 % interval], p (Holm)"]
     effects = [
-        [s.mitigation, *(_shown_effect(s.effects[m]) for m in METRICS)]
+        [escape.markdown(s.mitigation), *(_shown_effect(s.effects[m]) for m in METRICS)]
         for s in standings
         if not math.isnan(s.effects[PRIMARY].difference)
     ]

@@ -14,11 +14,13 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 
 from overopt.analysis.peaks import peaks_of_most_data
+from overopt.base import files
 from overopt.base.errors import ConfigError, DataError
 from overopt.base.files import plain
 from overopt.base.userfile import load_module
 from overopt.records.view import ResultsView, view
 from overopt.reports import figures
+from overopt.reports.figures.style import X_LABELS
 
 NAMELESS = ("quick", "exp001_figure1")
 """Experiments whose pictures do not carry their name: fig01.png, not fig01_desk.png."""
@@ -112,8 +114,8 @@ def _save(picture: Figure, figure: FigureFile, results: ResultsView, out: Path) 
         "fits": fits,
     }
     out.mkdir(parents=True, exist_ok=True)
-    files = [out / f"{stem}.png", out / f"{stem}.json"]
-    picture.savefig(files[0], dpi=160, metadata={"Software": None})
-    text = json.dumps(plain(side), indent=1, allow_nan=False)
-    files[1].write_text(text + "\n", encoding="utf-8")
-    return files
+    paths = [out / f"{stem}.png", out / f"{stem}.json"]
+    files.save_figure(paths[0], picture, formulas=X_LABELS.values())
+    text = json.dumps(plain(side), indent=1, allow_nan=False) + "\n"
+    files.atomic_write(paths[1], text.encode())
+    return paths

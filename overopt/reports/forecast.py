@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from overopt.analysis.peaks import PEAK_MEANING
+from overopt.base import files, folders
 from overopt.base.errors import DataError
 from overopt.fits import scaling
 from overopt.fits.fit import POOR_FIT_P
@@ -112,9 +113,8 @@ def _points_for(results: ResultsView, method: str, n_params: float) -> list[scal
 def _write_once(path: Path, written: dict[str, Any]) -> None:
     """Write a forecast, unless there is one."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("x", encoding="utf-8") as file:
-            file.write(json.dumps(written, indent=1, allow_nan=False) + "\n")
+        text = json.dumps(written, indent=1, allow_nan=False) + "\n"
+        folders.write_once(path, text.encode())
     except FileExistsError as e:
         raise DataError(
             f"forecast {str(path)!r} exists, and a forecast is made once: score it, or give"
@@ -155,7 +155,7 @@ def score(records: str | Path, forecast_file: str | Path) -> str:
         within `SAME_SIZE`).
     """
     try:
-        data = json.loads(Path(forecast_file).read_text(encoding="utf-8"))
+        data = files.load_object(Path(forecast_file), ("schema_version", "method", "forecast"))
         if data["schema_version"] != FORECAST_VERSION:
             raise ValueError(f"schema_version {data['schema_version']!r}")
         method, made = data["method"], scaling.Forecast.from_dict(data["forecast"])

@@ -6,8 +6,9 @@ A kind is one file in ``kinds/`` (or a user's own) that defines
     train(settings, job) -> Trained    the scorer, from what `Job` offers
 
 and, where nothing else in ``kinds/`` writes such a scorer, ``load(folder, info, place) -> Scorer`` for
-what the scorer's ``save`` wrote. Gold and proxies are made alike; what a kind serves as, its settings
-say. The stage around it fixes zero and unit on the initial policy, measures and writes.
+what the scorer's ``save`` wrote; else ``WRITES``, the files in ``kinds/`` that load what it makes.
+Gold and proxies are made alike; what a kind serves as, its settings say. The stage around it fixes
+zero and unit on the initial policy, measures and writes.
 
 This file is read in order to plan, so it does not import torch.
 """
@@ -19,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Protocol
 
+from overopt.base.errors import StoreError
 from overopt.base.kinds import Kind, kind_of
 
 if TYPE_CHECKING:
@@ -92,12 +94,26 @@ class Scorer(Protocol):
 class Place(NamedTuple):
     """Where a scorer is brought back to life: what it may need beside its own folder.
 
-    calibration: folder of the calibration artefact; world: decodes responses; device: of networks.
+    calibration: folder of the calibration artefact; world: decodes responses; device: of networks;
+    sources: the checkpoints and tokenizers that the run's settings name, the only ones that are
+    loaded; transform_sha256: of the user's file that they name, the only one that is run;
+    members: what the members of an ensemble may be written as.
     """
 
     calibration: Path
     world: World
     device: str
+    sources: frozenset[str] = frozenset()
+    transform_sha256: str = ""
+    members: tuple[str, ...] = ()
+
+    def check_source(self, folder: Path, source: object) -> None:
+        """Raise StoreError unless the settings name ``source``, which a file in ``folder`` names."""
+        if source not in self.sources:
+            raise StoreError(
+                f"{folder / 'scorer.json'}: names {source!r}, which the settings of this run do not:"
+                " it is not loaded; delete the artefact to have it computed again"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,29 +1,60 @@
-"""A scorer by the folder that its kind wrote: ``scorer.json`` names the file in ``kinds/``."""
+"""A scorer by the folder that its kind wrote: ``scorer.json`` names the file in ``kinds/``.
+
+What an artefact may load follows from the settings that asked for it (`formats`), never from what
+stands in it: a store may come from anywhere.
+"""
 
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 from overopt.base import files
-from overopt.base.errors import StoreError
+from overopt.base.errors import OveroptError, StoreError
+from overopt.base.userfile import by_identity
 from overopt.rewards.kind import Place, Scorer
 
-WRITTEN_BY = (*("reward_model", "ensemble", "classifier", "rubric", "process", "rule", "implicit"),)
-"""Files of ``kinds/`` that write scorers; what an artefact names must be one of them."""
+MEMBERS = ("reward_model", "classifier", "rubric")
+"""What can be a member of an ensemble, beside kinds with a format of their own."""
 
 
-def load_scorer(folder: Path, place: Place) -> Scorer:
-    """The scorer of a gold, proxy or reward artefact.
+def formats(kind: str) -> tuple[str, ...]:
+    """What a kind's scorers are written as: ``kind`` as it stands in a stage's config."""
+    module = _module(kind)
+    return tuple(getattr(module, "WRITES", (kind,)))
+
+
+def _module(kind: str) -> ModuleType:
+    """The module of a kind: a user's own only if the settings of this process named it."""
+    if "#" in kind:
+        return by_identity(kind)
+    return importlib.import_module(f"overopt.rewards.kinds.{kind}")
+
+
+def load_scorer(
+    folder: Path, place: Place, *, kinds: Sequence[str] = (*MEMBERS, "ensemble")
+) -> Scorer:
+    """The scorer of a gold, proxy or reward artefact; ``kinds``: what its stage may have written.
 
     Raises
     ------
     StoreError
-        ``scorer.json`` names no kind of this package.
+        ``scorer.json`` names another kind, a checkpoint or user's file that the settings of the run
+        do not name (`Place`), or something in the folder is missing or does not fit.
     """
-    info = files.load_json(folder / "scorer.json")
-    if info["kind"] not in WRITTEN_BY:
+    file = folder / "scorer.json"
+    info = files.load_object(file, ("kind",))
+    if info["kind"] not in kinds:
         raise StoreError(
-            f"{folder / 'scorer.json'}: kind = {info['kind']!r}: written by another version of"
-            f" overopt, or damaged; known are {', '.join(WRITTEN_BY)}"
+            f"{file}: kind = {info['kind']!r}: written by another version of overopt, or damaged;"
+            f" expected {' or '.join(kinds)}"
         )
-    kind = importlib.import_module(f"overopt.rewards.kinds.{info['kind']}")
-    return kind.load(folder, info, place)
+    try:
+        return _module(info["kind"]).load(folder, info, place)
+    except (KeyError, IndexError, TypeError, RuntimeError) as error:
+        if isinstance(error, OveroptError):
+            raise
+        raise StoreError(
+            f"{file}: does not describe a {info['kind']} ({type(error).__name__}: {error}); delete the"
+            " artefact to have it computed again"
+        ) from error

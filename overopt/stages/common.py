@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from overopt.base import files
-from overopt.base.errors import DivergenceError
+from overopt.base.errors import DivergenceError, StoreError
+from overopt.base.kinds import names
 from overopt.base.lazy import lazy
 from overopt.engine.graph import StageContext
+from overopt.engine.manifest import Artefact, Asked
 from overopt.rewards.kind import Place, Scorer
 from overopt.rewards.kinds.rubric import RubricScorer, calibrated
 from overopt.worlds.world import World
@@ -41,13 +43,50 @@ def initial_policy(ctx: StageContext) -> Llama:
 
 
 def place_of(ctx: StageContext, world: World) -> Place:
-    """Where the scorers of a stage's inputs live."""
+    """Where a stage's own scorer lives, which loads nothing that another stage wrote."""
     return Place(ctx.inputs["calibration"].path, world, ctx.runtime.device)
 
 
 def scorer_of(ctx: StageContext, role: str, world: World) -> Scorer:
     """The scorer of an input, on the device."""
-    return load.load_scorer(ctx.inputs[role].path, place_of(ctx, world))
+    return load_asked(ctx.inputs[role], ctx.inputs["calibration"].path, world, ctx.runtime.device)
+
+
+def load_asked(artefact: Artefact, calibration: Path, world: World, device: str) -> Scorer:
+    """The scorer of an artefact, if it is one that the settings of this run asked for."""
+    asked = artefact.asked
+    if asked is None:
+        raise StoreError(f"{artefact.path}: is no input of a stage")
+    place = Place(
+        calibration,
+        world,
+        device,
+        asked.texts,
+        asked.config.get("source", ""),
+        _member_formats(asked),
+    )
+    return load.load_scorer(artefact.path, place, kinds=_formats_of(asked, place))
+
+
+def _member_formats(asked: Asked) -> tuple[str, ...]:
+    """What members of an ensemble may be written as: the kinds that the settings name."""
+    named = [kind for kind in names("overopt.rewards.kinds") if kind in asked.texts]
+    named += [text for text in asked.texts if ".py#" in text]
+    return tuple(dict.fromkeys((*load.MEMBERS, *(f for k in named for f in load.formats(k)))))
+
+
+def _formats_of(asked: Asked, place: Place) -> tuple[str, ...]:
+    """What a stage with these settings writes."""
+    match asked.stage:
+        case "reward":
+            return ("ensemble",)
+        case "heads":
+            return ("reward_model",)
+        case "gold":
+            return load.formats(asked.config["gold"]["kind"])
+        case _ if asked.config["proxy"]["kind"] == "gold":
+            return place.members
+    return load.formats(asked.config["proxy"]["kind"])
 
 
 def intent_of(ctx: StageContext, world: World) -> RubricScorer | None:

@@ -20,6 +20,7 @@ from overopt.stages.common import (
     place_of,
     weights_kept,
 )
+from overopt.stages.proxy import own_format
 from overopt.stages.settings import RunConfig
 from overopt.worlds.load import load_world
 from overopt.worlds.world import AnyWorld
@@ -92,7 +93,9 @@ def run_gold(ctx: StageContext) -> None:
         "rubric_correlation": _correlation(raw, intent, base, unit.is_constant),
         "is_constant": unit.is_constant,
     }
-    trained.scorer.with_unit(scorers.unit_of(unit)).save(ctx.out, info)
+    trained.scorer.with_unit(scorers.unit_of(unit)).save(
+        ctx.out, own_format(cfg.gold, trained) | info
+    )
 
 
 def _correlation(

@@ -50,6 +50,10 @@ else:
 CHECKPOINT_BYTES_PER_S = 1e8
 """A checkpoint of so many bytes is worth a second of work: larger ones are written less often."""
 
+EVALUATION = "ppo-eval"
+"""Names the random numbers of evaluations: the same for all methods, so that they can be compared pair
+by pair. The name is from when there was one."""
+
 NamedMethod = Annotated[Schedule, Kind("overopt.methods", "", under_its_name=True)]
 """A method's settings in a stage's config, where they stand under the method's name."""
 
@@ -165,7 +169,7 @@ def _shape(ctx: StageContext, problem: Problem) -> Shape | None:
                 problem.ref_policy,
                 problem.proxy,
                 problem.prompts,
-                batch=settings.batch,
+                batch=settings.prompts_per_step,
                 steps=settings.steps,
                 n_tokens=problem.n_tokens,
                 seed=problem.seed,
@@ -180,15 +184,15 @@ def _shape(ctx: StageContext, problem: Problem) -> Shape | None:
 
 
 def _preferences(ctx: StageContext) -> PreferenceSet:
-    """The comparisons that the proxy was trained on."""
+    """The comparisons that the proxy was trained on: which was chosen, not by how much gold says."""
     labels = files.load_arrays(ctx.inputs["labels"].path / "train.npz")
     responses = load_responses(ctx.inputs["comparisons"].path / "train.npz")
     columns = {k: torch.from_numpy(labels[k]) for k in ("chosen", "rejected")}
     return datatypes.PreferenceSet(
         responses=responses,
         **columns,
-        gold_margin=torch.from_numpy(labels["gold_margin"]),
-        flipped=torch.from_numpy(labels["flipped"]),
+        gold_margin=torch.full((len(labels["chosen"]),), torch.nan),
+        flipped=torch.zeros(len(labels["chosen"]), dtype=torch.bool),
         prompt_id=responses.prompts.prompt_id[columns["chosen"]],
     )
 
@@ -245,7 +249,7 @@ def _evaluate(
         policy,
         prompts,
         n_tokens=problem.n_tokens,
-        seed=derive_seed(cfg.root_seed, f"{kind_of(settings)}-eval", *offset),
+        seed=derive_seed(cfg.root_seed, EVALUATION, *offset),
         copies=settings.eval_copies,
     )
     kl = evaluate.measure_kl(policy, problem.ref_policy, responses)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from overopt.base import files
-from overopt.base.kinds import module_of
+from overopt.base.kinds import identity_of, module_of
 from overopt.base.lazy import lazy
 from overopt.base.seeding import derive_seed, torch_generator
 from overopt.engine.graph import Stage, StageContext
@@ -196,9 +196,15 @@ def save_trained(ctx: StageContext, job: Job, trained: Trained) -> None:
             unit = scorers.normalisation(scorer.raw(job.base))
         scorer = scorer.with_unit(scorers.unit_of(unit))
         history = history | {"is_constant": unit.is_constant}
-    scorer.save(ctx.out, scorer.sizes)
+    scorer.save(ctx.out, own_format(ctx.config.proxy, trained) | scorer.sizes)
     measured = measures(scorer, HeldOut.of(ctx))
     files.save_json(ctx.out / "training.json", measured | history)
+
+
+def own_format(settings: RewardSettings, trained: Trained) -> dict[str, str]:
+    """The entry "kind" of ``scorer.json``, where the kind loads itself what it has made."""
+    has_own = hasattr(module_of(settings), "load") and not trained.is_final
+    return {"kind": identity_of(settings)} if has_own else {}
 
 
 def measures(scorer: Scorer, held: HeldOut) -> dict[str, float]:

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 
 from overopt.base import files
 from overopt.base.config import to_dict
+from overopt.base.errors import ConfigError
 from overopt.base.lazy import lazy
 from overopt.engine.graph import Stage, StageContext
 from overopt.rewards.kind import RewardSettings, Scorer
 from overopt.rewards.settings import RewardConfig
 from overopt.rewards.transforms.own import load_transform
 from overopt.stages import heads, proxy
-from overopt.stages.common import load_responses, place_of
+from overopt.stages.common import load_responses, scorer_of
 from overopt.stages.names import describe
 from overopt.stages.settings import RunConfig
 from overopt.worlds.load import load_world
@@ -113,15 +114,19 @@ def run_reward(ctx: StageContext) -> None:
     """Combine members (by score or by weight), and normalise the result on the initial policy."""
     cfg: RewardStage = ctx.config
     base = load_responses(ctx.inputs["calibration"].path / "responses.npz")
-    folders = [ctx.inputs[role].path for role in sorted(ctx.inputs) if role.startswith("member_")]
-    place = place_of(ctx, load_world(cfg.world))
-    parts: Sequence[Scorer] = [load.load_scorer(folder, place) for folder in folders]
+    world = load_world(cfg.world)
+    roles = [role for role in sorted(ctx.inputs) if role.startswith("member_")]
+    parts: Sequence[Scorer] = [scorer_of(ctx, role, world) for role in roles]
     if cfg.reward.combine == "weight_average":
         parts = [ensemble.average_weights(parts, base)]
     transform = Path(cfg.reward.transform) if cfg.reward.transform else None
+    if transform and hashlib.sha256(transform.read_bytes()).hexdigest() != cfg.source:
+        raise ConfigError(
+            f"reward.transform = {str(transform)!r}: changed since the run was planned"
+        )
     steps = ensemble.reward_steps(cfg.reward, load_transform(transform) if transform else None)
     scorer = ensemble.normalised_ensemble(parts, steps, base)
-    sizes = files.load_json(folders[0] / "scorer.json")
+    sizes = files.load_json(ctx.inputs[roles[0]].path / "scorer.json")
     info = {name: sizes[name] for name in ("n_params", "n_params_total")}
     if transform:
         (ctx.out / "transform.py").write_bytes(transform.read_bytes())

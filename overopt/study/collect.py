@@ -8,7 +8,7 @@ from overopt.base.kinds import kind_of, module_of
 from overopt.engine import store
 from overopt.engine.graph import Stage, topological
 from overopt.methods.method import Schedule
-from overopt.records.results import SHOWN, Results, check_joins, held_results
+from overopt.records.results import Results, check_joins, held_results, save_results, transaction
 from overopt.records.schema import SCHEMA_VERSION, validate_records
 from overopt.stages.names import mitigation_name
 from overopt.stages.settings import Experiment, RunConfig
@@ -36,6 +36,14 @@ def collect(
     StoreError
         A curve is missing or damaged, or (``partial``) the folder holds curves of something else.
     """
+    with transaction(results_dir):  # another run may write its part into the same folder
+        return _collect(experiment, artefacts, results_dir, partial=partial)
+
+
+def _collect(
+    experiment: Experiment, artefacts: store.Store, results_dir: Path, *, partial: bool
+) -> Path | None:
+    """`collect`, while no other process writes there."""
     before = held_results(results_dir)
     found = Results([], [], [], {}, {})
     seen: set[str] = set()
@@ -56,15 +64,7 @@ def collect(
     if partial and not found.records:
         return None
     validate_records(found.records)
-    results_dir.mkdir(parents=True, exist_ok=True)
-    files.save_arrays(results_dir / "curves.npz", found.arrays)
-    if found.shown:
-        shown = {method: how._asdict() for method, how in found.shown.items()}
-        files.save_json(results_dir / SHOWN, shown)
-    for name, rows in zip(Results._fields[:3], found[:3], strict=True):
-        if name != "records":
-            files.save_records(results_dir / f"{name}.jsonl", rows)
-    files.save_records(results_dir / "records.jsonl", found.records)
+    save_results(results_dir, found)
     return results_dir
 
 

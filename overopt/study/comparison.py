@@ -15,35 +15,22 @@ Level 3. What is made of the results is `overopt.comparison_report`, the statist
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-
-from overopt.analysis import stopping
-from overopt.analysis.metrics import PRIMARY
-from overopt.analysis.rules import RULES, rule_named
-from overopt.analysis.tuning import choose, common_range, find_reference
-from overopt.base import files
-from overopt.base.config import RuntimeConfig, apply_overrides, check_types, require
-from overopt.base.errors import ConfigError
+from overopt.analysis.rules import RULES
+from overopt.base.config import check_types, require
 from overopt.base.kinds import kind_of
-from overopt.base.userfile import from_file
-from overopt.engine import store
-from overopt.fits.fit import jsonable
-from overopt.records.curves import Curve, load_curves
-from overopt.reports.comparison import report
-from overopt.stages.settings import Experiment, RunConfig
-from overopt.study.presets import smoke
+from overopt.base.overrides import apply_overrides
+from overopt.stages.settings import RunConfig
 
 if TYPE_CHECKING:
-    from overopt.engine.graph import Plan, Stage
-    from overopt.engine.progress import Reporter
+    pass
 
 
 Role = Literal["tuning", "test"]
+
 
 PROTOCOL = (
     "world", "gold", "root_seed", "labels.data_seed", "labels.n_validation_prompts",
@@ -54,11 +41,9 @@ PROTOCOL = (
 )  # fmt: skip
 """Settings that a trial may not change: who labels, who is measured, on what, how precisely."""
 
+
 TRAINING_SIGNALS = ("entropy_token_nats", "proxy_std")
 """Columns that are null in records of best-of-n."""
-
-
-# --- what is compared -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,7 +240,7 @@ class PlannedRun:
 def tuning_runs(comparison: Comparison) -> list[PlannedRun]:
     """Every trial of every mitigation that trains, on the tuning seeds and tuning prompts."""
     return [
-        _planned(comparison, "tuning", method, mitigation, trial, seed)
+        planned(comparison, "tuning", method, mitigation, trial, seed)
         for method in comparison.methods
         for mitigation in comparison.under(method)
         for trial in range(len(mitigation.trials))
@@ -268,7 +253,7 @@ def test_runs(
 ) -> list[PlannedRun]:
     """The chosen trial of every mitigation that trains, on the test seeds and test prompts."""
     return [
-        _planned(comparison, "test", method, mitigation, trial_of[method][mitigation.name], seed)
+        planned(comparison, "test", method, mitigation, trial_of[method][mitigation.name], seed)
         for method in comparison.methods
         for mitigation in comparison.under(method)
         if mitigation.kind == "training"
@@ -276,7 +261,7 @@ def test_runs(
     ]
 
 
-def _planned(
+def planned(
     comparison: Comparison,
     role: Role,
     method: str,
@@ -284,6 +269,7 @@ def _planned(
     trial: int,
     seed: int,
 ) -> PlannedRun:
+    """One run of a comparison: a trial of a mitigation under a method, on a seed."""
     base = _only(comparison.base, method)
     if role == "tuning":
         base = _on_tuning_prompts(base, comparison.tuning_prompts)
@@ -318,256 +304,3 @@ def _with_seed(run: RunConfig, seed: int) -> RunConfig:
         proxy=run.proxy.with_seed(seed),
         method=None if run.method is None else run.method.with_seed(seed),
     )
-
-
-# --- loading --------------------------------------------------------------------------------------
-
-
-def smoke_comparison() -> Comparison:
-    """Every step of the protocol once, tiny: a mitigation that trains, and one that stops."""
-    return Comparison(
-        name="compare_smoke",
-        base=smoke().runs[0],
-        baseline="single",
-        mitigations=(
-            Mitigation(name="single", family="baseline", trials=(("proxy.lr=3e-3",),)),
-            Mitigation(name="decay 0.1", family="training", trials=(("proxy.weight_decay=0.1",),)),
-            Mitigation(name="KL budget", family="stopping", kind="stopping", rule="kl_budget"),
-        ),
-        tuning_seeds=(0,),
-        test_seeds=(1, 2),
-        description="every step of the protocol once",
-    )
-
-
-COMPARISONS: dict[str, Callable[[], Comparison]] = {"smoke": smoke_comparison}
-
-
-def load_comparison(name_or_path: str, overrides: Sequence[str] = ()) -> Comparison:
-    """A preset by name, or the ``compare()`` of a Python file, with overrides on the base run.
-
-    Raises
-    ------
-    ConfigError
-        Unknown name, a file that does not define ``compare``, or an override that does not fit.
-    """
-    if name_or_path in COMPARISONS:
-        comparison = COMPARISONS[name_or_path]()
-    elif name_or_path.endswith(".py"):
-        comparison = from_file(Path(name_or_path), "compare", Comparison)
-    else:
-        raise ConfigError(
-            f"comparison {name_or_path!r} is unknown: use one of {', '.join(COMPARISONS)}, the path"
-            " of a Python file with compare(), or a directory of results"
-        )
-    return replace(comparison, base=apply_overrides(comparison.base, overrides))
-
-
-# --- carrying it out ------------------------------------------------------------------------------
-
-
-class ComparisonPlan(NamedTuple):
-    """What a comparison has to compute: tuning as it is, test with the costliest trials."""
-
-    tuning: Plan
-    test_at_most: Plan
-
-
-def plan_comparison(comparison: Comparison, artefacts: store.Store) -> ComparisonPlan:
-    """Plan of the tuning runs, and of test runs as if the costliest trials were chosen.
-
-    Costs of the second include nothing that the first computes.
-    """
-    from overopt.engine.graph import make_plan, topological
-
-    tuning = _stages(comparison, tuning_runs(comparison))
-
-    def cost(run: PlannedRun) -> float:
-        return sum(stage.cost_s for stage in topological(_stages(comparison, [run])))
-
-    costliest: dict[str, dict[str, int]] = {}
-    for method in comparison.methods:
-        costliest[method] = {}
-        for mitigation in comparison.under(method):
-            costs = [
-                cost(_planned(comparison, "test", method, mitigation, t, comparison.test_seeds[0]))
-                for t in range(len(mitigation.trials))
-            ]
-            costliest[method][mitigation.name] = int(np.argmax(costs)) if costs else 0
-    test = _stages(comparison, test_runs(comparison, costliest))
-    plan, all_of_it = make_plan(tuning, artefacts), make_plan([*tuning, *test], artefacts)
-    known = {stage.fingerprint for stage in plan.stages}
-    rest = tuple(stage for stage in all_of_it.stages if stage.fingerprint not in known)
-    return ComparisonPlan(plan, replace(all_of_it, stages=rest))
-
-
-def run_comparison(
-    comparison: Comparison,
-    artefacts: store.Store,
-    runtime: RuntimeConfig,
-    *,
-    workers: int,
-    reporter: Reporter,
-    results: Path,
-    accept_changes: bool = False,
-    record_name: str = "",
-) -> str:
-    """Tune, choose, test, and write records, choices, leaderboard and figures to ``results``.
-
-    Parameters
-    ----------
-    results : receives tuning/ and test/ (records, curves), comparison.json (the protocol and what
-        each run is for), choices.json, and what `report` writes.
-    accept_changes : let changed settings or code replace what ``record_name`` stood for.
-    record_name : under which the store remembers the finished comparison; default: its name.
-
-    Returns
-    -------
-    The leaderboard as text.
-
-    Raises
-    ------
-    StageError
-        A run failed; the others are kept, and running again resumes.
-    """
-    from overopt.engine.execute import check_on_cpu, execute
-    from overopt.engine.graph import check_not_stale, snapshot
-    from overopt.study import collect
-
-    name = record_name or comparison.name
-
-    def carry_out(role: Role, runs: list[PlannedRun]) -> list[dict[str, Any]]:
-        stages = _stages(comparison, runs)
-        title = f"compare {name} {role}"
-        if not accept_changes:
-            check_not_stale(title, stages, artefacts)
-        check_on_cpu(stages, runtime)
-        execute(stages, artefacts, runtime, workers=workers, reporter=reporter)
-        collect.collect(_experiment(comparison, runs), artefacts, results / role)
-        artefacts.record(title, snapshot(stages))
-        return [
-            {
-                "role": run.role,
-                "method": run.method,
-                "mitigation": run.mitigation,
-                "trial": run.trial,
-                "seed": run.seed,
-                "run_id": stage.fingerprint,
-            }
-            for run, stage in zip(runs, stages, strict=True)
-        ]
-
-    runs = carry_out("tuning", tuning_runs(comparison))
-    choices = choose_trials(comparison, runs, load_curves(results / "tuning"))
-    files.save_json(results / "choices.json", jsonable(choices))
-    trial_of = {
-        method: {name: c["trial"] for name, c in choices[method]["mitigations"].items()}
-        for method in comparison.methods
-    }
-    runs += carry_out("test", test_runs(comparison, trial_of))
-    files.save_json(
-        results / "comparison.json",
-        jsonable(
-            {
-                "name": comparison.name,
-                "description": comparison.description,
-                "baseline": comparison.baseline,
-                "methods": comparison.methods,
-                "n_trials": len(comparison.of(comparison.baseline).trials),
-                "tuning_seeds": comparison.tuning_seeds,
-                "test_seeds": comparison.test_seeds,
-                "mitigations": comparison.mitigations,
-                "runs": runs,
-            }
-        ),
-    )
-    return report(results)
-
-
-def _experiment(comparison: Comparison, runs: Sequence[PlannedRun]) -> Experiment:
-    return Experiment(name=comparison.name, runs=tuple(run.run for run in runs))
-
-
-def _stages(comparison: Comparison, runs: Sequence[PlannedRun]) -> list[Stage]:
-    """The curve stage of each run; a run has one method, hence one."""
-    from overopt.study import chain
-
-    return chain.build_graph(_experiment(comparison, runs))
-
-
-def choose_trials(
-    comparison: Comparison, runs: Sequence[Mapping[str, Any]], curves: Sequence[Curve]
-) -> dict[str, Any]:
-    """Best trial of each mitigation, by method, from tuning curves, with the reference they give.
-
-    Parameters
-    ----------
-    runs : role, method, mitigation, trial, seed and run_id of each tuning run.
-    curves : tuning curves.
-
-    Returns
-    -------
-    method -> ``reference`` (see `overopt.leaderboard.Reference`) and, by mitigation, the chosen
-    trial, its overrides and the score of every trial; for ``stopping``, rule and threshold instead.
-    """
-    by_id = {curve.meta["run_id"]: curve for curve in curves}
-    out: dict[str, Any] = {}
-    for method in comparison.methods:
-
-        def of_trial(m: Mitigation, trial: int, method: str = method) -> list[Curve]:
-            key = (method, m.name, trial)
-            return [
-                by_id[r["run_id"]]
-                for r in runs
-                if (r["method"], r["mitigation"], r["trial"]) == key
-            ]
-
-        trials = {
-            m.name: [of_trial(m, t) for t in range(len(m.trials))]
-            for m in comparison.under(method)
-            if m.kind == "training"
-        }
-        span = common_range([c for same in trials[comparison.baseline] for c in same])
-        chosen: dict[str, Any] = {}
-        for name, same in trials.items():
-            choice = choose(same, span)
-            overrides = comparison.of(name).trials[choice.trial]
-            chosen[name] = {"trial": choice.trial, "overrides": overrides, "scores": choice.scores}
-        base = trials[comparison.baseline][chosen[comparison.baseline]["trial"]]
-        for mitigation in comparison.under(method):
-            if mitigation.kind == "stopping":
-                threshold = stopping.tune(rule_named(mitigation.rule), base)
-                chosen[mitigation.name] = {
-                    "trial": chosen[comparison.baseline]["trial"],
-                    "rule": mitigation.rule,
-                    "threshold": threshold,
-                }
-        out[method] = {
-            "criterion": PRIMARY,
-            "reference": find_reference(base, span),
-            "mitigations": chosen,
-        }
-    return out
-
-
-def plan_lines(comparison: Comparison, artefacts: store.Store) -> Iterator[str]:
-    """What would run, and its cost, a line each."""
-    from overopt.engine.progress import duration
-
-    n_seeds = (len(comparison.tuning_seeds), len(comparison.test_seeds))
-    for mitigation in comparison.mitigations:
-        methods = ", ".join(m for m in comparison.methods if mitigation.applies_to(m))
-        if mitigation.kind == "stopping":
-            yield f"{mitigation.name} ({methods}): rule {mitigation.rule} on the baseline's runs"
-            continue
-        tried = "; ".join(" ".join(trial) or "as base" for trial in mitigation.trials)
-        yield (
-            f"{mitigation.name} ({methods}): trials × tuning seeds {len(mitigation.trials)} ×"
-            f" {n_seeds[0]}, then test seeds {n_seeds[1]}: {tried}"
-        )
-    plan = plan_comparison(comparison, artefacts)
-    for title, part in (("tuning", plan.tuning), ("test, at most", plan.test_at_most)):
-        yield (
-            f"{title}: {len(part.todo)} of {len(part.stages)} stages to compute,"
-            f" {duration(part.cost_s)} of CPU time, {part.disk_mb:.0f} MB"
-        )

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from overopt.base.config import apply_overrides
 from overopt.base.errors import ConfigError
+from overopt.base.overrides import apply_overrides
 from overopt.base.userfile import from_file
 from overopt.methods import ppo
 from overopt.rewards.kinds import bradley_terry, learned

@@ -9,8 +9,8 @@ from overopt.study.chain import build_graph
 from overopt.study.presets import load_experiment
 
 # stage -> (version, start of the SHA-256 over all resolved settings of its first instance in quick).
-# A red test here means: settings or their defaults changed. Raise the stage's version in
-# its file in overopt/stages, write the new line, and say in CHANGELOG.md which numbers move. Calibration holds the
+# A red test here means: settings or their defaults changed. Raise the stage's version in its file in
+# overopt/stages, write the new line, and say in CHANGELOG.md which numbers move. Calibration holds the
 # checksums of the shipped models, so a new ladder shows here and needs no new version.
 PINNED = {
     "calibration": (2, "bd5097daaa18"),

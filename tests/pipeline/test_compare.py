@@ -10,7 +10,7 @@ from overopt.records.curves import load_curves
 
 FILE = """
 from overopt.study.comparison import Comparison, Mitigation
-from overopt.base.config import apply_overrides
+from overopt.base.overrides import apply_overrides
 from overopt.study.presets import smoke
 
 TINY = [

@@ -16,6 +16,7 @@ from overopt.engine.progress import Silent
 from overopt.engine.store import Store
 from overopt.records.curves import load_curves, load_records
 from overopt.rewards.kind import Place
+from overopt.rewards.kinds import gold
 from overopt.rewards.kinds.ensemble import EnsembleScorer
 from overopt.rewards.kinds.reward_model import RewardModelScorer
 from overopt.rewards.kinds.rubric import RubricScorer
@@ -67,7 +68,7 @@ def finished(tmp_path_factory):
     runs = {"none": bon} | {k: replace(bon, reward=RewardConfig(**v)) for k, v in REWARDS.items()}
     runs["length 0.1"] = replace(
         bon,
-        proxy=replace(base.proxy, kind="gold"),
+        proxy=gold.Settings(),
         reward=RewardConfig(length_penalty="linear", length_coef=0.1),
     )
     runs["ODIN 1"] = replace(bon, proxy=replace(base.proxy, length_control=1.0))

@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from dataclasses import replace
 
 import fake_graph
 import pytest
@@ -261,8 +262,8 @@ def test_a_pool_in_pieces_gives_the_same_curves(finished, tmp_path, monkeypatch)
     folder, arguments = finished
     monkeypatch.setattr(pool, "PIECE_RESPONSES", 32)  # two prompts, then one
     experiment = load_experiment("smoke", [a for a in arguments[2:] if "=" in a])
-    runs = tuple(chain.replace(run, method=None) for run in experiment.runs)
-    experiment = chain.replace(experiment, runs=runs)
+    runs = tuple(replace(run, method=None) for run in experiment.runs)
+    experiment = replace(experiment, runs=runs)
     stages, store = chain.build_graph(experiment), Store(tmp_path / "store")
     roles = [role for role in stages[0].upstream if role.startswith("pool")]
     assert roles == ["pool_000", "pool_001"]

@@ -181,7 +181,7 @@ def test_a_store_of_another_version_is_one_message(run):
     ("override", "stage", "words"),
     [
         ("proxy.lr=1e30", "proxy", ["at step 1 of 3", "lower the learning rate", "lr=1e+30"]),
-        ("method.lr=1e30", "ppo", ["at step", "lower ppo.lr", "lr=1e+30"]),
+        ("method.lr=1e30", "ppo", ["at step", "lower method.lr", "lr=1e+30"]),
         ("method.value_lr=1e30", "ppo", ["at step 0", "method.value_lr = 1e+30"]),
     ],
 )

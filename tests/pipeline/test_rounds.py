@@ -288,17 +288,17 @@ def test_a_killed_round_ends_like_an_uninterrupted_one(finished, tmp_path, monke
     shutil.copytree(store.root, tmp_path / "store")
     broken = Store(tmp_path / "store")
     shutil.rmtree(path(broken, second))
-    step = ppo_method.ppo_step
+    step = ppo_method.step
 
     def dies(state, *args, **kwargs):
         if state.step == STEPS - 1:
             raise KeyboardInterrupt
         return step(state, *args, **kwargs)
 
-    monkeypatch.setattr(ppo_method, "ppo_step", dies)
+    monkeypatch.setattr(ppo_method, "step", dies)
     with pytest.raises(KeyboardInterrupt):
         computed([second], broken)
-    monkeypatch.setattr(ppo_method, "ppo_step", step)
+    monkeypatch.setattr(ppo_method, "step", step)
     assert not broken.has(second.name, second.fingerprint)
     computed([second], broken)
     manifest = broken.open(second.name, second.fingerprint).manifest

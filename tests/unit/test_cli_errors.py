@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from overopt.base.config import apply_overrides, check_types, require
+from overopt.base.config import check_types, require
 from overopt.base.errors import ConfigError
 from overopt.base.files import save_json
+from overopt.base.overrides import apply_overrides
 from overopt.cli import main
 from overopt.engine.graph import Stage
 from overopt.engine.store import Store

@@ -17,15 +17,8 @@ from overopt.base.seeding import numpy_rng
 from overopt.records.schema import validate_records
 from overopt.reports.comparison import load_results, report, too_few_seeds
 from overopt.reports.figures.frontier import frontier
-from overopt.study.comparison import (
-    COMPARISONS,
-    Comparison,
-    Mitigation,
-    choose_trials,
-    load_comparison,
-    test_runs,
-    tuning_runs,
-)
+from overopt.study.compare import COMPARISONS, choose_trials, load_comparison
+from overopt.study.comparison import Comparison, Mitigation, test_runs, tuning_runs
 from overopt.study.presets import smoke
 
 test_runs.__test__ = False
@@ -156,7 +149,7 @@ def test_presets_and_files(tmp_path):
     assert changed.base.bon.pool_size == 128
     file = tmp_path / "mine.py"
     file.write_text(
-        "from overopt.study.comparison import smoke_comparison\n"
+        "from overopt.study.compare import smoke_comparison\n"
         "def compare():\n    return smoke_comparison()\n"
     )
     assert load_comparison(str(file)) == load_comparison("smoke")

@@ -14,16 +14,15 @@ from hypothesis import strategies as st
 
 from overopt.base.config import (
     RuntimeConfig,
-    apply_overrides,
     canonical,
     check_types,
     fingerprint,
     from_dict,
     require,
-    setting_names,
     to_dict,
 )
 from overopt.base.errors import ConfigError
+from overopt.base.overrides import apply_overrides, setting_names
 
 
 @dataclass(frozen=True, kw_only=True)

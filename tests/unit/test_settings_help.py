@@ -2,7 +2,7 @@
 
 import pytest
 
-from overopt.base.config import apply_overrides, setting_names
+from overopt.base.overrides import apply_overrides, setting_names
 from overopt.cli.main import main
 from overopt.cli.settings import describe_settings
 from overopt.stages.settings import RunConfig

@@ -35,6 +35,9 @@ else:
 _RATES = {"0.05m": 1.0, "0.2m": 2.5, "0.8m": 6.0, "3m": 18.0, "6m": 36.0}
 
 
+WRITES = ("reward_model",)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings(RewardSettings):
     """A scalar head on a pretrained language model, fitted to the comparisons.

@@ -169,6 +169,7 @@ def load_classifier(source: str) -> Classifier:
 
 def load(folder: Path, info: dict[str, Any], place: Place) -> ClassifierScorer:
     """What `ClassifierScorer.save` wrote, the classifier read from its source."""
+    place.check_source(folder, info["source"])
     classifier, tokenizer = load_classifier(info["source"])
     return ClassifierScorer(
         classifier.to(place.device),

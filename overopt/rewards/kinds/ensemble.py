@@ -17,7 +17,7 @@ from overopt.base.errors import CheckpointError, DataError
 from overopt.nets.heads import ScalarHeadModel
 from overopt.rewards.kind import Place, Scorer, Unit
 from overopt.rewards.kinds.reward_model import RewardModelScorer
-from overopt.rewards.load import load_scorer
+from overopt.rewards.load import MEMBERS, load_scorer
 from overopt.rewards.scorer import mean_std, normalisation, raw_scores
 from overopt.rewards.settings import RewardConfig
 from overopt.rewards.transforms import length
@@ -110,9 +110,14 @@ class EnsembleScorer(Scorer):
 
 def load(folder: Path, info: dict[str, Any], place: Place) -> EnsembleScorer:
     """What `EnsembleScorer.save` wrote, and the user's file beside it."""
-    parts = [load_scorer(folder / f"member-{i}", place) for i in range(info["n_parts"])]
+    parts = [
+        load_scorer(folder / f"member-{i}", place, kinds=place.members or MEMBERS)
+        for i in range(info["n_parts"])
+    ]
     cfg = from_dict(RewardConfig, info["reward"])
-    steps = reward_steps(cfg, kept_transform(folder) if cfg.transform else None)
+    steps = reward_steps(
+        cfg, kept_transform(folder, place.transform_sha256) if cfg.transform else None
+    )
     return EnsembleScorer(tuple(parts), steps, info["ref_tokens"], info["center"], info["spread"])
 
 

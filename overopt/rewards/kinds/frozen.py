@@ -16,6 +16,9 @@ else:
     reward_model = lazy("overopt.rewards.kinds.reward_model")
 
 
+WRITES = ("reward_model",)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings(RewardSettings):
     """A reward model checkpoint of this package, loaded as it is.

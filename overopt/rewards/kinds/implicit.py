@@ -178,7 +178,9 @@ def load(folder: Path, info: dict[str, Any], place: Place) -> ImplicitScorer:
     state = files.load_tensors(folder / "model.safetensors")
     policy, reference = (
         reward_model.backbone_of(
-            info, {k.removeprefix(name): v for k, v in state.items() if k.startswith(name)}
+            info,
+            {k.removeprefix(name): v for k, v in state.items() if k.startswith(name)},
+            folder / "scorer.json",
         )
         .to(place.device)
         .eval()

@@ -27,6 +27,9 @@ else:
     training = lazy("overopt.rewards.training.train")
 
 
+WRITES = ("reward_model",)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings(RewardSettings):
     """A reward model fitted here to pairs that the world's own intent labels, then frozen.

@@ -39,6 +39,9 @@ else:
     codecs = lazy("overopt.worlds.codecs")
 
 
+WRITES = ("reward_model",)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings(RewardSettings):
     """A scalar head fitted to whether single responses are right, by the world's judge.

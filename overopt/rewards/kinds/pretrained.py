@@ -17,6 +17,9 @@ else:
     classifier = lazy("overopt.rewards.kinds.classifier")
 
 
+WRITES = ("classifier",)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings(RewardSettings):
     """Any sequence classifier of transformers with one label or two, which reads text.

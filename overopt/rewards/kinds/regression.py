@@ -41,6 +41,9 @@ else:
 Attribute = Literal["right", "valid", "listed", "formatted", "checks", "answers", "steps", "tokens"]
 
 
+WRITES = ("reward_model",)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings(RewardSettings):
     """A linear head an attribute, fitted to the judge's ratings, and the weights that make a score.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from overopt.base import files
 from overopt.base.datatypes import Responses
-from overopt.base.errors import CheckpointError
+from overopt.base.errors import CheckpointError, StoreError
 from overopt.base.seeding import torch_generator
 from overopt.nets.block import LlamaConfig
 from overopt.nets.checkpoints import backbone_state, n_params
@@ -127,11 +127,15 @@ def shape_of(backbone: Any) -> dict[str, Any]:
     return {"transformers": backbone.spec()}
 
 
-def backbone_of(info: dict[str, Any], weights: dict[str, Tensor]) -> Any:
-    """The network with these weights, under transformers' names, of the shape that ``info`` has."""
+def backbone_of(info: dict[str, Any], weights: dict[str, Tensor], file: Path) -> Any:
+    """The network with these weights, under transformers' names, of the shape that ``info`` has.
+
+    file: where ``info`` stands. A config that asks for code which is not transformers' own is refused.
+    """
     if "transformers" in info:
         from overopt.nets.hf import from_spec  # transformers takes seconds to import
 
+        check_plain(info["transformers"], file)
         return from_spec(info["transformers"], weights)
     return from_transformers_state(weights, LlamaConfig(**info["shape"]))
 
@@ -146,11 +150,13 @@ def load(folder: Path, info: dict[str, Any], place: Place) -> RewardModelScorer 
 
 def load_network(folder: Path, info: dict[str, Any], place: Place) -> ScalarHeadModel:
     """What `save_network` wrote, on the device."""
-    state = files.load_tensors(folder / "model.safetensors")
+    heads = ("score.weight", "score.bias")
+    state = files.load_tensors(folder / "model.safetensors", names=heads)
     weights = {k: v for k, v in state.items() if not k.startswith("score.")}
-    backbone = backbone_of(info, weights)
+    backbone = backbone_of(info, weights, folder / "scorer.json")
     if info.get("scored_by") == "text":
         source = info["tokenizer"]
+        place.check_source(folder, source)
         backbone.reader = TextReader(source, place.world, codecs.load_codec(source))
     model = ScalarHeadModel(backbone, len(state["score.bias"]))
     model.head.load_state_dict({"weight": state["score.weight"], "bias": state["score.bias"]})
@@ -162,6 +168,17 @@ def fresh(source: str, job: Job, *, layers: int = 0) -> ScalarHeadModel:
     model = ScalarHeadModel(load_backbone(source, job.world, layers=layers))
     model.init_head(torch_generator(job.seed, "head"))
     return model.to(job.device)
+
+
+def check_plain(spec: dict[str, Any], file: Path) -> None:
+    """Raise StoreError where a transformers config asks for code that is not transformers' own."""
+    config = files.need(spec.get("config"), f"{file}: transformers.config")
+    for key in ("auto_map", "quantization_config"):
+        if config.get(key):
+            raise StoreError(f"{file}: {key} is set: such a model is not loaded from a store")
+    for key, value in config.items():
+        if "attn_implementation" in key and value not in (None, "eager", "sdpa"):
+            raise StoreError(f"{file}: {key} = {value!r}: is not loaded from a store")
 
 
 def network(scorer: Scorer) -> ScalarHeadModel:

@@ -296,20 +296,6 @@ def train_reward_models_stacked(
     rope = _half_rope(models[0])
     pending: list[Tensor] = []
 
-    def read_losses() -> None:
-        for of_members in torch.stack(pending).tolist() if pending else ():
-            for m, (loss, log) in enumerate(zip(of_members, logs, strict=True)):
-                at = len(log.loss)
-                if at == totals[m]:
-                    continue
-                if not math.isfinite(loss):
-                    raise DivergenceError(
-                        f"reward-model loss of member {m} is {loss} at step {at} of {totals[m]}:"
-                        f" lower the learning rate (lr = {lr})"
-                    )
-                log.loss.append(loss)
-        pending.clear()
-
     try:
         for step in range(max(totals)):
             batches = [next(stream, None) for stream in streams]
@@ -320,23 +306,40 @@ def train_reward_models_stacked(
             losses.sum().backward()
             pending.append(losses.detach())
             if not losses.is_cuda or len(pending) == READ_LOSS_EVERY:
-                read_losses()
+                _read_losses(pending, logs, totals, lr)
             rates = [lr * learning_rate(step, total) for total in totals]
             _update(stack.flat, optimizer, [b is not None for b in batches], rates)
             for m, mine in enumerate(batches):
                 if mine is None:
                     continue
                 log = logs[m]
-                log.steps += 1
-                log.pairs_seen += len(mine.target)
+                log.steps, log.pairs_seen = log.steps + 1, log.pairs_seen + len(mine.target)
                 if log.steps % plans[m].steps == 0:
-                    read_losses()
+                    _read_losses(pending, logs, totals, lr)
                     _unstack(stack, models, [m])
                     log.validation.append(validate(models[m]))
             progress(step + 1, max(totals))
     finally:
         _unstack(stack, models, range(len(models)))
     return logs
+
+
+def _read_losses(
+    pending: list[Tensor], logs: Sequence[TrainingLog], totals: Sequence[int], lr: float
+) -> None:
+    """Fetch the losses (M,) of steps that were not read yet, into the members' logs."""
+    for of_members in torch.stack(pending).tolist() if pending else ():
+        for m, (loss, log) in enumerate(zip(of_members, logs, strict=True)):
+            at = len(log.loss)
+            if at == totals[m]:
+                continue
+            if not math.isfinite(loss):
+                raise DivergenceError(
+                    f"reward-model loss of member {m} is {loss} at step {at} of {totals[m]}:"
+                    f" lower the learning rate (lr = {lr})"
+                )
+            log.loss.append(loss)
+    pending.clear()
 
 
 def _update(

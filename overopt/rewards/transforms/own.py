@@ -6,8 +6,9 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from overopt.base import files
 from overopt.base.errors import ConfigError, StoreError
-from overopt.base.userfile import by_checksum, load_module
+from overopt.base.userfile import load_module
 
 if TYPE_CHECKING:
     from overopt.rewards.transforms.inputs import Reward
@@ -28,22 +29,21 @@ def load_transform(path: Path) -> Reward:
     return module.reward
 
 
-def kept_transform(folder: Path) -> Reward:
-    """The function of the file that an artefact holds a copy of, if this run's settings name it.
+def kept_transform(folder: Path, expected: str) -> Reward:
+    """The function of the copy in an artefact, if it is the file that this run's settings name.
 
-    An artefact is data: its copy is compared, never run.
+    ``expected``: SHA-256 of that file.
 
     Raises
     ------
     StoreError
-        The settings of this process name no file with this content.
+        The copy is another file: it is not run.
     """
     file = folder / "transform.py"
-    checksum = hashlib.sha256(file.read_bytes()).hexdigest()
-    module = by_checksum(checksum)
-    if module is None:
+    digest = hashlib.sha256(files.read_bytes(file)).hexdigest()
+    if digest != expected:
         raise StoreError(
-            f"{file}: code in an artefact runs only where the settings name the same file"
-            f" (reward.transform, SHA-256 {checksum[:16]}…): name it, or use another --store"
+            f"{file}: SHA-256 {digest[:12]}… is not that of the file that reward.transform of this"
+            " run names: it is not run; delete the artefact to have it computed again"
         )
-    return module.reward
+    return load_transform(file)

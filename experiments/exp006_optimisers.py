@@ -1,0 +1,78 @@
+"""Does the reward overoptimize, or the optimiser? Seven of them against the same proxies.
+
+Best-of-n, PPO, GRPO, RLOO, REINFORCE, rejection sampling, and DPO on the proxy's comparisons and on
+fresh pairs, each against the same three proxies, five seeds each. A seed is a replicate of
+everything: comparisons, proxy and method. All methods but offline DPO see the same number of
+responses, 2,304, and are evaluated on the same prompts with exact KL; offline DPO passes once over the
+3,000 comparisons.
+
+Predictions, written before any run of a method beside PPO on this world, in standard deviations of
+gold under the initial policy, means over proxies of 0.2M and 0.8M parameters:
+
+1. Peak gold: best-of-n highest; rejection sampling next; PPO, GRPO and RLOO within 0.15 of each other;
+   offline DPO lowest.
+2. At equal √KL up to the peak, gold of PPO, GRPO, RLOO and REINFORCE differs by less than 0.2: what
+   overoptimizes is the reward. Rejection sampling is above them by 0.1 or more.
+3. At equal proxy score, GRPO with the division by the sd is at larger √KL than RLOO: it goes on
+   pushing where responses to a prompt hardly differ.
+4. REINFORCE needs at least 1.5 times the steps of RLOO to reach the same proxy score.
+5. Offline DPO at β = 0.1 ends its epoch past its peak of gold; online DPO reaches a higher proxy score
+   and a higher gold peak than offline DPO.
+6. The smallest proxy has the lowest peak under every method, in four of five seeds or more.
+7. A step of GRPO costs less than 0.8 of a step of PPO.
+
+Cost: about 3 hours of CPU time. In a minute, to see that it works (the first proxy, all methods):
+
+    overopt run experiments/exp006_optimisers.py --part 1/15 gold.kind=rubric labels.n_pairs=60 \\
+        bon.n_prompts=4 bon.pool_size=512 method.steps=1 method.batch=16 method.minibatches=1 \\
+        method.eval_prompts=4 --results results/exp006_smoke
+
+In full:
+
+    overopt run experiments/exp006_optimisers.py --results experiments/results/exp006_optimisers
+"""
+
+from dataclasses import replace
+
+from overopt.methods import dpo, grpo, ppo, reinforce, rejection, rloo
+from overopt.methods.method import Schedule
+from overopt.stages.settings import Experiment
+from overopt.study.presets import proxy, study_run
+
+BACKBONES = ("ladder:0.05m", "ladder:0.2m", "ladder:0.8m")
+SEEDS = (0, 1, 2, 3, 4)
+RESPONSES = 2304
+
+
+def methods() -> tuple[Schedule, ...]:
+    """Every method at the same number of responses and on the same evaluation prompts."""
+    often = {"eval_every": 6, "eval_early_every": 3, "eval_prompts": 48, "eval_copies": 2}
+    sampled = {"steps": RESPONSES // 64, "batch": 64} | often
+    return (
+        ppo.Settings(**sampled),
+        grpo.Settings(**sampled),
+        rloo.Settings(**sampled),
+        reinforce.Settings(**sampled),
+        rejection.Settings(steps=8, batch=RESPONSES // 8, eval_prompts=48, eval_copies=2),
+        dpo.Settings(steps=47, batch=64, **often),
+        dpo.Settings(data="online", steps=RESPONSES // 64, batch=32, **often),
+    )
+
+
+def build() -> Experiment:
+    """Replicates × proxies × methods; best-of-n comes with the first method of each proxy."""
+    runs = []
+    for seed in SEEDS:
+        for backbone in BACKBONES:
+            base = study_run()
+            base = replace(
+                base,
+                labels=replace(base.labels, data_seed=seed),
+                proxy=proxy(backbone, seed),
+            )
+            for i, method in enumerate(methods()):
+                bon = base.bon if i == 0 else None
+                runs.append(replace(base, method=method.with_seed(seed), bon=bon))
+    return Experiment(
+        name="exp006_optimisers", runs=tuple(runs), description="methods × proxies × seeds"
+    )
