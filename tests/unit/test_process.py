@@ -215,7 +215,7 @@ def test_a_scorer_comes_back_from_its_folder(tiny_llama, tmp_path):
     model.init_head(torch.Generator().manual_seed(0))
     scorer = process.ProcessScorer(model, world, "min").with_unit(Unit(0.5, 2.0))
     scorer.save(tmp_path, {"n_params": 1})
-    again = load_scorer(tmp_path, Place(Path(), world, "cpu"))
+    again = load_scorer(tmp_path, Place(Path(), world, "cpu"), kinds=["process"])
     asked = responses([[5, STEP, 6, STEP, 9, EOS], [7, EOS]])
     assert again.score(asked).equal(scorer.score(asked))
     assert scorer.score(asked).tolist() == pytest.approx(((scorer.raw(asked) - 0.5) / 2).tolist())

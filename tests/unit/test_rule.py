@@ -94,7 +94,7 @@ def test_scores_are_standardised_and_come_back_from_their_folder(tmp_path):
         correction=0
     ) == pytest.approx(1)
     scorer.save(tmp_path, {})
-    again = load_scorer(tmp_path, Place(Path(), WORLD, "cpu"))
+    again = load_scorer(tmp_path, Place(Path(), WORLD, "cpu"), kinds=["rule"])
     assert again.score(asked).equal(scores)
 
 
@@ -110,10 +110,10 @@ def test_a_checker_of_the_users(tmp_path, monkeypatch):
     assert trained.scorer.raw(asked).tolist() == [1, 1, 2, 1, 0]
     trained.scorer.save(tmp_path, {})
     place = Place(Path(), WORLD, "cpu")
-    assert load_scorer(tmp_path, place).raw(asked).tolist() == [1, 1, 2, 1, 0]
+    assert load_scorer(tmp_path, place, kinds=["rule"]).raw(asked).tolist() == [1, 1, 2, 1, 0]
     monkeypatch.setattr(userfile, "_loaded", {})
     with pytest.raises(StoreError, match="checker"):
-        load_scorer(tmp_path, place)
+        load_scorer(tmp_path, place, kinds=["rule"])
 
 
 def test_what_a_checker_returns_is_checked(tmp_path):
