@@ -76,7 +76,7 @@ def plan_answer(prompt):
 
 EDITS = st.lists(
     st.tuples(
-        st.sampled_from(["replace", "insert", "delete", "double", "cut", "swap"]),
+        st.sampled_from(["replace", "insert", "delete", "double", "cut", "swap", "loose"]),
         st.integers(0, 99),
         st.integers(2, len(VOCABULARY) - 1),
     ),
@@ -97,6 +97,8 @@ def edited(words, edits):
                 del words[i]
             case "double":
                 words[i:i] = words[i : i + 6]
+            case "loose" if "#" in words:
+                words.insert(words.index("#"), VOCABULARY[token])
             case "cut":
                 words = words[:i]
             case "swap" if len(words) > 3:
@@ -141,6 +143,7 @@ def test_two_judges_agree(seed, n_steps, edits):
         ("3 + 4 = 7 ; 7 * 3 = 21 ; 21 % 4 = 1 ; # 1 # 2", False, True, 3, 0),  # a hedge
         ("3 + 4 = 7 ; 7 * 3 = 21 ; # 1", True, False, 2, 0),
         ("3 + 4 = 7 ; 7 * 3 = 21 ; 21 % 4 = 1 ;", False, True, 3, 0),  # no answer
+        ("3 + 4 = 7 ; 7 * 3 = 21 ; 21 % 4 = 1 ; 9 # 1", True, True, 3, 0),  # a loose word
         ("# 1", True, False, 0, 0),
         ("", False, False, 0, 0),
     ],
