@@ -14,9 +14,11 @@ from overopt.base.datatypes import Prompts, Responses
 from overopt.base.errors import ConfigError, DataError
 from overopt.nets.checkpoints import load_lm
 from overopt.nets.sampling import sample
+from overopt.nets.sources import ladder_dir
 from overopt.worlds import sums, sums_text
 from overopt.worlds.splits import SPLITS
 from overopt.worlds.sums_text import VOCABULARY, judge, make_problem, write_solution
+from overopt.worlds.tokenizers import shares_vocabulary
 
 N_SOLUTIONS = int(os.environ.get("OVEROPT_SOLUTIONS", "1500"))  # 100,000 in the long mode
 
@@ -265,3 +267,13 @@ def test_the_shipped_policy_can_do_some_of_it():
     assert 0.2 < right.mean() < 0.6
     assert 0.1 < (right & ~valid).sum() / right.sum() < 0.45
     assert found.ended.float().mean() > 0.9
+
+
+@pytest.mark.parametrize("rung", ["sums-0.05m", "sums-0.2m", "sums-0.4m"])
+def test_shipped_models_are_small_and_read_this_world(rung):
+    model, folder = load_lm(f"ladder:{rung}"), ladder_dir("ladder:sums-")
+    assert model.cfg.vocab_size == len(VOCABULARY)
+    assert WORLD.longest_prompt + sums.Settings().max_response_tokens <= 160
+    assert shares_vocabulary(f"ladder:{rung}", WORLD.tokenizer)
+    assert not shares_vocabulary("ladder:0.2m", WORLD.tokenizer)
+    assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) < 1.5e6
