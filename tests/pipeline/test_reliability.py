@@ -14,10 +14,11 @@ import pytest
 from small_smoke import prompts_file
 
 from overopt.base import files
-from overopt.base.errors import DataError, StoreError
+from overopt.base.errors import CheckpointError, DataError, StoreError
 from overopt.cli.main import main
 from overopt.engine.manifest import checksum
 from overopt.engine.store import Store
+from overopt.nets.checkpoints import load_lm
 from overopt.records import results as results_module
 from overopt.records.results import Results, held_results, recover, save_results, transaction
 from overopt.rewards.kinds.ensemble import EnsembleScorer
@@ -396,3 +397,26 @@ def test_names_from_a_store_do_not_reach_the_terminal_as_they_are(finished, tmp_
     done = shell(f"overopt status smoke {' '.join(settings)} --store {own}")
     assert done.returncode == 0 and "\\x1b[2Jgone\\u202e" in done.stdout
     assert "\x1b" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", {"_attn_implementation": "evil/kernel"}),
+        ("config.json", {"auto_map": {"AutoConfig": "evil.Config"}, "model_type": "evil"}),
+        ("config.json", []),
+        ("model.safetensors.index.json", {"weight_map": {"a": "../../elsewhere.safetensors"}}),
+        ("model.safetensors.index.json", {"weight_map": [1]}),
+    ],
+)
+def test_a_checkpoint_cannot_bring_code_or_lead_elsewhere(tmp_path, file, content):
+    trap = tmp_path / "trap"
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "evil.py").write_text(f"open({str(trap)!r}, 'w')\nclass Config: pass\n")
+    (folder / "model.safetensors").write_bytes(b"")
+    files.save_json(folder / "config.json", {"model_type": "llama"})
+    files.save_json(folder / file, content)
+    with pytest.raises(CheckpointError):
+        load_lm(str(folder))
+    assert not trap.exists()
