@@ -473,6 +473,8 @@ def _index_long(source: _Source, plan: _Plan) -> _Index:
 
 
 def _common_size(source: _Source, index: _Index, pool_size: int | None) -> int:
+    if not len(index.sizes):  # its metadata may say otherwise
+        raise DataError(f"{source.path}: the file has no rows")
     smallest, largest = int(index.sizes.min()), int(index.sizes.max())
     name = index.prompt_ids[int(index.sizes.argmin())][:60]
     if smallest == 0:

@@ -12,18 +12,21 @@ import contextlib
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from overopt.base import files, folders
+from overopt.base import files, folders, locks
 from overopt.base.errors import DataError, StoreError
 
 CHECKSUMS = "checksums.json"
 CHECKSUMS_FORMAT = 1
 RESULT_FILES = ("records.jsonl", "tilt.jsonl", "costs.jsonl", "curves.npz", CHECKSUMS)
+MOVING_S = 2.0
+"""Patience with a writer that moves its files, which takes milliseconds."""
 _DECIDED = ".decided"
 """Folder of files that are to replace those of the directory; complete, or absent."""
 
@@ -82,11 +85,24 @@ def transaction(folder: Path) -> Iterator[None]:
 def held_results(folder: Path) -> Results:
     """What a results directory holds; nothing if it has no records.
 
+    Needs no lock: where files do not fit while another process moves new ones in, it waits.
+
     Raises
     ------
     DataError
         A file is missing or damaged.
     """
+    for _ in range(int(MOVING_S / locks.RETRY_S)):
+        try:
+            return _held(folder)
+        except DataError:
+            if not (locks.is_taken(folder / ".lock") or (folder / _DECIDED).exists()):
+                break
+        time.sleep(locks.RETRY_S)
+    return _held(folder)
+
+
+def _held(folder: Path) -> Results:
     if not (folder / "records.jsonl").exists() or _is_foreign(folder):
         return Results([], [], [], {})
     check_sums(folder)

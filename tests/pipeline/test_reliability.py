@@ -204,6 +204,21 @@ def test_a_writer_that_dies_anywhere_leaves_the_old_results_or_the_new(tmp_path,
     assert seen == {(True, "old"), (True, "new"), (False, "new")}
 
 
+def test_a_run_finishes_what_a_killed_writer_had_decided_on(finished, tmp_path):
+    settings, store, results = finished
+    own = tmp_path / "results"
+    shutil.copytree(results, own)
+    (own / ".decided").mkdir()
+    for name in results_module.RESULT_FILES[2:]:
+        (own / name).rename(own / ".decided" / name)
+    command = ["run", "smoke", *settings, "--store", str(store), "--results", str(own), "--quiet"]
+    assert main(command) == 0
+    for name in results_module.RESULT_FILES:
+        if name not in ("costs.jsonl", "checksums.json"):
+            assert (own / name).read_bytes() == (results / name).read_bytes()
+    assert not (own / ".decided").exists()
+
+
 def test_damaged_results_are_refused_before_work_and_named(finished, tmp_path, capsys):
     settings, store, results = finished
     own = tmp_path / "results"
