@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from small_smoke import prompts_file
+from torture import living, obey_signals
 
 from overopt.base import files
 from overopt.base.errors import CheckpointError, DataError, StoreError
@@ -96,6 +97,7 @@ def test_a_signal_ends_a_run_with_records_of_what_is_finished(finished, tmp_path
         [sys.executable, "-m", "overopt", "run", "smoke", *more, "--workers", str(workers),
          "--store", "store", "--results", "results"],
         cwd=tmp_path, start_new_session=True, stderr=subprocess.PIPE, text=True,
+        preexec_fn=obey_signals,
     )  # fmt: skip
     while not list((tmp_path / "store" / ".scratch").glob("ppo-*")):
         assert process.poll() is None, process.stderr.read()
@@ -107,25 +109,10 @@ def test_a_signal_ends_a_run_with_records_of_what_is_finished(finished, tmp_path
     assert "running the same command again" in errors.splitlines()[-1]
     assert "FAILED" not in errors and "Traceback" not in errors
     assert {row["method"] for row in held_results(tmp_path / "results").records} == {"bon"}
-    with pytest.raises(ProcessLookupError):
-        for _ in range(100):
-            os.killpg(process.pid, 0)
-            if living(process.pid) == []:
-                raise ProcessLookupError
-            time.sleep(0.05)
-
-
-def living(session):
-    """Processes of a session that have not ended."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[3]) == session and fields[0] != "Z":
-            found.append(stat.parent.name)
-    return found
+    deadline = time.monotonic() + 10
+    while living(process.pid):
+        assert time.monotonic() < deadline, "a process is left"
+        time.sleep(0.05)
 
 
 # --- results --------------------------------------------------------------------------------------
