@@ -163,7 +163,7 @@ def run_experiment(args: argparse.Namespace) -> int:
     from overopt.engine.progress import Silent, TextReporter, duration
     from overopt.engine.store import Store
     from overopt.engine.task import StageError
-    from overopt.records.results import RESULT_FILES, check_joins
+    from overopt.records.results import RESULT_FILES, check_part
     from overopt.study import chain, collect
 
     loaded, store = _load(args), Store(args.store)
@@ -172,10 +172,11 @@ def run_experiment(args: argparse.Namespace) -> int:
     check_on_cpu(loaded.stages, runtime)
     check_device(runtime.device)
     results = args.results or default_results(loaded.record_name)
+    if args.part:
+        check_part(results, {stage.fingerprint for stage in loaded.stages})
     held = _held(results)  # unreadable ones are refused now, not after hours of work
     wanted = loaded.stages
     if args.part:
-        check_joins(results, held, {stage.fingerprint for stage in wanted})
         wanted = chain.build_graph(_part_of(loaded.experiment, *args.part))
     done = held.run_ids if args.extend else set()
     wanted = [stage for stage in wanted if stage.fingerprint not in done]

@@ -8,7 +8,7 @@ from overopt.engine import store
 from overopt.engine.graph import Stage, topological
 from overopt.records.results import (
     Results,
-    check_joins,
+    check_part,
     held_results,
     save_results,
     transaction,
@@ -58,6 +58,9 @@ def _collect(
     experiment: Experiment, artefacts: store.Store, results_dir: Path, *, partial: bool
 ) -> Path | None:
     """`collect`, while no other process writes there."""
+    if partial:
+        stages = [stage for run in experiment.runs for stage in curve_stages(run)]
+        check_part(results_dir, {stage.fingerprint for stage in stages})
     before = held_results(results_dir)
     found = Results([], [], [], {})
     seen: set[str] = set()
@@ -73,8 +76,6 @@ def _collect(
                 found.add(before.of(run_id))
             elif not partial:
                 artefacts.open(stage.name, run_id)  # raises with the remedy
-    if partial:
-        check_joins(results_dir, before, seen)
     if partial and not found.records:
         return None
     validate_records(found.records)
