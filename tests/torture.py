@@ -88,6 +88,7 @@ class Trials:
         return subprocess.Popen(
             [sys.executable, "-m", "overopt", *args],
             start_new_session=True,
+            preexec_fn=obey_signals,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -200,6 +201,12 @@ class Trials:
         lost = expected - held_results(place / "r").run_ids
         assert not lost, f"{len(lost)} of {len(expected)} curves are lost"
         return writers
+
+
+def obey_signals() -> None:
+    """In a child: a shell in the background ignores SIGINT, and its children would too."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
 
 
 def held_or_recovered(folder: Path) -> set[str]:
