@@ -316,6 +316,22 @@ def test_smoke(shared_store, kind):
     assert sum(read_costs(results).values()) < 20  # CPU seconds, with the proxy's training
 
 
+def test_all_methods_start_from_the_same_responses(shared_store):
+    """Evaluations share their random numbers: step 0 is one and the same for all."""
+    starts = []
+    for kind in ("ppo", "grpo", "rejection"):
+        (curve,) = load_curves(run(shared_store, kind, f"again-{kind}"))
+        starts.append([curve.arrays[name][0].tolist() for name in ("gold", "proxy", "length")])
+    assert starts[0] == starts[1] == starts[2]
+
+
+def test_par_has_a_reference_for_every_prompt_that_is_drawn(shared_store):
+    """A prompt without one would have the reward nan, and the run would stop."""
+    results = run(shared_store, "grpo", "par", "method.shaping=par")
+    (curve,) = load_curves(results)
+    assert curve.meta["shaping"] == "par" and curve.meta["mitigation"] == "par 1"
+
+
 def test_a_method_reads_labels_without_gold_margins(shared_store, monkeypatch):
     """What `problem.preferences` gives in a real run."""
     from overopt.methods import dpo
