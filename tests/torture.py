@@ -183,7 +183,8 @@ class Trials:
     def race(self, writers: int) -> int:
         """See *race* above; the stores are filled once, so that all collect at about one time."""
         file = self.folder / "parts.py"
-        settings = [*self.settings, "gold.kind=rubric", "ppo=none"]
+        settings = [s for s in self.settings if not s.startswith("gold.")]
+        settings += ["gold.kind=rubric", "method=none"]
         file.write_text(PARTS.format(settings=settings))
         filled = self.folder / "filled"
         if not filled.exists():

@@ -159,9 +159,8 @@ def save_results(folder: Path, results: Results) -> None:
             files.save_arrays(new / "curves.npz", results.arrays)
             for name, rows in zip(Results._fields[:3], results[:3], strict=True):
                 files.save_records(new / f"{name}.jsonl", rows)
-            if results.shown:
-                shown = {method: how._asdict() for method, how in results.shown.items()}
-                files.save_json(new / SHOWN, shown)
+            shown = {method: how._asdict() for method, how in results.shown.items()}
+            files.save_json(new / SHOWN, shown)
             sums = {file.name: describe(file) for file in sorted(new.iterdir())}
             files.save_json(new / CHECKSUMS, {"format": CHECKSUMS_FORMAT, "files": sums})
             os.rename(new, folder / _DECIDED)

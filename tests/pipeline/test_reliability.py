@@ -22,12 +22,12 @@ from overopt.engine.store import Store
 from overopt.nets.checkpoints import load_lm
 from overopt.records import results as results_module
 from overopt.records.results import Results, held_results, recover, save_results, transaction
+from overopt.rewards.kind import Place
 from overopt.rewards.kinds.ensemble import EnsembleScorer
 from overopt.rewards.load import load_scorer
-from overopt.rewards.scorer import Place
 
 SMALLER = [
-    "gold.kind=rubric", "proxy.backbone=ladder:0.05m", "labels.n_pairs=60", "ppo=none",
+    "gold.kind=rubric", "proxy.backbone=ladder:0.05m", "labels.n_pairs=60", "method=none",
     "bon.n_prompts=3", "bon.pool_size=32", "bon.ns=1,8,32",
 ]  # fmt: skip
 
@@ -92,7 +92,10 @@ def test_characters_without_a_place_in_the_encoding_are_replaced(finished, encod
 def test_a_signal_ends_a_run_with_records_of_what_is_finished(finished, tmp_path, number, workers):
     settings, store, _ = finished
     shutil.copytree(store, tmp_path / "store")
-    more = [s for s in settings if s != "ppo=none"] + ["ppo.steps=300", "ppo.eval_prompts=4"]
+    more = [s for s in settings if s != "method=none"] + [
+        "method.steps=300",
+        "method.eval_prompts=4",
+    ]
     process = subprocess.Popen(
         [sys.executable, "-m", "overopt", "run", "smoke", *more, "--workers", str(workers),
          "--store", "store", "--results", "results"],
@@ -272,7 +275,8 @@ def test_a_complete_store_that_may_only_be_read_can_be_run_planned_and_read(fini
     assert made.read_bytes() == (results / "records.jsonl").read_bytes()
     assert reading(["plan", *run], tmp_path).returncode == 0
     assert reading(["verify", str(own)], tmp_path).returncode == 0
-    done = reading(["run", *run, "bon.ns=1,4", "--results", "r2"], tmp_path)
+    other = ["bon.ns=1,4" if s.startswith("bon.ns=") else s for s in run]
+    done = reading(["run", *other, "--results", "r2"], tmp_path)
     assert done.returncode == 2 and str(own) in done.stderr and "--store" in done.stderr
     assert not (tmp_path / "r2").exists()
     for path in (own, *own.rglob("*")):
