@@ -24,8 +24,8 @@ gold under the initial policy, means over proxies of 0.2M and 0.8M parameters:
 Cost: about 3 hours of CPU time. In a minute, to see that it works (the first proxy, all methods):
 
     overopt run experiments/exp006_optimisers.py --part 1/15 gold.kind=rubric labels.n_pairs=60 \\
-        bon.n_prompts=4 bon.pool_size=512 method.steps=1 method.batch=16 method.minibatches=1 \\
-        method.eval_prompts=4 --results results/exp006_smoke
+        bon.n_prompts=4 method.steps=1 method.batch=16 method.eval_prompts=4 \\
+        --results results/exp006_smoke
 
 In full:
 

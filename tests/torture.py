@@ -88,6 +88,7 @@ class Trials:
         return subprocess.Popen(
             [sys.executable, "-m", "overopt", *args],
             start_new_session=True,
+            preexec_fn=obey_signals,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -182,7 +183,8 @@ class Trials:
     def race(self, writers: int) -> int:
         """See *race* above; the stores are filled once, so that all collect at about one time."""
         file = self.folder / "parts.py"
-        settings = [*self.settings, "gold.kind=rubric", "ppo=none"]
+        settings = [s for s in self.settings if not s.startswith("gold.")]
+        settings += ["gold.kind=rubric", "method=none"]
         file.write_text(PARTS.format(settings=settings))
         filled = self.folder / "filled"
         if not filled.exists():
@@ -200,6 +202,12 @@ class Trials:
         lost = expected - held_results(place / "r").run_ids
         assert not lost, f"{len(lost)} of {len(expected)} curves are lost"
         return writers
+
+
+def obey_signals() -> None:
+    """In a child: a shell in the background ignores SIGINT, and its children would too."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
 
 
 def held_or_recovered(folder: Path) -> set[str]:

@@ -192,8 +192,9 @@ is right (pass@k, unbiased, from {copies}). *CPU s*: seconds of training, on one
 **Training.** Random weights; cross-entropy on solutions only, one pass over problems that are drawn as
 they are needed; Muon for matrices, AdamW for the rest, float32, batches of {batch} problems, linear
 decay. One core each. `training.json` of each has rate, steps and loss curve. No rung was chosen among
-several seeds. Rungs differ in problems as well as in size: sums-0.4m saw fewer in its ten minutes, and is
-no better than sums-0.2m. The problems of the world are drawn from another seed; some may be the same by chance.
+several seeds. Rungs differ in problems as well as in size: sums-0.4m saw fewer, and is no
+better than sums-0.2m. The problems of the world are drawn from another seed; some may be the same by
+chance.
 
 **Made by**
 

@@ -25,6 +25,7 @@ from overopt.cli.options import (
 if TYPE_CHECKING:
     from overopt.engine.graph import Plan, Stage
     from overopt.engine.store import Store
+    from overopt.records.results import Results
 
 
 STATE_MARKS = {
@@ -164,7 +165,7 @@ def run_experiment(args: argparse.Namespace) -> int:
     from overopt.engine.progress import Silent, TextReporter, duration
     from overopt.engine.store import Store
     from overopt.engine.task import StageError
-    from overopt.records.results import RESULT_FILES, check_joins, held_results
+    from overopt.records.results import RESULT_FILES, check_part
     from overopt.study import chain, collect
 
     loaded, store = _load(args), Store(args.store)
@@ -173,10 +174,11 @@ def run_experiment(args: argparse.Namespace) -> int:
     check_on_cpu(loaded.stages, runtime)
     check_device(runtime.device)
     results = args.results or default_results(loaded.record_name)
-    held = held_results(results)  # unreadable ones are refused now, not after hours of work
+    if args.part:
+        check_part(results, {stage.fingerprint for stage in loaded.stages})
+    held = _held(results)  # unreadable ones are refused now, not after hours of work
     wanted = loaded.stages
     if args.part:
-        check_joins(results, held, {stage.fingerprint for stage in wanted})
         wanted = chain.build_graph(_part_of(loaded.experiment, *args.part))
     done = held.run_ids if args.extend else set()
     wanted = [stage for stage in wanted if stage.fingerprint not in done]
@@ -219,6 +221,18 @@ def _say_stopped(took: str, computed: int, left: int) -> None:
         " running the same command again continues from here",
         file=sys.stderr,
     )
+
+
+def _held(folder: Path) -> Results:
+    """What is in a results directory, after what a killed writer had begun was finished."""
+    from overopt.base import folders
+    from overopt.records.results import RESULT_FILES, held_results, transaction
+
+    if not folder.is_dir():
+        return held_results(folder)
+    folders.check_folder(folder, "--results", *RESULT_FILES)
+    with transaction(folder):
+        return held_results(folder)
 
 
 def _part_of(experiment: Any, part: int, parts: int) -> Any:

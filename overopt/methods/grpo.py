@@ -37,7 +37,7 @@ SHOWN = Shown(
     coord="grpo_step",
     axis="GRPO step",
     form="rl",
-    marker="s",
+    marker="^",
     treatments={"kl_coef": "kl_coef "},
 )
 

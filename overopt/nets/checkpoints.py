@@ -137,7 +137,7 @@ def _load_hf(source: str, path: Path, layers: int, *, output: bool) -> Llama:
     from overopt.nets.hf import HFBackbone
 
     try:
-        config = AutoConfig.from_pretrained(path, local_files_only=True)
+        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except (ValueError, OSError, KeyError) as e:
         raise CheckpointError(f"config.json of checkpoint {source!r} cannot be used: {e}") from e
     if layers:
@@ -162,6 +162,7 @@ def from_pretrained(auto: Any, source: str, path: Path, **options: Any) -> Any:
                 path,
                 dtype=torch.float32,
                 local_files_only=True,
+                trust_remote_code=False,
                 use_safetensors=True,
                 output_loading_info=True,
                 **options,

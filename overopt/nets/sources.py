@@ -4,7 +4,6 @@ import contextlib
 import fnmatch
 import hashlib
 import importlib.util
-import json
 import logging
 import os
 import re
@@ -19,7 +18,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from overopt.base.errors import CheckpointError
+from overopt.base import files
+from overopt.base.errors import CheckpointError, DataError
 
 UNLIMITED_CONTEXT = 1 << 20  # of models whose positions have no table and no stated limit
 log = logging.getLogger(__name__)
@@ -106,8 +106,10 @@ def weight_files(path: Path) -> list[Path]:
     if not index.is_file():
         return [path / "model.safetensors"]
     try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError) as e:
+        names = set(files.load_object(index, ("weight_map",))["weight_map"].values())
+        if any(not isinstance(name, str) or Path(name).name != name for name in names):
+            raise DataError("it names files elsewhere")
+    except (DataError, AttributeError, TypeError) as e:
         raise CheckpointError(f"{index} is not an index of safetensors: {e}") from e
     return [path / name for name in sorted(names)]
 
@@ -130,9 +132,14 @@ def source_files(source: str) -> list[Path]:
 def read_config(path: Path) -> dict:
     """config.json of a checkpoint directory."""
     try:
-        return json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except ValueError as e:
+        config = files.load_object(path / "config.json")
+    except DataError as e:
         raise CheckpointError(f"{path / 'config.json'} is not valid JSON: {e}") from e
+    for key, value in config.items():
+        # transformers would fetch such a kernel, and run it.
+        if "attn_implementation" in key and "/" in str(value):
+            raise CheckpointError(f"{path / 'config.json'}: {key} = {value!r}: is not loaded")
+    return config
 
 
 def _hub_dir(source: str) -> Path:
@@ -299,7 +306,7 @@ def _load_auto_tokenizer(path: Path) -> Any:
     from transformers import AutoTokenizer
 
     with quiet_transformers():
-        return AutoTokenizer.from_pretrained(path, local_files_only=True)
+        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
 
 
 def auto_tokenizer(source: str, path: Path | None) -> Any:

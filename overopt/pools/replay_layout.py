@@ -197,6 +197,8 @@ def _index_long(source: Source, plan: Plan) -> Index:
 
 def common_size(source: Source, index: Index, pool_size: int | None) -> int:
     """N, responses of every prompt: ``pool_size``, or what all prompts have."""
+    if not len(index.sizes):  # its metadata may say otherwise
+        raise DataError(f"{source.path}: the file has no rows")
     smallest, largest = int(index.sizes.min()), int(index.sizes.max())
     name = index.prompt_ids[int(index.sizes.argmin())][:60]
     if smallest == 0:

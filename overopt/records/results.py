@@ -12,19 +12,22 @@ import contextlib
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from overopt.base import files, folders
+from overopt.base import files, folders, locks
 from overopt.base.errors import DataError, StoreError
 from overopt.base.shown import Shown, from_json
 
 CHECKSUMS, SHOWN = "checksums.json", "shown.json"
 CHECKSUMS_FORMAT = 1
 RESULT_FILES = ("records.jsonl", "tilt.jsonl", "costs.jsonl", "curves.npz", SHOWN, CHECKSUMS)
+MOVING_S = 2.0
+"""Patience with a writer that moves its files, which takes milliseconds."""
 _DECIDED = ".decided"
 """Folder of files that are to replace those of the directory; complete, or absent."""
 
@@ -88,11 +91,24 @@ def transaction(folder: Path) -> Iterator[None]:
 def held_results(folder: Path) -> Results:
     """What a results directory holds; nothing if it has no records.
 
+    Needs no lock: where files do not fit while another process moves new ones in, it waits.
+
     Raises
     ------
     DataError
         A file is missing or damaged.
     """
+    for _ in range(int(MOVING_S / locks.RETRY_S)):
+        try:
+            return _held(folder)
+        except DataError:
+            if not (locks.is_taken(folder / ".lock") or (folder / _DECIDED).exists()):
+                break
+        time.sleep(locks.RETRY_S)
+    return _held(folder)
+
+
+def _held(folder: Path) -> Results:
     if not (folder / "records.jsonl").exists() or _is_foreign(folder):
         return Results([], [], [], {}, {})
     check_sums(folder)
@@ -143,9 +159,8 @@ def save_results(folder: Path, results: Results) -> None:
             files.save_arrays(new / "curves.npz", results.arrays)
             for name, rows in zip(Results._fields[:3], results[:3], strict=True):
                 files.save_records(new / f"{name}.jsonl", rows)
-            if results.shown:
-                shown = {method: how._asdict() for method, how in results.shown.items()}
-                files.save_json(new / SHOWN, shown)
+            shown = {method: how._asdict() for method, how in results.shown.items()}
+            files.save_json(new / SHOWN, shown)
             sums = {file.name: describe(file) for file in sorted(new.iterdir())}
             files.save_json(new / CHECKSUMS, {"format": CHECKSUMS_FORMAT, "files": sums})
             os.rename(new, folder / _DECIDED)
@@ -204,6 +219,14 @@ def describe(file: Path) -> dict[str, Any]:
     """SHA-256 and size of a file."""
     data = files.read_bytes(file)
     return {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+
+
+def check_part(folder: Path, run_ids: set[str]) -> None:
+    """`check_joins` by the rows alone, before anything else is looked at: other curves come first."""
+    if (folder / "records.jsonl").exists() and not _is_foreign(folder):
+        rows = files.load_records(folder / "records.jsonl")
+        known = [row for row in rows if isinstance(row.get("run_id"), str)]
+        check_joins(folder, Results(known, [], [], {}), run_ids)
 
 
 def check_joins(folder: Path, held: Results, run_ids: set[str]) -> None:

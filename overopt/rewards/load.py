@@ -11,6 +11,7 @@ from types import ModuleType
 
 from overopt.base import files
 from overopt.base.errors import OveroptError, StoreError
+from overopt.base.kinds import names
 from overopt.base.userfile import by_identity
 from overopt.rewards.kind import Place, Scorer
 
@@ -31,10 +32,10 @@ def _module(kind: str) -> ModuleType:
     return importlib.import_module(f"overopt.rewards.kinds.{kind}")
 
 
-def load_scorer(
-    folder: Path, place: Place, *, kinds: Sequence[str] = (*MEMBERS, "ensemble")
-) -> Scorer:
-    """The scorer of a gold, proxy or reward artefact; ``kinds``: what its stage may have written.
+def load_scorer(folder: Path, place: Place, *, kinds: Sequence[str] | None = None) -> Scorer:
+    """The scorer of a gold, proxy or reward artefact.
+
+    ``kinds``: what its stage may have written; None: any format of this package.
 
     Raises
     ------
@@ -44,6 +45,9 @@ def load_scorer(
     """
     file = folder / "scorer.json"
     info = files.load_object(file, ("kind",))
+    if kinds is None:
+        own = [kind for kind in names("overopt.rewards.kinds") if hasattr(_module(kind), "load")]
+        kinds = (*MEMBERS, *own, "ensemble")
     if info["kind"] not in kinds:
         raise StoreError(
             f"{file}: kind = {info['kind']!r}: written by another version of overopt, or damaged;"

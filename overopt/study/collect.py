@@ -8,7 +8,13 @@ from overopt.base.kinds import kind_of, module_of
 from overopt.engine import store
 from overopt.engine.graph import Stage, topological
 from overopt.methods.method import Schedule
-from overopt.records.results import Results, check_joins, held_results, save_results, transaction
+from overopt.records.results import (
+    Results,
+    check_part,
+    held_results,
+    save_results,
+    transaction,
+)
 from overopt.records.schema import SCHEMA_VERSION, validate_records
 from overopt.stages.names import mitigation_name
 from overopt.stages.settings import Experiment, RunConfig
@@ -44,6 +50,9 @@ def _collect(
     experiment: Experiment, artefacts: store.Store, results_dir: Path, *, partial: bool
 ) -> Path | None:
     """`collect`, while no other process writes there."""
+    if partial:
+        stages = [stage for run in experiment.runs for stage in curve_stages(run)]
+        check_part(results_dir, {stage.fingerprint for stage in stages})
     before = held_results(results_dir)
     found = Results([], [], [], {}, {})
     seen: set[str] = set()
@@ -59,8 +68,6 @@ def _collect(
                 found.add(before.of(run_id))
             elif not partial:
                 artefacts.open(stage.name, run_id)  # raises with the remedy
-    if partial:
-        check_joins(results_dir, before, seen)
     if partial and not found.records:
         return None
     validate_records(found.records)

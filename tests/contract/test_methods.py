@@ -15,15 +15,23 @@ from pathlib import Path
 import pytest
 import small_smoke
 import torch
+from method_toy import (
+    CASES,
+    KINDS,
+    NAMES,
+    LikesToken,
+    T,
+    copied,
+    problem,
+    prompts,
+    settings_of,
+    started,
+    steps,
+)
 
-from overopt.base.datatypes import PreferenceSet, Prompts
 from overopt.base.errors import ConfigError, DivergenceError
-from overopt.base.kinds import names
 from overopt.cli.main import main
-from overopt.methods.method import Problem
-from overopt.nets.block import LlamaConfig
 from overopt.nets.compute import Compute
-from overopt.nets.llama import Llama
 from overopt.nets.sampling import sample
 from overopt.records.curves import load_curves, read_costs
 from overopt.records.schema import FIELDS
@@ -31,99 +39,7 @@ from overopt.reports.draw import draw
 from overopt.study.chain import build_graph
 from overopt.study.presets import load_experiment
 
-KINDS = names("overopt.methods")
 ROOT = Path(__file__).parents[2]
-T, SEED = 6, 5
-
-# --- a toy ----------------------------------------------------------------------------------------
-
-
-def policy():
-    cfg = LlamaConfig(
-        vocab_size=16, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
-        num_attention_heads=2, max_position_embeddings=32,
-    )  # fmt: skip
-    model = Llama(cfg)
-    model.init_weights(torch.Generator().manual_seed(0))
-    return model
-
-
-def prompts():
-    ids = torch.tensor([[1, 4, 5], [0, 1, 6], [1, 7, 8], [1, 2, 3]])
-    return Prompts(ids, ids > 0, torch.arange(4))
-
-
-@dataclasses.dataclass
-class LikesToken:
-    """A proxy that counts one token."""
-
-    scale: float = 1.0
-
-    def score(self, responses):
-        return self.scale * ((responses.ids == 9) & responses.mask).sum(1).float()
-
-
-def comparisons(proxy):
-    """Pairs of the initial policy's responses that the proxy tells apart."""
-    responses = sample(policy(), prompts(), n_tokens=T, seed=1, copies=64)
-    score = proxy.score(responses).view(4, 32, 2)
-    first = 2 * torch.arange(128).view(4, 32)
-    best = score.argmax(2)
-    told = (score[..., 0] != score[..., 1]).flatten()
-    chosen, rejected = ((first + x).flatten()[told] for x in (best, 1 - best))
-    nothing = torch.full((len(chosen),), torch.nan)
-    return PreferenceSet(
-        responses, chosen, rejected, nothing, nothing > 0, responses.prompts.prompt_id[chosen]
-    )
-
-
-def problem(proxy=None):
-    proxy = proxy or LikesToken()
-    return Problem(
-        ref_policy=policy(),
-        proxy=proxy,
-        prompts=prompts(),
-        n_tokens=T,
-        seed=SEED,
-        compute=Compute(),
-        preferences=lambda: comparisons(proxy),
-    )
-
-
-SMALL = {"batch": 32, "minibatches": 2, "group": 4, "n": 4, "examples": 4, "lr": 1e-2, "steps": 12}
-"""Settings of the toy, for methods that have them."""
-
-
-def settings_of(module, **more):
-    known = {f.name for f in dataclasses.fields(module.Settings)}
-    wanted = SMALL | {"warmup_steps": 0} | more
-    return module.Settings(**{name: x for name, x in wanted.items() if name in known})
-
-
-def started(module, settings, task):
-    return module.start(policy(), settings, task)
-
-
-def steps(module, state, settings, task, n):
-    return [module.step(state, settings, task) for _ in range(n)]
-
-
-def copied(tensors):
-    return {name: x.clone() for name, x in tensors.items()}
-
-
-def variants(kind):
-    """A method's ways that keep another state or read other inputs."""
-    return {
-        "dpo": [{}, {"data": "online", "loss": "ipo_sum"}, {"loss": "simpo"}],
-        "rejection": [{}, {"keep": "all", "reference_share": 0.5}],
-        "grpo": [{}, {"kl_coef": 0.1, "kl_in": "exact_loss", "epochs": 2}],
-        "rloo": [{}, {"kl_coef": 0.1, "kl_in": "chi2_reward"}],
-    }.get(kind, [{}])
-
-
-CASES = [(kind, more) for kind in KINDS for more in variants(kind)]
-NAMES = [" ".join([kind, *(f"{k}={v}" for k, v in more.items())]) for kind, more in CASES]
 
 
 @pytest.fixture(params=CASES, ids=NAMES)
@@ -160,7 +76,7 @@ def test_global_seed_and_micro_batches_do_not_matter(method):
     found = []
     for seed, micro_batch in ((0, None), (1, None), (0, 5)):
         torch.manual_seed(seed)
-        task = dataclasses.replace(problem(), compute=Compute(micro_batch=micro_batch))
+        task = problem(compute=Compute(micro_batch=micro_batch))
         state = started(module, settings, task)
         steps(module, state, settings, task, 1)
         found.append(copied(module.state_tensors(state)))
@@ -314,6 +230,22 @@ def test_smoke(shared_store, kind):
     assert curve.rows[0]["kl_seq_nats"] == 0.0 and curve.rows[0]["kl_k1"] == 0.0
     assert curve.rows[-1]["kl_seq_nats"] > 0
     assert sum(read_costs(results).values()) < 20  # CPU seconds, with the proxy's training
+
+
+def test_all_methods_start_from_the_same_responses(shared_store):
+    """Evaluations share their random numbers: step 0 is one and the same for all."""
+    starts = []
+    for kind in ("ppo", "grpo", "rejection"):
+        (curve,) = load_curves(run(shared_store, kind, f"again-{kind}"))
+        starts.append([curve.arrays[name][0].tolist() for name in ("gold", "proxy", "length")])
+    assert starts[0] == starts[1] == starts[2]
+
+
+def test_par_has_a_reference_for_every_prompt_that_is_drawn(shared_store):
+    """A prompt without one would have the reward nan, and the run would stop."""
+    results = run(shared_store, "grpo", "par", "method.shaping=par")
+    (curve,) = load_curves(results)
+    assert curve.meta["shaping"] == "par" and curve.meta["mitigation"] == "par 1"
 
 
 def test_a_method_reads_labels_without_gold_margins(shared_store, monkeypatch):

@@ -25,7 +25,7 @@ from overopt.rewards.kinds.reward_model import RewardModelScorer
 from overopt.rewards.load import load_scorer
 from overopt.rewards.scorer import raw_scores
 from overopt.rewards.training.pairs import load_backbone
-from overopt.worlds import codecs
+from overopt.worlds import codecs, tokenizers
 from overopt.worlds.codecs import TextReader, retokenize
 from overopt.worlds.hf import HFWorld
 from overopt.worlds.prompts import load_instructions
@@ -201,8 +201,8 @@ def test_classifier_scores_are_those_of_each_text_alone(folder, tmp_path, kind, 
 def test_retokenized_responses_say_the_same(folder, tmp_path):
     other = write_checkpoint(tmp_path, "gpt2", tokenizer=make_tokenizer(1))
     world = _world(folder("gpt_neox"))
-    assert not codecs.shares_vocabulary(str(other), world.tokenizer)
-    assert codecs.shares_vocabulary(folder("gpt2"), world.tokenizer)
+    assert not tokenizers.shares_vocabulary(str(other), world.tokenizer)
+    assert tokenizers.shares_vocabulary(folder("gpt2"), world.tokenizer)
     made = _made(world, folder("gpt_neox"), copies=50)
     assert bool(made.ended.any())
     codec = codecs.load_codec(str(other))

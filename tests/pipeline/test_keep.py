@@ -18,7 +18,7 @@ from overopt.engine.store import Store
 from overopt.records.results import RESULT_FILES, held_results
 
 SMALLER = [
-    "gold.kind=rubric", "proxy.backbone=ladder:0.05m", "labels.n_pairs=60", "ppo=none",
+    "gold.kind=rubric", "proxy.backbone=ladder:0.05m", "labels.n_pairs=60", "method=none",
     "bon.n_prompts=3", "bon.pool_size=32", "bon.ns=1,8,32",
 ]  # fmt: skip
 

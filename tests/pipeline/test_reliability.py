@@ -12,20 +12,22 @@ from pathlib import Path
 
 import pytest
 from small_smoke import prompts_file
+from torture import living, obey_signals
 
 from overopt.base import files
-from overopt.base.errors import DataError, StoreError
+from overopt.base.errors import CheckpointError, DataError, StoreError
 from overopt.cli.main import main
 from overopt.engine.manifest import checksum
 from overopt.engine.store import Store
+from overopt.nets.checkpoints import load_lm
 from overopt.records import results as results_module
 from overopt.records.results import Results, held_results, recover, save_results, transaction
+from overopt.rewards.kind import Place
 from overopt.rewards.kinds.ensemble import EnsembleScorer
 from overopt.rewards.load import load_scorer
-from overopt.rewards.scorer import Place
 
 SMALLER = [
-    "gold.kind=rubric", "proxy.backbone=ladder:0.05m", "labels.n_pairs=60", "ppo=none",
+    "gold.kind=rubric", "proxy.backbone=ladder:0.05m", "labels.n_pairs=60", "method=none",
     "bon.n_prompts=3", "bon.pool_size=32", "bon.ns=1,8,32",
 ]  # fmt: skip
 
@@ -90,11 +92,15 @@ def test_characters_without_a_place_in_the_encoding_are_replaced(finished, encod
 def test_a_signal_ends_a_run_with_records_of_what_is_finished(finished, tmp_path, number, workers):
     settings, store, _ = finished
     shutil.copytree(store, tmp_path / "store")
-    more = [s for s in settings if s != "ppo=none"] + ["ppo.steps=300", "ppo.eval_prompts=4"]
+    more = [s for s in settings if s != "method=none"] + [
+        "method.steps=300",
+        "method.eval_prompts=4",
+    ]
     process = subprocess.Popen(
         [sys.executable, "-m", "overopt", "run", "smoke", *more, "--workers", str(workers),
          "--store", "store", "--results", "results"],
         cwd=tmp_path, start_new_session=True, stderr=subprocess.PIPE, text=True,
+        preexec_fn=obey_signals,
     )  # fmt: skip
     while not list((tmp_path / "store" / ".scratch").glob("ppo-*")):
         assert process.poll() is None, process.stderr.read()
@@ -106,25 +112,10 @@ def test_a_signal_ends_a_run_with_records_of_what_is_finished(finished, tmp_path
     assert "running the same command again" in errors.splitlines()[-1]
     assert "FAILED" not in errors and "Traceback" not in errors
     assert {row["method"] for row in held_results(tmp_path / "results").records} == {"bon"}
-    with pytest.raises(ProcessLookupError):
-        for _ in range(100):
-            os.killpg(process.pid, 0)
-            if living(process.pid) == []:
-                raise ProcessLookupError
-            time.sleep(0.05)
-
-
-def living(session):
-    """Processes of a session that have not ended."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[3]) == session and fields[0] != "Z":
-            found.append(stat.parent.name)
-    return found
+    deadline = time.monotonic() + 10
+    while living(process.pid):
+        assert time.monotonic() < deadline, "a process is left"
+        time.sleep(0.05)
 
 
 # --- results --------------------------------------------------------------------------------------
@@ -203,6 +194,21 @@ def test_a_writer_that_dies_anywhere_leaves_the_old_results_or_the_new(tmp_path,
     assert seen == {(True, "old"), (True, "new"), (False, "new")}
 
 
+def test_a_run_finishes_what_a_killed_writer_had_decided_on(finished, tmp_path):
+    settings, store, results = finished
+    own = tmp_path / "results"
+    shutil.copytree(results, own)
+    (own / ".decided").mkdir()
+    for name in results_module.RESULT_FILES[2:]:
+        (own / name).rename(own / ".decided" / name)
+    command = ["run", "smoke", *settings, "--store", str(store), "--results", str(own), "--quiet"]
+    assert main(command) == 0
+    for name in results_module.RESULT_FILES:
+        if name not in ("costs.jsonl", "checksums.json"):
+            assert (own / name).read_bytes() == (results / name).read_bytes()
+    assert not (own / ".decided").exists()
+
+
 def test_damaged_results_are_refused_before_work_and_named(finished, tmp_path, capsys):
     settings, store, results = finished
     own = tmp_path / "results"
@@ -269,7 +275,8 @@ def test_a_complete_store_that_may_only_be_read_can_be_run_planned_and_read(fini
     assert made.read_bytes() == (results / "records.jsonl").read_bytes()
     assert reading(["plan", *run], tmp_path).returncode == 0
     assert reading(["verify", str(own)], tmp_path).returncode == 0
-    done = reading(["run", *run, "bon.ns=1,4", "--results", "r2"], tmp_path)
+    other = ["bon.ns=1,4" if s.startswith("bon.ns=") else s for s in run]
+    done = reading(["run", *other, "--results", "r2"], tmp_path)
     assert done.returncode == 2 and str(own) in done.stderr and "--store" in done.stderr
     assert not (tmp_path / "r2").exists()
     for path in (own, *own.rglob("*")):
@@ -396,3 +403,26 @@ def test_names_from_a_store_do_not_reach_the_terminal_as_they_are(finished, tmp_
     done = shell(f"overopt status smoke {' '.join(settings)} --store {own}")
     assert done.returncode == 0 and "\\x1b[2Jgone\\u202e" in done.stdout
     assert "\x1b" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", {"_attn_implementation": "evil/kernel"}),
+        ("config.json", {"auto_map": {"AutoConfig": "evil.Config"}, "model_type": "evil"}),
+        ("config.json", []),
+        ("model.safetensors.index.json", {"weight_map": {"a": "../../elsewhere.safetensors"}}),
+        ("model.safetensors.index.json", {"weight_map": [1]}),
+    ],
+)
+def test_a_checkpoint_cannot_bring_code_or_lead_elsewhere(tmp_path, file, content):
+    trap = tmp_path / "trap"
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "evil.py").write_text(f"open({str(trap)!r}, 'w')\nclass Config: pass\n")
+    (folder / "model.safetensors").write_bytes(b"")
+    files.save_json(folder / "config.json", {"model_type": "llama"})
+    files.save_json(folder / file, content)
+    with pytest.raises(CheckpointError):
+        load_lm(str(folder))
+    assert not trap.exists()

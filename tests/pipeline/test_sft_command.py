@@ -9,7 +9,7 @@ from overopt.base.errors import ConfigError, DataError
 from overopt.cli.main import main
 from overopt.nets import checkpoints
 from overopt.study.fine_tune import encode_examples, read_examples
-from overopt.worlds import codecs
+from overopt.worlds import codecs, tokenizers
 
 EXAMPLES = [
     {"prompt": f"Once upon a time, there were {i} cats", "response": " who were happy. They sat."}
@@ -34,7 +34,7 @@ def test_a_checkpoint_is_written_and_loads(data, tmp_path, capsys):
     assert len(told["loss"]) == 9
     ours = checkpoints.load_lm(str(out))
     assert not torch.equal(ours.embed.weight, checkpoints.load_lm("ladder:0.05m").embed.weight)
-    assert codecs.shares_vocabulary(str(out), codecs.load_tokenizer())
+    assert tokenizers.shares_vocabulary(str(out), tokenizers.load_tokenizer())
     # The tokenizer begins a prompt as in training.
     before, after = codecs.load_codec("ladder:0.05m"), codecs.load_codec(str(out))
     assert after.encode(["The cat"], dressed=False) == before.encode(["The cat"], dressed=False)
