@@ -23,9 +23,9 @@ from overopt.nets.checkpoints import load_lm
 from overopt.nets.layout import from_transformers_state
 from overopt.nets.sampling import sample
 from overopt.nets.sources import ladder_dir
-from overopt.worlds.codecs import load_tokenizer
 from overopt.worlds.prompts import load_openings
 from overopt.worlds.stories import StoriesWorld
+from overopt.worlds.tokenizers import load_tokenizer
 
 RUNGS = ("0.05m", "0.2m", "0.8m", "3m", "6m", "policy-0.8m")
 N_SAMPLES = 20

@@ -25,10 +25,10 @@ from overopt.nets.sources import ladder_dir
 from overopt.rewards.kinds.rubric import RubricScorer, calibrate
 from overopt.rewards.scorer import mean_std, raw_scores
 from overopt.rewards.training.train import train_reward_model
-from overopt.worlds.codecs import load_tokenizer
 from overopt.worlds.prompts import load_openings
 from overopt.worlds.rubric import RubricConfig
 from overopt.worlds.stories import StoriesWorld
+from overopt.worlds.tokenizers import load_tokenizer
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Configuration as frozen dataclasses: strict loading, overrides, canonical form, fingerprint.
 
-Level 0, standard library only. Every stage of the pipe is described by one frozen ``kw_only``
+Every stage of the pipe is described by one frozen ``kw_only``
 dataclass; larger configurations nest smaller ones. This module gives all of them the same four
 things: overrides from the command line (``proxy.n_pairs=2000``), a strict round trip through JSON,
 the canonical form from which an artefact's identity is computed, and errors that name the field.

@@ -8,6 +8,7 @@ its folder asks for. There is no list to keep and nothing to register.
 import difflib
 import importlib
 import importlib.util
+import re
 from dataclasses import is_dataclass
 from pathlib import Path
 from types import ModuleType
@@ -49,7 +50,8 @@ def find(folder: str, kind: str, where: str = "kind") -> ModuleType:
     Raises
     ------
     ConfigError
-        No such kind; or the user's file is absent, cannot be imported, or defines no ``Settings``.
+        No such kind; or the user's file is absent, cannot be imported, or does not define what a kind
+        of the folder needs.
     """
     if kind.endswith(".py"):
         module = load_module(Path(kind), needs=("Settings",), where=f"{where} = {kind!r}")
@@ -62,9 +64,43 @@ def find(folder: str, kind: str, where: str = "kind") -> ModuleType:
             + (f"; did you mean {near[0]}?" if near else ":")
             + f" use one of {', '.join(names(folder))}, or the path of a Python file that defines one"
         )
-    if not is_dataclass(module.Settings):
-        raise ConfigError(f"{where} = {kind!r}: its Settings is not a dataclass")
+    _check(module, folder, f"{where} = {kind!r}")
     return module
+
+
+_NEEDED = {
+    "overopt.methods": ("start", "step", "state_tensors", "load_state_tensors"),
+    "overopt.rewards.kinds": ("train",),
+    "overopt.worlds": ("load",),
+}
+"""Functions that a kind's file defines, by folder."""
+
+
+def _check(module: ModuleType, folder: str, where: str) -> None:
+    """Raise ConfigError unless ``module`` defines a kind of ``folder``."""
+    settings = module.Settings
+    if not is_dataclass(settings):
+        raise ConfigError(f"{where}: its Settings is not a dataclass")
+    if settings.__module__ != module.__name__:
+        raise ConfigError(
+            f"{where}: its Settings is that of {settings.__module__}; define a class of its own, which"
+            " may inherit that one"
+        )
+    for function in _NEEDED.get(folder, ()):
+        if not callable(getattr(module, function, None)):
+            raise ConfigError(f"{where} has no {function}(): define it")
+    if folder == "overopt.methods" and not hasattr(module, "SHOWN"):
+        raise ConfigError(f"{where} has no SHOWN: define it, an overopt.base.shown.Shown")
+    stem = Path(str(module.__file__)).stem
+    if not is_user_module(module):
+        return
+    if not re.fullmatch("[a-z][a-z0-9_]*", stem) or re.fullmatch(r"proxy.*|.*_\d\d", stem):
+        raise ConfigError(
+            f"{where}: the file's name becomes the kind's: rename it to lower-case letters, digits and"
+            " _, not beginning with proxy and not ending in _ and two digits"
+        )
+    if stem in names(folder):
+        raise ConfigError(f"{where}: {stem} is the name of a kind that exists: rename the file")
 
 
 def module_of(settings: Any) -> ModuleType:

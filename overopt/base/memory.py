@@ -1,4 +1,4 @@
-"""How a process treats memory that it has freed. Level 0; no torch."""
+"""How a process treats memory that it has freed."""
 
 import contextlib
 import ctypes

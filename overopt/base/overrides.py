@@ -123,7 +123,8 @@ def _switched(old: Any, cls: type) -> Any:
     """Settings of another kind, not validated yet: its defaults.
 
     What the old kind's settings had changed from their default stays, where the new kind has a
-    setting of the same name: the length of a preset's run, the backbone of a sweep.
+    setting of the same name: the length of a preset's run, the backbone of a sweep. So does the seed,
+    whatever each kind calls it, so that replicates stay replicates.
     """
     new: Any = object.__new__(cls)
     before = {}
@@ -134,8 +135,18 @@ def _switched(old: Any, cls: type) -> Any:
     for field in dataclasses.fields(cls):
         value = before.get(field.name, _default(field))
         if value is dataclasses.MISSING:
-            raise ConfigError(f"{field.name}: is required and has no default; set it")
+            raise ConfigError(
+                f"{field.name}: has no default, and the settings of every kind need one: give it one in"
+                f" {cls.__module__}"
+            )
         object.__setattr__(new, field.name, value)
+    seed = getattr(old, "seed", None)
+    if seed is not None and getattr(new, "seed", None) is not None:
+        plain = cls()
+        for field in dataclasses.fields(cls):
+            of_seed = getattr(plain.with_seed(seed), field.name)
+            if of_seed != getattr(plain, field.name):
+                object.__setattr__(new, field.name, of_seed)
     return new
 
 

@@ -18,10 +18,11 @@ from overopt.base.errors import ConfigError, OveroptError, StoreError
 T = TypeVar("T")
 _PREFIX = "overopt_user_"
 _loaded: dict[str, ModuleType] = {}
+"""By `user_identity`: a name may be a kind's, so that of a file counts beside its content."""
 
 
 def load_module(path: str | Path, needs: Sequence[str] = (), *, where: str = "") -> ModuleType:
-    """The module of the Python file ``path``, imported once for each content.
+    """The module of the Python file ``path``, imported once for each name and content.
 
     ``needs``: names that it must define; ``where``: what named the file, for messages.
 
@@ -38,8 +39,27 @@ def load_module(path: str | Path, needs: Sequence[str] = (), *, where: str = "")
         raise ConfigError(
             f"{where} does not exist or cannot be read ({e.strerror}): give the path of a Python file"
         ) from e
+    module = load_source(path, source, where=where)
+    for needed in needs:
+        call = "()" if needed.islower() else ""  # a function; else a class
+        if not callable(getattr(module, needed, None)):
+            raise ConfigError(f"{where} has no {needed}{call}: define one")
+    return module
+
+
+def load_source(path: str | Path, source: bytes, *, where: str = "") -> ModuleType:
+    """The module of a file's content ``source``, once for each name and content; see `load_module`.
+
+    Raises
+    ------
+    ConfigError
+        An exception while it is imported, or ``path`` is not that of a ``.py`` file.
+    """
+    path = Path(path)
+    where = where or f"file {str(path)!r}"
     checksum = hashlib.sha256(source).hexdigest()
-    if checksum not in _loaded:
+    identity = f"{path.name}#{checksum[:16]}"
+    if identity not in _loaded:
         stem = re.sub(r"\W", "_", path.stem)
         name = f"{_PREFIX}{stem}_{checksum[:16]}"
         if path.suffix != ".py":
@@ -53,22 +73,18 @@ def load_module(path: str | Path, needs: Sequence[str] = (), *, where: str = "")
         except OveroptError:
             del sys.modules[name]
             raise
-        except Exception as e:  # a user's file may raise anything
+        except (Exception, SystemExit) as e:  # a user's file may raise anything
             del sys.modules[name]
             raise ConfigError(f"{where}: importing it raised {type(e).__name__}: {e}") from e
         module.__dict__["__overopt_checksum__"] = checksum
-        _loaded[checksum] = module
-    module = _loaded[checksum]
-    for needed in needs:
-        call = "()" if needed.islower() else ""  # a function; else a class
-        if not callable(getattr(module, needed, None)):
-            raise ConfigError(f"{where} has no {needed}{call}: define one")
-    return module
+        module.__dict__["__overopt_source__"] = source
+        _loaded[identity] = module
+    return _loaded[identity]
 
 
 def by_checksum(checksum: str) -> ModuleType | None:
     """A file that this process' settings named, by the SHA-256 of its content; else None."""
-    return _loaded.get(checksum)
+    return next((m for m in _loaded.values() if checksum_of(m) == checksum), None)
 
 
 def by_identity(identity: str) -> ModuleType:
@@ -79,9 +95,8 @@ def by_identity(identity: str) -> ModuleType:
     StoreError
         The settings of this process name no such file: it is not run.
     """
-    for module in _loaded.values():
-        if user_identity(module) == identity:
-            return module
+    if identity in _loaded:
+        return _loaded[identity]
     raise StoreError(
         f"a file {identity!r} is named by an artefact, and not by the settings of this run: it is not"
         " run; name it in the settings, or delete the artefact to have it computed again"
@@ -103,9 +118,13 @@ def user_identity(module: ModuleType) -> str:
     return f"{Path(str(module.__file__)).name}#{checksum_of(module)[:16]}"
 
 
-def loaded_files() -> tuple[str, ...]:
-    """Paths of the user's files that this process has imported; another one may need them too."""
-    return tuple(str(module.__file__) for module in _loaded.values())
+def loaded_kinds() -> tuple[tuple[str, bytes], ...]:
+    """Path and content of the kinds' files that this process has imported; others may need them too.
+
+    The content travels, so that a file that is edited during a run is in all processes as it was.
+    """
+    kinds = [m for m in _loaded.values() if hasattr(m, "Settings")]
+    return tuple((str(m.__file__), m.__dict__["__overopt_source__"]) for m in kinds)
 
 
 def from_file(path: Path, function: str, result: type[T]) -> T:

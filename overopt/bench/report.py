@@ -1,10 +1,10 @@
 """`overopt bench`: measure, and leave a table, a JSON and a picture."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from overopt.base import files
 from overopt.base.files import plain
 from overopt.bench.harness import table
 from overopt.bench.suite import run_suite
@@ -30,11 +30,8 @@ def bench(
     out.mkdir(parents=True, exist_ok=True)
 
     def save(report: dict[str, Any]) -> None:
-        (out / "bench.json").write_text(
-            json.dumps(plain(report), indent=1, allow_nan=False) + "\n", encoding="utf-8"
-        )
-        picture = speed.speed_ratios(report["rows"])
-        picture.savefig(out / "bench.png", dpi=160, metadata={"Software": None})
+        files.save_json(out / "bench.json", plain(report))
+        files.save_figure(out / "bench.png", speed.speed_ratios(report["rows"]))
 
     report = run_suite(
         threads=threads,

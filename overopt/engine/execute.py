@@ -1,6 +1,6 @@
 """Run a graph of stages: in this process, or side by side in a pool of local processes.
 
-Level 3, between ``graph`` (what has to be computed) and ``store`` (where it goes). Which process
+Between ``graph`` (what has to be computed) and ``store`` (where it goes). Which process
 computes a stage never shows in the result: a stage gets its inputs from the store, its seeds from
 its config, and the same number of threads wherever it runs.
 
@@ -72,7 +72,7 @@ def execute(
         Device, threads and the like for every stage.
     workers : int
         Processes; 0 or 1 runs the stages in this one. A process that a launcher started as one of
-        several runs every stage together with the others instead (`overopt.distributed`).
+        several runs every stage together with the others instead (`overopt.engine.launched`).
     reporter : Reporter
         Is told what happens; nothing is shown by default.
     time_limit_s : float or None

@@ -1,6 +1,6 @@
 """The graph of stages: what a stage is, what it receives, and what is left to compute.
 
-Level 3, between ``pipeline`` (which builds the stages of an experiment) and ``executors`` (which
+Between ``study.chain`` (which builds the stages of an experiment) and ``execute`` (which
 run them). A stage is a pure description; its identity is a hash of name, version, semantic config
 and the identities of its inputs, so two experiments that need the same pool share it.
 

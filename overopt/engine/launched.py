@@ -1,9 +1,9 @@
 """Several processes for one run, as ``accelerate launch`` or ``torchrun`` starts them.
 
-Level 3, beside ``executors``. All processes walk the same stages in the same order. Rank 0 decides,
+All processes walk the same stages in the same order. Rank 0 decides,
 holds the locks and writes the store; the others follow: they run each stage that rank 0 computes, on
 the same inputs, into a scratch directory that is thrown away. Inside a stage the training loops
-share their optimizer steps and rollouts (`overopt.compute`); what is not shared is computed by all
+share their optimizer steps and rollouts (`overopt.nets.compute`); what is not shared is computed by all
 alike. The first stage that fails ends the run in all processes.
 
 All processes must see the store (one machine, or a file system that they share). ``accelerate``

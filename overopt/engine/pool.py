@@ -115,7 +115,7 @@ def _hand_out(
         try:
             task = pickle.dumps(make_task(stage, runtime, companions))
             # A user's files first: settings of their kinds are pickled by name.
-            message = pickle.dumps((userfile.loaded_files(), task))
+            message = pickle.dumps((userfile.loaded_kinds(), task))
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             hint = "a stage's function and config class must be defined at the top of a module"
             error.add_note(hint)
@@ -202,9 +202,9 @@ def _serve(pipe: connection.Connection, root: Path) -> None:
         except EOFError:
             return
         try:
-            own_files, content = pickle.loads(message)
-            for file in own_files:
-                userfile.load_module(file)
+            own_kinds, content = pickle.loads(message)
+            for file, source in own_kinds:
+                userfile.load_source(file, source)
             task = pickle.loads(content)
             report = Throttled(lambda done, total: pipe.send(("progress", (done, total))))
             outcomes = perform(task, store, report)

@@ -1,6 +1,6 @@
 """What a run shows while it works: one line a stage, and the time left for all of them.
 
-Level 3, used by ``executors``. On a terminal the lines of the running stages are redrawn in place;
+On a terminal the lines of the running stages are redrawn in place;
 elsewhere (a log file, a notebook, a batch job) a line is written when a stage starts or ends, and
 now and then in between. The time left comes from the stages' estimated costs, scaled by how fast
 this machine proved to be so far.

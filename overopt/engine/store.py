@@ -1,6 +1,6 @@
 """Fingerprint-addressed artefacts on disk: whole or absent, checked on opening, never overwritten.
 
-Level 3: with ``pipeline`` and ``cli`` the only code that touches files. An artefact is a directory
+An artefact is a directory
 ``root/<stage>/<fingerprint>/`` with a ``manifest.json`` that says how it came about and holds a
 checksum of every file::
 

@@ -1,6 +1,6 @@
 """Measuring a policy: KL by every estimator on its own responses, lengths, diversity.
 
-Scores of gold and rubric are added afterwards, outside any method; see `overopt.pipeline`.
+Scores of gold and rubric are added afterwards, outside any method; see `overopt.stages.judge`.
 """
 
 from typing import NamedTuple

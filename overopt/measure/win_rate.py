@@ -28,7 +28,7 @@ def pool_win_share(gold_PN: ArrayLike) -> NDArray[np.float64]:
 
     Notes
     -----
-    (mid-rank − 1)/(N − 1). As a value of `overopt.estimators.best_of_n` it gives the win rate of
+    (mid-rank − 1)/(N − 1). As a value of `overopt.pools.best_of_n.best_of_n` it gives the win rate of
     best-of-n, exactly ½ at n = 1. The opponents include the n − 1 responses that the chosen one was
     compared with, and these lost by proxy: the estimate is off by
     (n−1)/(N−1) · (win rate over them − win rate), less than 1/(N−1) whatever the proxy. For a

@@ -1,6 +1,6 @@
 """Supervised fine-tuning: a policy learns given responses; what PPO and best-of-n start from.
 
-Level 2, before the pipe: it makes the initial policy of a world. The loss is on response tokens and
+It makes the initial policy of a world. The loss is on response tokens and
 the end token only. There is no packing and no padding to a fixed length: micro-batches are sorted by
 length, and a step's loss is its token sum over its token count, so every token weighs the same.
 """

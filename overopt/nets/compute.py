@@ -1,13 +1,13 @@
 """How an optimizer step is carried out: micro-batches, processes, precision; never what it computes.
 
-Level 1, under every training loop. A loss is a sum over the step's pairs or tokens divided by the
+A loss is a sum over the step's pairs or tokens divided by the
 step's total, so parts can be added up in any division: over micro-batches that fit the memory, and
 over processes that each take a share of the rows. What is left of the division is the order of
 float32 sums.
 
 What it does differently from a trainer library: nothing is wrapped. The loop stays the caller's; it
 asks for its share of the rows, for a sum over processes, for another try where memory ran out.
-``accelerate`` starts the processes (`overopt.distributed`); autocast is torch's own, because
+``accelerate`` starts the processes (`overopt.engine.launched`); autocast is torch's own, because
 accelerate fixes one precision for a whole process and here each stage has its setting.
 """
 

@@ -1,6 +1,6 @@
 """Elementwise steps of a transformer block, each with a backward pass written by hand.
 
-Level 1, under the networks. With small models these steps cost as much time as the matrix products
+With small models these steps cost as much time as the matrix products
 between them; written as one function each, they pass over memory about half as often as the chain
 of operations that autograd would record. Derivatives of derivatives are not available.
 """

@@ -1,8 +1,8 @@
 """Any causal language model of transformers behind the interface of `overopt.nets.Llama`.
 
-The loaders in `overopt.checkpoints` fall back on this class where the compact Llama does not compute
-the architecture. It is the trunk of a ``...ForCausalLM`` and, for a policy, its output embedding;
-sampling and scoring stay ours, ``generate`` is never called.
+The loaders in `overopt.nets.checkpoints` fall back on this class where the compact Llama does not
+compute the architecture. It is the trunk of a ``...ForCausalLM`` and, for a policy, its output
+embedding; sampling and scoring stay ours, ``generate`` is never called.
 
 What differs on purpose from running the whole model: inputs to ``forward`` are right-padded and
 carry no mask (causality hides what comes later), hidden states and logits are separate, so that

@@ -1,6 +1,6 @@
 """Sampling a table of responses on an accelerator: a fixed number of lanes, refilled as rows end.
 
-Level 1, under `overopt.sampling`. On a CPU small batches suit the caches; a GPU wants thousands of
+On a CPU small batches suit the caches; a GPU wants thousands of
 rows at once and no work on the host between tokens. So a fixed number of lanes each decode one row
 of the table; a lane whose row has ended takes the next row (continuous batching). One token of all
 lanes is one fixed sequence of kernels on fixed addresses, captured once as a CUDA graph and replayed.

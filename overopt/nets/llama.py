@@ -161,7 +161,7 @@ class Llama(nn.Module):
         return hidden @ (self.embed if tied else self.lm_head).weight.T
 
     def decoder(self, ids: Tensor, mask: Tensor, row: Tensor, n_tokens: int) -> "LlamaDecoder":
-        """Decoding state after the prompts ``ids[row]``; see `overopt.sampling.Decoder`."""
+        """Decoding state after the prompts ``ids[row]``; see `overopt.nets.sampling.Decoder`."""
         return LlamaDecoder(self, ids, mask, row, n_tokens)
 
 

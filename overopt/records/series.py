@@ -54,14 +54,15 @@ def group_curves(curves: Sequence[Curve]) -> Groups:
         own = [t for t in same[0].shown.treatments if len(_values(same, t)) > 1]
         varying[method] = dict.fromkeys([*shared, *own])
     groups: Groups = {}
+    called = proxy_names(curves)
     for curve in sorted(curves, key=lambda c: (c.meta["n_params"], c.meta["backbone"])):
         if curve.meta["n_pairs"] == most:
-            method, name = curve.meta["method"], series_name(curve)
-            called = _TREATMENTS | curve.shown.treatments
+            method, name = curve.meta["method"], called[curve.meta["backbone"]]
+            words = _TREATMENTS | curve.shown.treatments
             for treatment in varying[method]:
                 value = curve.meta.get(treatment)
                 if value not in (None, "none"):
-                    name += f", {called[treatment]} {value}" if called[treatment] else f", {value}"
+                    name += f", {words[treatment]} {value}" if words[treatment] else f", {value}"
             groups.setdefault(method, {}).setdefault(name, []).append(curve)
     return groups
 
@@ -74,11 +75,12 @@ def _values(curves: Sequence[Curve], column: str) -> set[Any]:
 def data_sweeps(curves: Sequence[Curve]) -> dict[str, dict[int, list[Curve]]]:
     """Best-of-n curves of plain proxies by series and comparisons, where there are three sizes."""
     sweeps: dict[str, dict[int, list[Curve]]] = {}
+    called = proxy_names(curves)
     for curve in sorted(curves, key=lambda c: (c.meta["n_params"], c.meta["n_pairs"])):
         meta = curve.meta
         plain = meta.get("mitigation") in (None, "none") and meta["label_flip_rate"] == 0
         if curve.is_bon and plain and meta["label_rule"] == "argmax":
-            sweep = sweeps.setdefault(series_name(curve), {})
+            sweep = sweeps.setdefault(called[meta["backbone"]], {})
             sweep.setdefault(meta["n_pairs"], []).append(curve)
     return {name: sweep for name, sweep in sweeps.items() if len(sweep) >= 3}
 
@@ -184,10 +186,27 @@ def size_name(n_params: float) -> str:
     return f"{millions:.2g}M" if millions < 10 else f"{millions:.0f}M"
 
 
+def proxy_names(curves: Iterable[Curve]) -> dict[str, str]:
+    """What a legend calls each backbone: by its size, or by its name where a size does not tell.
+
+    Sizes do not tell proxies that have none, such as rules, nor two backbones of one size.
+    """
+    by_name: dict[str, set[str]] = {}
+    for curve in curves:
+        by_name.setdefault(series_name(curve), set()).add(curve.meta["backbone"])
+    return {
+        backbone: name if len(alike) == 1 else backbone.removeprefix("ladder:")
+        for name, alike in by_name.items()
+        for backbone in alike
+    }
+
+
 def series_name(curve: Curve) -> str:
-    """What the legend calls a curve: its proxy's size."""
-    is_gold = curve.meta["backbone"] == "gold"
-    return "gold as proxy" if is_gold else f"{size_name(curve.meta['n_params'])} proxy"
+    """What a curve's proxy is called on its own: by its size, or by its name where it has none."""
+    backbone, n_params = curve.meta["backbone"], curve.meta["n_params"]
+    if backbone == "gold":
+        return "gold as proxy"
+    return f"{size_name(n_params)} proxy" if n_params else backbone
 
 
 @dataclass(frozen=True)

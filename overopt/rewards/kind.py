@@ -156,6 +156,11 @@ class RewardSettings:
         return False
 
     @property
+    def reads_comparisons(self) -> bool:
+        """Whether training reads the comparisons that gold labelled; what is not trained does not."""
+        return self.seed is not None
+
+    @property
     def files(self) -> tuple[Path, ...]:
         """The user's own files that decide the score beside ``sources``."""
         return ()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from overopt.base import files
 from overopt.base.config import to_dict
-from overopt.base.errors import DivergenceError
+from overopt.base.errors import ConfigError, DivergenceError
 from overopt.base.kinds import Kind, kind_of, module_of
 from overopt.base.lazy import lazy
 from overopt.base.seeding import derive_seed
@@ -119,10 +119,16 @@ def optimise(ctx: StageContext, evaluation_steps: tuple[int, ...]) -> State:
         if state.step >= last:
             break
         # 3.
+        before = state.step
         try:
             log.append(method.step(state, settings, problem))
         except DivergenceError as e:
             raise keep_diverged(e, ctx, method.state_tensors(state)) from e
+        if state.step != before + 1:
+            raise ConfigError(
+                f"method.kind = {kind_of(settings)!r}: its step() took state.step from {before} to"
+                f" {state.step}; it must add 1"
+            )
         ctx.progress(state.step, last)
         # 4. The log is written before the state that refers to it, so that a kill between the two
         # leaves the older, consistent pair in force.

@@ -8,7 +8,7 @@ number of models in it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -65,8 +65,6 @@ def stage(
     run: RunConfig, proxy: RewardSettings, bootstrap: int, inputs: dict[str, Stage], note: str
 ) -> Stage:
     """One member of a run's reward; ``note`` ends its label."""
-    from dataclasses import replace
-
     of_member = describe(replace(run, proxy=proxy, reward=RewardConfig()))
     drawn = f" bootstrap {bootstrap}" if bootstrap > 0 else ""
     return Stage(

@@ -101,7 +101,7 @@ def member_proxies(
     match reward.members_by:
         case "seed" if m > 1:
             first = (settings.seed or 0) * m
-            return [(replace(settings, rm_seed=first + i), 0) for i in range(m)]  # type: ignore[call-arg]
+            return [(settings.with_seed(first + i), 0) for i in range(m)]
         case "bootstrap":
             return [(settings, i + 1) for i in range(m)]
         case "pretraining":

@@ -161,6 +161,20 @@ class RunConfig:
                 f"needs a world that knows right from wrong, and world.kind = {kind_of(self.world)!r}"
                 " does not: use world.kind=sums, or choose another kind",
             )
+        require(
+            self.reward.members_by != "pretraining" or "backbone" in self.proxy.sources,
+            "reward.members_by",
+            self.reward.members_by,
+            f"needs a proxy with a backbone, and proxy.kind = {kind_of(self.proxy)!r} has none: use"
+            " seed or bootstrap",
+        )
+        require(
+            not (self.world.has_judge and self.gold == frozen.Settings()),
+            "gold.kind",
+            "frozen",
+            f"{frozen.Settings().source} is a judge of stories, and world.kind = "
+            f"{kind_of(self.world)!r} tells none: set gold.kind=rubric, or gold.source",
+        )
         is_trained = self.proxy.seed is not None
         require(
             is_trained or self.reward.members == 1,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import partial
 from typing import TYPE_CHECKING
 
-from overopt.base.config import require
+from overopt.base.config import build, require
 from overopt.base.kinds import kind_of, module_of
 from overopt.base.lazy import lazy
 from overopt.nets import sources
@@ -23,9 +24,9 @@ else:
 
 RESERVED = (
     *("calibration", "gold", "comparisons", "labels", "pool", "proxy", "heads", "reward", "scores"),
-    *("bon", "round_data"),
+    *("bon", "round_data", "experiments", "policy", "start"),
 )
-"""Names of stages, which a user's method may not take."""
+"""Names of stages, their inputs and folders of the store, which a user's method may not take."""
 
 
 def source_checksums(run: RunConfig) -> tuple[str, ...]:
@@ -109,7 +110,7 @@ def check_sources(run: RunConfig, world: World) -> None:
     of_method: set[str] = set()
     for role, settings in (("gold", run.gold), ("proxy", run.proxy)):
         if hasattr(module_of(settings), "check"):
-            module_of(settings).check(settings)
+            build(partial(module_of(settings).check, settings), role)
         if settings.reads_tokens:
             used |= {f"{role}.{name}": source for name, source in settings.sources.items()}
     used |= {f"reward.backbones[{i}]": name for i, name in enumerate(run.reward.backbones)}

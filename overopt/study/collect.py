@@ -1,5 +1,6 @@
 """From finished artefacts to the records of an experiment."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def _curve_results(name: str, run: RunConfig, stage: Stage, artefacts: store.Sto
     proxies = {
         role: artefacts.open(part.name, part.fingerprint).path
         for role, part in stage.upstream.items()
-        if role.startswith("proxy")
+        if re.fullmatch(r"proxy(_\d\d)?", role)
     }
     training = {r: files.load_json(f / "training.json") for r, f in proxies.items()}
     method = None if stage.name == "bon" else run.method
@@ -160,7 +161,7 @@ def _common(name: str, run: RunConfig, method: Schedule | None, run_id: str) -> 
 def _gold_labels(run: RunConfig) -> int:
     """Responses that gold scored for the proxy's training, a round: distinct ones in comparisons."""
     labels = run.labels_per_round
-    if run.proxy.needs_gold:
+    if not run.proxy.reads_comparisons:
         return 0
     whole, rest = divmod(labels.n_pairs, labels.pairs_per_prompt)
     # The last prompt's pairs come in the order (0, 1), (0, 2), …, (1, 2), …

@@ -217,7 +217,7 @@ def choose_trials(
 
     Returns
     -------
-    method -> ``reference`` (see `overopt.leaderboard.Reference`) and, by mitigation, the chosen
+    method -> ``reference`` (see `overopt.analysis.leaderboard.Reference`) and, by mitigation, the chosen
     trial, its overrides and the score of every trial; for ``stopping``, rule and threshold instead.
     """
     by_id = {curve.meta["run_id"]: curve for curve in curves}

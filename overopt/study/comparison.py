@@ -2,14 +2,14 @@
 
 A `Comparison` names a baseline and mitigations with the same number of tuning trials each. Every
 trial is run on the tuning seeds and tuning prompts, the trial with the best tuning score is run on
-the test seeds and test prompts, and only these runs reach the leaderboard. Runs are ordinary runs of
-`overopt.pipeline` in the ordinary store: what two mitigations share is computed once, and a killed
-comparison goes on where it was.
+the test seeds and test prompts, and only these runs reach the leaderboard. Runs are ordinary runs
+of `overopt.study.chain` in the ordinary store: what two mitigations share is computed once, and a
+killed comparison goes on where it was.
 
     plan tuning -> execute -> collect -> choose -> execute test -> collect -> leaderboard, figures
 
-Level 3. What is made of the results is `overopt.comparison_report`, the statistics are
-`overopt.leaderboard`.
+What is made of the results is `overopt.reports.comparison`, the statistics are
+`overopt.analysis.leaderboard`.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Mitigation:
         ``stopping`` trains nothing: it stops the runs of the chosen baseline by ``rule``, with the
         threshold that is best on the baseline's tuning runs.
     rule : str
-        For ``stopping``: name of a rule of `overopt.early_stopping`.
+        For ``stopping``: name of a rule of `overopt.analysis.stopping`.
     methods : tuple of str
         Methods it applies to, "bon" or the kind of the base's method; empty: all.
     """

@@ -1,6 +1,6 @@
 """What ``overopt sft`` reads and writes: examples in, a checkpoint directory out.
 
-Level 3, around `overopt.sft`. The directory has the transformers layout and carries the tokenizer of
+Around `overopt.methods.sft`. The directory has the transformers layout and carries the tokenizer of
 the model it started from, so that ``world.policy=DIR`` takes it like any other checkpoint.
 """
 

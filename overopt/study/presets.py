@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -201,6 +202,9 @@ def load_experiment(name_or_path: str, overrides: Sequence[str] = ()) -> Experim
         f"{name}."
         for name in ("bon", "method")
         if any(getattr(run, name) is not None for run in experiment.runs)
+    ]
+    overrides = [
+        re.sub(r"^method=(?!none$|null$)", "method.kind=", o, flags=re.I) for o in overrides
     ]
     for run in experiment.runs:
         skipped = tuple(s for s in optional if getattr(run, s[:-1]) is None)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from test_architecture import MAY_IMPORT, PACKAGE
 
+from overopt.base import kinds
 from overopt.cli.main import _parse
 from overopt.cli.settings import describe_settings
 from overopt.methods import ppo
@@ -26,9 +27,6 @@ DOCUMENTS = sorted(
 )
 NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
 LIVE = [name for name in NAMES if name != "CHANGELOG.md"]  # which names what has gone, too
-MOVING = {"method", "proxy.kind=bradley_terry"}
-"""Settings of kinds that are files of their own; commands with them wait until a run has a method."""
-RUN_HAS_METHOD = "method" in {field.name for field in dataclasses.fields(RunConfig)}
 FOLDERS = ("docs", "experiments", "figures", "notebooks", "overopt", "tests")
 PRESETS = ("smoke", "quick", "desk", "gpu", "smollm")
 
@@ -44,9 +42,6 @@ KINDS = {
 def known_settings() -> set[str]:
     """Dotted names of all settings of a run, those of every kind included."""
     known = {setting.name for setting in describe_settings(RunConfig())}
-    if not RUN_HAS_METHOD:
-        return known | {re.sub("^ppo", "method", name) for name in known}
-    kinds = importlib.import_module("overopt.base.kinds")
     for part, folder in KINDS.items():
         for kind in kinds.names(folder):
             for field in dataclasses.fields(importlib.import_module(f"{folder}.{kind}").Settings):
@@ -177,17 +172,12 @@ def test_commands_parse_and_their_overrides_are_settings(name, command):
     what = getattr(args, "experiment", None)
     overrides = list(getattr(args, "overrides", []))
     if args.name in ("run", "plan", "status") and what in PRESETS:
-        waits = any(o.split(".")[0] in MOVING or o in MOVING for o in overrides)
-        if waits and not RUN_HAS_METHOD:
-            pytest.skip("a run has no part `method` yet")
         load_experiment(what, overrides)
 
 
 @pytest.mark.parametrize("name", LIVE)
 def test_settings_that_are_named_exist(name):
-    parts = ["labels", "reward", "bon", "rounds", "method"]
-    if RUN_HAS_METHOD:
-        parts += list(KINDS)
+    parts = ["labels", "reward", "bon", "rounds", *KINDS]
     known = known_settings()
     pattern = rf"`((?:{'|'.join(parts)})(?:\.[a-z_]+)+)(?:=[^`]*)?`"
     named = re.findall(pattern, text_of(name))
@@ -200,17 +190,15 @@ NEED_A_JUDGE = ("outcome", "process", "regression", "rule")
 def test_kinds_in_the_readme_can_be_run():
     for part, kind in re.findall(r"`(\w+)\.kind=(\w+)`", text_of("README.md")):
         override = f"{part}.kind={kind}"
-        if RUN_HAS_METHOD or not MOVING & {part, override}:
-            source = ["gold.source=org/name"] * (kind == "pretrained")
-            source += ["world.kind=sums"] * (kind in NEED_A_JUDGE)
-            load_experiment("quick", [override, *source])
+        source = ["gold.source=org/name"] * (kind == "pretrained")
+        source += ["world.kind=sums", "gold.kind=rubric"] * (kind in NEED_A_JUDGE)
+        load_experiment("quick", [override, *source])
 
 
 def test_defaults_in_the_table_of_ppo_are_those_of_its_settings():
     table = text_of("docs/methods.md").split("| setting | default | meaning |")[1].split("\n\n")[0]
     rows = re.findall(r"^\| (`method\.[^|]*) \| ([^|]*) \|", table, re.MULTILINE)
-    settings = ppo.Settings if hasattr(ppo, "Settings") else ppo.PpoConfig
-    defaults = {field.name: field.default for field in dataclasses.fields(settings)}
+    defaults = {field.name: field.default for field in dataclasses.fields(ppo.Settings)}
     shown = {}
     for names, values in rows:
         of_row = re.findall(r"`method\.(\w+)`", names)
@@ -244,8 +232,6 @@ def test_python_in_documents_imports_what_exists(name):
     ],
 )
 def test_python_in_documents_runs(name, block, monkeypatch, capsys):
-    if "method=" in block and not RUN_HAS_METHOD:
-        pytest.skip("a run has no part `method` yet")
     monkeypatch.chdir(ROOT)
     exec(compile(block, name, "exec"), {})
     # A comment behind a print says what it prints, to the digits shown.
@@ -277,8 +263,6 @@ def test_the_rules_of_the_architecture_are_those_of_the_test():
 
 
 def test_the_walk_of_a_number_finds_its_functions():
-    if not RUN_HAS_METHOD:
-        pytest.skip("a run has no part `method` yet")
     text = text_of("docs/architecture.md")
     steps = re.findall(r"^\| \d\. [^|]*\| `([^`]*)` \| `(\w+)` \|", text, re.MULTILINE)
     assert len(steps) == 6

@@ -32,6 +32,11 @@ class Settings(RewardSettings):
     source: str = "ladder:gold-3m"
 
     @property
+    def title(self) -> str:
+        """Kind and checkpoint."""
+        return f"frozen {self.source.removeprefix('ladder:')}"
+
+    @property
     def sources(self) -> dict[str, str]:
         """The checkpoint."""
         return {"source": self.source}

@@ -108,6 +108,11 @@ class Settings(RewardSettings):
         return {"backbone": self.backbone}
 
     @property
+    def reads_comparisons(self) -> bool:
+        """It learns from the verdicts of the world."""
+        return False
+
+    @property
     def seed(self) -> int:
         """Head initialisation, data order and flips."""
         return self.rm_seed
@@ -119,6 +124,7 @@ class Settings(RewardSettings):
         parts += [f"{self.layers} layers"] if self.layers else []
         parts += ["right and valid"] if self.label == "right_and_valid" else []
         parts += ["within prompt"] if self.loss == "within_prompt" else []
+        parts += [f"flips {self.flip_rate:g}"] if self.flip_rate else []
         return " ".join(parts)
 
     @property

@@ -33,6 +33,11 @@ class Settings(RewardSettings):
     source: str = ""
 
     @property
+    def title(self) -> str:
+        """Kind and checkpoint."""
+        return f"pretrained {self.source.removeprefix('ladder:')}"
+
+    @property
     def sources(self) -> dict[str, str]:
         """The checkpoint."""
         return {"source": self.source} if self.source else {}
@@ -45,9 +50,7 @@ class Settings(RewardSettings):
 
 def check(settings: Settings) -> None:
     """Raise ConfigError or CheckpointError unless the source can be what `train` makes of it."""
-    require(
-        settings.source != "", "gold.source", settings.source, "name the classifier's checkpoint"
-    )
+    require(settings.source != "", "source", settings.source, "name the classifier's checkpoint")
     check_classifier(settings.source)
 
 
@@ -58,14 +61,14 @@ def check_classifier(source: str) -> None:
     n_labels = len(spec["id2label"]) if "id2label" in spec else spec.get("num_labels", 2)
     if n_labels not in (1, 2):
         raise CheckpointError(
-            f"checkpoint {source!r} has {n_labels} labels: gold needs one score, or two labels whose "
-            "logit difference is the score"
+            f"checkpoint {source!r} has {n_labels} labels: a reward model has one score, or two labels"
+            " whose logit difference is the score"
         )
     kinds = spec.get("architectures") or []
     if kinds and not any(kind.endswith("ForSequenceClassification") for kind in kinds):
         raise CheckpointError(
-            f"checkpoint {source!r} is a {kinds[0]}: gold.kind=pretrained needs a sequence classifier;"
-            " gold.kind=learned puts a score on a language model"
+            f"checkpoint {source!r} is a {kinds[0]}: kind=pretrained needs a sequence classifier;"
+            " kind=learned and kind=bradley_terry put a score on a language model"
         )
     auto_tokenizer(source, path)
 

@@ -108,6 +108,11 @@ class Settings(RewardSettings):
         return {"backbone": self.backbone}
 
     @property
+    def reads_comparisons(self) -> bool:
+        """It learns from verdicts on steps of the world."""
+        return False
+
+    @property
     def seed(self) -> int:
         """Head initialisation, data order and rollouts."""
         return self.rm_seed

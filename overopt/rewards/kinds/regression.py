@@ -118,6 +118,11 @@ class Settings(RewardSettings):
         return {"backbone": self.backbone}
 
     @property
+    def reads_comparisons(self) -> bool:
+        """It learns from ratings of the world."""
+        return False
+
+    @property
     def seed(self) -> int:
         """Head initialisation, data order and noise."""
         return self.rm_seed
@@ -127,7 +132,8 @@ class Settings(RewardSettings):
         """Kind, weights and size."""
         weighed = zip(self.weights, self.attributes, strict=True)
         score = " ".join(f"{weight:+g} {name}" for weight, name in weighed)
-        return f"regression {score} {self.backbone.removeprefix('ladder:')}"
+        noise = f" noise {self.noise:g}" if self.noise else ""
+        return f"regression {score} {self.backbone.removeprefix('ladder:')}{noise}"
 
     @property
     def columns(self) -> dict[str, Any]:

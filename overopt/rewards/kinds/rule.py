@@ -53,7 +53,7 @@ class Settings(RewardSettings):
         check_types(self)
         require(
             self.checker == "" or self.rule == "strict",
-            "proxy.rule",
+            "rule",
             self.rule,
             f"has no effect: checker = {self.checker!r} takes its place; leave it out",
         )

@@ -6,7 +6,7 @@ is that of `train_reward_model` alone, to the order of float32 sums: same batche
 schedule and optimizer.
 
 What it does differently from ``torch.func.vmap``: the forward pass is written out for a member axis,
-with batched products around the functions of `overopt.fused`. Everything runs in one process;
+with batched products around the functions of `overopt.nets.fused`. Everything runs in one process;
 micro-batches and autocast are for `train_reward_model`.
 """
 

@@ -85,7 +85,7 @@ def check_contract(reward: Reward, *, strength: float, n_members: int, name: str
     except Exception as e:  # a user's code may raise anything; it is told apart from ours by name
         raise ConfigError(
             f"{name} raised {type(e).__name__}: {e}; it is called as reward(inputs, strength=...)"
-            " with overopt.mitigations.inputs.RewardInputs"
+            " with overopt.rewards.transforms.inputs.RewardInputs"
         ) from e
     shape = tuple(first.shape) if isinstance(first, Tensor) else type(first).__name__
     if shape != (n_responses,):
