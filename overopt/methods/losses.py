@@ -76,7 +76,7 @@ class PolicyLoss(NamedTuple):
     update_kl_token_nats: Tensor
 
 
-def ppo_policy_loss(
+def clipped_policy_loss(
     logp_new: Tensor,
     logp_old: Tensor,
     advantages: Tensor,
@@ -99,7 +99,7 @@ def ppo_policy_loss(
     return PolicyLoss(-(surrogate * mask).sum() / n_tokens, clipped, update_kl)
 
 
-def ppo_value_loss(
+def clipped_value_loss(
     values: Tensor, values_old: Tensor, returns: Tensor, mask: Tensor, *, clip: float, n_tokens: int
 ) -> Tensor:
     """Half the clipped squared value error, Σ over tokens / ``n_tokens``; tensors (R, T).

@@ -420,7 +420,7 @@ def _losses(
         hidden = sampling.response_hidden(state.policy, part, sub)
         logits = state.policy.logits(hidden).float()
         new_values = _values(state.value, part).float()
-    policy_loss = losses.ppo_policy_loss(
+    policy_loss = losses.clipped_policy_loss(
         sampling.token_logprobs(logits, sub.tokens),
         targets.old_logp[at, :w],
         targets.advantages[at, :w],
@@ -428,7 +428,7 @@ def _losses(
         clip=settings.clip,
         n_tokens=n_tokens,
     )
-    value_loss = losses.ppo_value_loss(
+    value_loss = losses.clipped_value_loss(
         new_values,
         targets.values[at, :w],
         targets.returns[at, :w],

@@ -387,13 +387,13 @@ def test_measured_kl_has_the_sign_and_direction_of_the_closed_form(tiny_llama, r
 def test_advantages_are_whitened_over_the_whole_batch(tiny_llama, ragged_prompts, monkeypatch):
     cfg = ppo.Settings(steps=2, batch=32, minibatches=4, eval_prompts=4)
     parts = []
-    loss = losses.ppo_policy_loss
+    loss = losses.clipped_policy_loss
 
     def recording(new, old, advantages, mask, **settings):
         parts.append(advantages[mask].double())
         return loss(new, old, advantages, mask, **settings)
 
-    monkeypatch.setattr(losses, "ppo_policy_loss", recording)
+    monkeypatch.setattr(losses, "clipped_policy_loss", recording)
     state, ref = ppo_state(tiny_llama, cfg), tiny_llama(5, scale=4.0)
     ppo_step(state, ref, LikesToken(), ragged_prompts(5, [3, 6, 4, 2]), cfg, n_tokens=8, seed=0)
     assert len(parts) == 4

@@ -55,7 +55,9 @@ def test_policy_loss_hand_table():
     advantages = torch.tensor([[1.0, 1, -1], [-1, 2, 5]], dtype=torch.float64)
     mask = torch.tensor([[True, True, True], [True, True, False]])
     new = ratio.log().requires_grad_()
-    got = fn.ppo_policy_loss(new, torch.zeros_like(ratio), advantages, mask, clip=0.2, n_tokens=5)
+    got = fn.clipped_policy_loss(
+        new, torch.zeros_like(ratio), advantages, mask, clip=0.2, n_tokens=5
+    )
     assert float(got.loss.detach()) == pytest.approx(-0.32, abs=FP64)
     got.loss.backward()
     # dloss/dlogp = -ρA/5 where the clip does not bind, else 0.
@@ -73,7 +75,7 @@ def test_value_loss_hand_table():
     # new 0.2, G 0: 0.04 both. Half the sum over 4 tokens: 2.38 / 8.
     new, returns = torch.tensor([[1.0, -1, 0.2, 7]]), torch.tensor([[2.0, -0.8, 0, 0]])
     mask = torch.tensor([[True, True, True, False]])
-    got = fn.ppo_value_loss(new, torch.zeros(1, 4), returns, mask, clip=0.5, n_tokens=4)
+    got = fn.clipped_value_loss(new, torch.zeros(1, 4), returns, mask, clip=0.5, n_tokens=4)
     assert float(got) == pytest.approx(2.38 / 8, abs=FP32)
 
 
@@ -83,8 +85,8 @@ def test_losses_do_not_depend_on_the_micro_batch_split(table):
 
     def losses(rows):
         a, b, c, d, m = (x[rows] for x in (new, old, advantages, returns, mask))
-        policy = fn.ppo_policy_loss(a, b, c, m, clip=0.2, n_tokens=n)
-        return torch.stack([*policy, fn.ppo_value_loss(a, b, d, m, clip=0.2, n_tokens=n)])
+        policy = fn.clipped_policy_loss(a, b, c, m, clip=0.2, n_tokens=n)
+        return torch.stack([*policy, fn.clipped_value_loss(a, b, d, m, clip=0.2, n_tokens=n)])
 
     whole = losses(slice(None))
     for split in ([0, 1, 5], [0, 2, 4, 5], [0, 3, 5]):

@@ -221,7 +221,8 @@ def test_retokenized_responses_say_the_same(folder, tmp_path):
     RewardModelScorer(model, 0.5, 2.0).save(tmp_path, {})
     info = json.loads((tmp_path / "scorer.json").read_text())
     assert info["scored_by"] == "text" and info["tokenizer"] == str(other)
-    again = load_scorer(tmp_path, Place(tmp_path, world, "cpu")).score(made)
+    named = Place(tmp_path, world, "cpu", sources=frozenset({str(other)}))
+    again = load_scorer(tmp_path, named).score(made)
     torch.testing.assert_close(again, (by_text - 0.5) / 2)
     model.backbone.reader = None
     assert torch.equal(raw_scores(model, read), by_text)

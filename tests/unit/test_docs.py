@@ -191,7 +191,8 @@ def test_kinds_in_the_readme_can_be_run():
     for part, kind in re.findall(r"`(\w+)\.kind=(\w+)`", text_of("README.md")):
         override = f"{part}.kind={kind}"
         source = ["gold.source=org/name"] * (kind == "pretrained")
-        source += ["world.kind=sums", "gold.kind=rubric"] * (kind in NEED_A_JUDGE)
+        source += ["world.kind=sums"] * (kind in NEED_A_JUDGE)
+        source += ["gold.kind=rubric"] * (kind in (*NEED_A_JUDGE, "sums"))
         load_experiment("quick", [override, *source])
 
 

@@ -283,7 +283,7 @@ def test_settings_of_layers_and_worlds():
         bradley_terry.Settings(layers=-1)
     with pytest.raises(ConfigError, match="gold.layers"):
         learned.Settings(layers=-1)
-    with pytest.raises(ConfigError, match="gold.source"):
+    with pytest.raises(ConfigError, match="source = ''"):
         pretrained.check(pretrained.Settings())
     assert hf.Settings(max_response_tokens=4000).max_response_tokens == 4000
     with pytest.raises(ConfigError, match="2 to 200"):

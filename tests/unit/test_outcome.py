@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from overopt.base.datatypes import Prompts, Responses
 from overopt.base.errors import ConfigError, DataError
 from overopt.nets import sources
-from overopt.rewards.kinds import outcome
+from overopt.rewards.kinds import outcome, rubric
 from overopt.rewards.training.pairs import PairBatches
 from overopt.stages.settings import RunConfig
 from overopt.worlds import hf, sums
@@ -101,7 +101,7 @@ def test_it_needs_a_world_with_a_judge():
         RunConfig(proxy=outcome.Settings())
     with pytest.raises(ConfigError, match="world.kind=sums"):
         RunConfig(world=hf.Settings(), proxy=outcome.Settings())
-    RunConfig(world=sums.Settings(), proxy=outcome.Settings())
+    RunConfig(world=sums.Settings(), gold=rubric.Settings(), proxy=outcome.Settings())
 
 
 def test_settings_are_checked():
