@@ -34,7 +34,8 @@ def unknown_setting(name: str, known: Sequence[str]) -> ConfigError:
     near += difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     by_leaf = {other.rpartition(".")[2]: other for other in known}
     near += [by_leaf[match] for match in difflib.get_close_matches(leaf, by_leaf, n=2, cutoff=0.6)]
-    offered = ", ".join(list(dict.fromkeys(near))[:3] or list(known)[:6])
+    groups = dict.fromkeys(other.partition(".")[0] for other in known)
+    offered = ", ".join(list(dict.fromkeys(near))[:3] or groups)
     hint = f"did you mean {offered}?" if near else f"known settings begin with {offered}"
     return ConfigError(f"unknown setting {name!r}; {hint}")
 

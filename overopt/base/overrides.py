@@ -84,6 +84,9 @@ def _override(config: Any, tree: Mapping[str, Any], where: str, known: list[str]
     for key, new in tree.items():
         name = dotted(where, key)
         if key not in hints:
+            while isinstance(new, Mapping):  # name the setting, not only its group
+                inner = next(iter(new))
+                name, new = dotted(name, inner), new[inner]
             raise unknown_setting(name, known)
         changes[key] = _changed(getattr(config, key), new, hints[key], name, known)
     return build(lambda: dataclasses.replace(config, **changes), where)

@@ -76,6 +76,11 @@ def test_runs_without_a_method_stay_without(override):
     assert [r.method.seed for r in after.runs if r.method] == seeds and len(set(seeds)) == 5
 
 
+def test_an_unknown_group_is_named_with_its_setting():
+    with pytest.raises(ConfigError, match=r"'ppo.steps'; did you mean method.steps"):
+        apply_overrides(RunConfig(method=ppo.Settings()), ["ppo.steps=3"])
+
+
 def test_pretraining_needs_a_backbone():
     overrides = ["world.kind=sums", "gold.kind=rubric", "proxy.kind=implicit", "reward.members=2"]
     overrides += ["reward.members_by=pretraining", "reward.backbones=ladder:sums-0.2m,"]
