@@ -42,7 +42,7 @@ def run(tmp_path, *settings, workers):
 
 def test_there_is_an_example_of_each():
     assert set(EXAMPLES) == {"reward kind", "world", "figure", "benchmark"}
-    assert all(len(text.splitlines()) <= 70 for text in EXAMPLES.values())
+    assert all(len(text.splitlines()) <= 60 for text in EXAMPLES.values())
 
 
 @pytest.mark.slow
