@@ -315,7 +315,7 @@ def _decode(value: Any, annotation: Any, name: str) -> Any:
     classes: list[Any] = [member for member in members if dataclasses.is_dataclass(member)]
     kind = kind_in(annotation)
     if isinstance(value, Mapping) and kind is not None:
-        module = kinds.find(kind.folder, str(value.get(KIND_KEY, kind.default)), name)
+        module = kinds.find(kind, str(value.get(KIND_KEY, kind.default)), name)
         rest = {key: item for key, item in value.items() if key != KIND_KEY}
         return from_dict(module.Settings, rest, name)
     if isinstance(value, Mapping) and classes:

@@ -25,11 +25,13 @@ class Kind(NamedTuple):
     default : the kind whose name is left out of the canonical form.
     under_its_name : in canonical form, the settings stand under the kind's name instead of under the
         name of the field, without an entry "kind".
+    needs : what a kind's file must define beside ``Settings``.
     """
 
     folder: str
     default: str
     under_its_name: bool = False
+    needs: tuple[str, ...] = ()
 
 
 def names(folder: str) -> tuple[str, ...]:
@@ -44,8 +46,8 @@ def names(folder: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def find(folder: str, kind: str, where: str = "kind") -> ModuleType:
-    """The module of a kind: a file of the folder by its name, or a user's file by its path.
+def find(kind: Kind, name: str, where: str = "kind") -> ModuleType:
+    """The module of the kind ``name``: a file of the folder by its name, or a user's file by its path.
 
     Raises
     ------
@@ -53,31 +55,24 @@ def find(folder: str, kind: str, where: str = "kind") -> ModuleType:
         No such kind; or the user's file is absent, cannot be imported, or does not define what a kind
         of the folder needs.
     """
-    if kind.endswith(".py"):
-        module = load_module(Path(kind), needs=("Settings",), where=f"{where} = {kind!r}")
-    elif kind in names(folder):
-        module = importlib.import_module(f"{folder}.{kind}")
+    known = names(kind.folder)
+    if name.endswith(".py"):
+        module = load_module(Path(name), needs=("Settings",), where=f"{where} = {name!r}")
+    elif name in known:
+        module = importlib.import_module(f"{kind.folder}.{name}")
     else:
-        near = difflib.get_close_matches(kind, names(folder), n=1)
+        near = difflib.get_close_matches(name, known, n=1)
         raise ConfigError(
-            f"{where} = {kind!r}: is unknown"
+            f"{where} = {name!r}: is unknown"
             + (f"; did you mean {near[0]}?" if near else ":")
-            + f" use one of {', '.join(names(folder))}, or the path of a Python file that defines one"
+            + f" use one of {', '.join(known)}, or the path of a Python file that defines one"
         )
-    _check(module, folder, f"{where} = {kind!r}")
+    _check(module, kind, f"{where} = {name!r}")
     return module
 
 
-_NEEDED = {
-    "overopt.methods": ("start", "step", "state_tensors", "load_state_tensors"),
-    "overopt.rewards.kinds": ("train",),
-    "overopt.worlds": ("load",),
-}
-"""Functions that a kind's file defines, by folder."""
-
-
-def _check(module: ModuleType, folder: str, where: str) -> None:
-    """Raise ConfigError unless ``module`` defines a kind of ``folder``."""
+def _check(module: ModuleType, kind: Kind, where: str) -> None:
+    """Raise ConfigError unless ``module`` defines a kind, under a name that it can have."""
     settings = module.Settings
     if not is_dataclass(settings):
         raise ConfigError(f"{where}: its Settings is not a dataclass")
@@ -86,11 +81,9 @@ def _check(module: ModuleType, folder: str, where: str) -> None:
             f"{where}: its Settings is that of {settings.__module__}; define a class of its own, which"
             " may inherit that one"
         )
-    for function in _NEEDED.get(folder, ()):
-        if not callable(getattr(module, function, None)):
-            raise ConfigError(f"{where} has no {function}(): define it")
-    if folder == "overopt.methods" and not hasattr(module, "SHOWN"):
-        raise ConfigError(f"{where} has no SHOWN: define it, an overopt.base.shown.Shown")
+    for needed in kind.needs:
+        if not hasattr(module, needed):
+            raise ConfigError(f"{where} has no {needed}: define it")
     stem = Path(str(module.__file__)).stem
     if not is_user_module(module):
         return
@@ -99,7 +92,7 @@ def _check(module: ModuleType, folder: str, where: str) -> None:
             f"{where}: the file's name becomes the kind's: rename it to lower-case letters, digits and"
             " _, not beginning with proxy and not ending in _ and two digits"
         )
-    if stem in names(folder):
+    if stem in names(kind.folder):
         raise ConfigError(f"{where}: {stem} is the name of a kind that exists: rename the file")
 
 

@@ -109,7 +109,7 @@ def _changed(value: Any, new: Any, annotation: Any, name: str, known: list[str])
     if kind is not None and new.get(KIND_KEY) in NONE_WORDS and optional and len(new) == 1:
         return None
     if kind is not None and KIND_KEY in new:
-        module = kinds.find(kind.folder, new[KIND_KEY], dotted(name, KIND_KEY))
+        module = kinds.find(kind, new[KIND_KEY], dotted(name, KIND_KEY))
         new = {key: item for key, item in new.items() if key != KIND_KEY}
         if type(value) is not module.Settings:
             value = _switched(value, module.Settings)

@@ -61,7 +61,7 @@ def describe_other_kinds(config: Any) -> Iterator[Setting]:
         for kind in kinds.names(choice.folder):
             if kind != _kind_shown(getattr(config, field.name)):
                 picks = f"{field.name}.kind={kind}"
-                own = kinds.find(choice.folder, kind).Settings()
+                own = kinds.find(choice, kind).Settings()
                 yield Setting(picks, "", (inspect.getdoc(type(own)) or "").partition("\n")[0])
                 for name, value, meaning in describe_settings(own, f"{field.name}."):
                     yield Setting(name, value, f"{meaning} (with {picks})")

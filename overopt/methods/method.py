@@ -154,7 +154,9 @@ def shaping_name(settings: Schedule) -> str:
     return "" if shape == "none" else f"{shape} {settings.shaping_scale:g}"
 
 
-AnyMethod = Annotated[Schedule, Kind("overopt.methods", "")]
+NEEDS = ("SHOWN", "start", "step", "state_tensors", "load_state_tensors")
+"""What a method's file defines beside ``Settings``."""
+AnyMethod = Annotated[Schedule, Kind("overopt.methods", "", needs=NEEDS)]
 """A setting that holds the settings of one method."""
 
 

@@ -203,9 +203,11 @@ class RewardSettings:
         return ""
 
 
-AnyProxy = Annotated[RewardSettings, Kind("overopt.rewards.kinds", "bradley_terry")]
+AnyProxy = Annotated[
+    RewardSettings, Kind("overopt.rewards.kinds", "bradley_terry", needs=("train",))
+]
 """A setting that holds the settings of a proxy's kind."""
-AnyGold = Annotated[RewardSettings, Kind("overopt.rewards.kinds", "frozen")]
+AnyGold = Annotated[RewardSettings, Kind("overopt.rewards.kinds", "frozen", needs=("train",))]
 """A setting that holds the settings of gold's kind."""
 
 

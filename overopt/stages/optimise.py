@@ -16,7 +16,7 @@ from overopt.base.kinds import Kind, kind_of, module_of
 from overopt.base.lazy import lazy
 from overopt.base.seeding import derive_seed
 from overopt.engine.graph import Stage, StageContext
-from overopt.methods.method import Problem, Schedule, State
+from overopt.methods.method import NEEDS, Problem, Schedule, State
 from overopt.stages.common import (
     initial_policy,
     keep_diverged,
@@ -54,7 +54,7 @@ EVALUATION = "ppo-eval"
 """Names the random numbers of evaluations: the same for all methods, so that they can be compared pair
 by pair. The name is from when there was one."""
 
-NamedMethod = Annotated[Schedule, Kind("overopt.methods", "", under_its_name=True)]
+NamedMethod = Annotated[Schedule, Kind("overopt.methods", "", under_its_name=True, needs=NEEDS)]
 """A method's settings in a stage's config, where they stand under the method's name."""
 
 

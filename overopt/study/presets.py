@@ -199,16 +199,14 @@ def load_experiment(name_or_path: str, overrides: Sequence[str] = ()) -> Experim
         return experiment
     runs: list[RunConfig] = []
     optional = [
-        f"{name}."
+        name
         for name in ("bon", "method")
         if any(getattr(run, name) is not None for run in experiment.runs)
     ]
-    overrides = [
-        re.sub(r"^method=(?!none$|null$)", "method.kind=", o, flags=re.I) for o in overrides
-    ]
     for run in experiment.runs:
-        skipped = tuple(s for s in optional if getattr(run, s[:-1]) is None)
-        new = apply_overrides(run, [o for o in overrides if not o.startswith(skipped)])
+        without = [name for name in optional if getattr(run, name) is None]
+        kept = [o for o in overrides if re.split("[.=]", o, maxsplit=1)[0] not in without]
+        new = apply_overrides(run, kept)
         if new not in runs:
             runs.append(new)
     return dataclasses.replace(experiment, runs=tuple(runs))

@@ -81,7 +81,7 @@ class WorldSettings:
         return False
 
 
-AnyWorld = Annotated[WorldSettings, Kind("overopt.worlds", "stories")]
+AnyWorld = Annotated[WorldSettings, Kind("overopt.worlds", "stories", needs=("load",))]
 """A setting that holds the settings of one world."""
 
 

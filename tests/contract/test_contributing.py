@@ -54,6 +54,7 @@ def test_the_reward_kind_is_optimised(tmp_path, workers):
     results = run(tmp_path, *given, workers=workers)
     curve = next(c for c in load_curves(results) if c.is_bon)
     assert curve.meta["backbone"] == "mentions" and curve["proxy_gain"][-1] > 0.5
+    assert all(row["gold_labels"] == 0 for row in curve.rows)  # it learns from none
     written = next((tmp_path / "store" / "proxy").glob("*/scorer.json"))
     assert json.loads(written.read_text())["kind"].startswith("mentions.py#")
 

@@ -283,6 +283,15 @@ def test_a_method_of_ones_own(shared_store, own_file):
     assert json.loads((results / "shown.json").read_text())["my_method"]["label"] == "mine"
 
 
+def test_a_step_that_does_not_count_ends_the_run(shared_store, own_file, capsys):
+    """It would run for ever."""
+    folder, small = shared_store
+    own_file.write_text(own_file.read_text().replace("state.step += 1", "pass"))
+    command = ["run", "smoke", f"method.kind={own_file}", *small]
+    assert main([*command, "--results", str(folder / "uncounted")]) != 0
+    assert "state.step from 0 to 0; it must add 1" in capsys.readouterr().err
+
+
 def test_a_method_of_ones_own_becomes_a_picture(shared_store, own_file, tmp_path):
     results = run(shared_store, own_file, "drawn")
     pictures = draw(results, tmp_path / "pictures")

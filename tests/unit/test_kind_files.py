@@ -1,5 +1,6 @@
 """Kinds by the path of a file: what is refused, what carries over, what keeps its name."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from overopt.base.userfile import loaded_kinds
 from overopt.cli.main import main
 from overopt.methods import ppo
 from overopt.records.series import group_curves
+from overopt.rewards.kinds import outcome, process, regression
 from overopt.stages.settings import RunConfig
 from overopt.study.presets import load_experiment
 
@@ -36,7 +38,7 @@ def written(folder, name, text):
     ("name", "text", "message"),
     [
         ("mine.py", BORROWED, r"its Settings is that of overopt\.methods\.ppo; define a class"),
-        ("mine.py", METHOD.replace("def step(", "def stepped("), r"has no step\(\): define it"),
+        ("mine.py", METHOD.replace("def step(", "def stepped("), "has no step: define it"),
         ("mine.py", METHOD.replace("SHOWN =", "LOOKS ="), "has no SHOWN: define it"),
         ("my method.py", METHOD, "rename it to lower-case letters"),
         ("proxy_mine.py", METHOD, "not beginning with proxy"),
@@ -104,6 +106,16 @@ def test_only_files_of_kinds_go_to_other_processes(tmp_path):
     apply_overrides(RunConfig(), [f"method.kind={mine}"])
     sent = dict(loaded_kinds())
     assert sent[str(mine)] == METHOD.encode() and str(study) not in sent
+
+
+@pytest.mark.parametrize(
+    "changed", [{"layers": 1}, {"flip_rate": 0.1}, {"noise": 0.5}], ids=lambda c: next(iter(c))
+)
+def test_titles_tell_settings_apart(changed):
+    """Curves are grouped by title: what two proxies differ in has to be in it."""
+    for kind in (outcome, process, regression):
+        if set(changed) <= {field.name for field in fields(kind.Settings)}:
+            assert kind.Settings(**changed).title != kind.Settings().title
 
 
 class FakeCurve:

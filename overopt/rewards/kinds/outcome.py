@@ -9,13 +9,14 @@ response to the same prompt, so that this gains nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from overopt.base.config import check_types, require
+from overopt.base.config import require
 from overopt.base.errors import DataError
 from overopt.base.lazy import lazy
 from overopt.base.seeding import torch_generator
-from overopt.rewards.kind import Job, RewardSettings, Trained
+from overopt.rewards.judged import Judged
+from overopt.rewards.kind import Job, Trained
 
 if TYPE_CHECKING:
     import torch
@@ -43,15 +44,13 @@ WRITES = ("reward_model",)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(RewardSettings):
+class Settings(Judged):
     """A scalar head fitted to whether single responses are right, by the world's judge.
+
+    Backbone, training and seed are those of `Judged`.
 
     Attributes
     ----------
-    backbone : str
-        Pretrained causal LM under the head: any source that ``world.policy`` takes.
-    layers : int
-        How many of the backbone's first layers to keep; 0 for all.
     label : "right" or "right_and_valid"
         What counts as right: the answer, or the answer by right steps.
     loss : "pointwise" or "within_prompt"
@@ -59,31 +58,17 @@ class Settings(RewardSettings):
         to the same prompt.
     flip_rate : float
         Probability in [0, 0.5) that a response's label is inverted.
-    epochs, lr, batch_prompts, weight_decay : int, float, int, float
-        Passes over the responses, peak AdamW learning rate (linear decay), prompts a step.
-    precision : "fp32" or "bf16"
-        Of matrix products in training.
-    rm_seed : int
-        Head initialisation, data order and flips.
+    batch_prompts : int
+        Prompts a step.
     """
 
-    backbone: str = "ladder:sums-0.2m"
-    layers: int = 0
     label: Literal["right", "right_and_valid"] = "right"
     loss: Literal["pointwise", "within_prompt"] = "pointwise"
     flip_rate: float = 0.0
-    epochs: int = 2
-    lr: float = 1e-3
     batch_prompts: int = 16
-    weight_decay: float = 0.01
-    precision: Literal["fp32", "bf16"] = "fp32"
-    rm_seed: int = 0
 
     def __post_init__(self) -> None:
-        check_types(self)
-        require(self.layers >= 0, "proxy.layers", self.layers, "must be at least 0 (0: all)")
-        require(self.epochs >= 1, "proxy.epochs", self.epochs, "must be at least 1")
-        require(self.lr > 0, "proxy.lr", self.lr, "must be positive")
+        Judged.__post_init__(self)
         require(self.batch_prompts >= 1, "proxy.batch_prompts", self.batch_prompts, "at least 1")
         require(
             0 <= self.flip_rate < 0.5,
@@ -91,31 +76,6 @@ class Settings(RewardSettings):
             self.flip_rate,
             "must be in [0, 0.5): at 0.5 labels carry nothing, above it they are inverted",
         )
-
-    @property
-    def serves(self) -> tuple[str, ...]:
-        """A proxy: it is fitted to labels."""
-        return ("proxy",)
-
-    @property
-    def needs_judge(self) -> bool:
-        """The labels."""
-        return True
-
-    @property
-    def sources(self) -> dict[str, str]:
-        """The backbone."""
-        return {"backbone": self.backbone}
-
-    @property
-    def reads_comparisons(self) -> bool:
-        """It learns from the verdicts of the world."""
-        return False
-
-    @property
-    def seed(self) -> int:
-        """Head initialisation, data order and flips."""
-        return self.rm_seed
 
     @property
     def title(self) -> str:
@@ -126,11 +86,6 @@ class Settings(RewardSettings):
         parts += ["within prompt"] if self.loss == "within_prompt" else []
         parts += [f"flips {self.flip_rate:g}"] if self.flip_rate else []
         return " ".join(parts)
-
-    @property
-    def columns(self) -> dict[str, Any]:
-        """Record columns; the kind stands before the backbone, so that kinds are told apart."""
-        return {"backbone": self.title, "rm_seed": self.rm_seed, "proxy_lr": self.lr}
 
 
 def train(settings: Settings, job: Job) -> Trained:

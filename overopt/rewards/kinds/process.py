@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from overopt.base.config import check_types, require
+from overopt.base.config import require
 from overopt.base.errors import CheckpointError
 from overopt.base.lazy import lazy
 from overopt.base.seeding import derive_seed
-from overopt.rewards.kind import Job, Place, RewardSettings, Scorer, Trained, Unit
+from overopt.rewards.judged import Judged
+from overopt.rewards.kind import Job, Place, Scorer, Trained, Unit
 from overopt.worlds.world import World
 
 if TYPE_CHECKING:
@@ -42,15 +43,13 @@ Aggregation = Literal["min", "product", "mean", "sum", "last"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(RewardSettings):
+class Settings(Judged):
     """A scalar head fitted to whether each step of a response is right, and how steps make a score.
+
+    Backbone, training and seed are those of `Judged`.
 
     Attributes
     ----------
-    backbone : str
-        Pretrained causal LM under the head; it must share the policy's tokenizer.
-    layers : int
-        How many of the backbone's first layers to keep; 0 for all.
     labels : "exact", "soft_rollouts" or "hard_rollouts"
         The judge's verdict on the step and all before it; the share of the policy's continuations
         behind the step that come to a right answer; or whether any of them does.
@@ -59,31 +58,17 @@ class Settings(RewardSettings):
     aggregation : "min", "product", "mean", "sum" or "last"
         Score of a response from P(right) of its steps: the least, in log-odds; the sum of logarithms;
         the mean; the sum; the last one's, in log-odds.
-    epochs, lr, batch_responses, weight_decay : int, float, int, float
-        Passes over the responses, peak AdamW learning rate (linear decay), responses a step.
-    precision : "fp32" or "bf16"
-        Of matrix products in training.
-    rm_seed : int
-        Head initialisation, data order and rollouts.
+    batch_responses : int
+        Responses a step.
     """
 
-    backbone: str = "ladder:sums-0.2m"
-    layers: int = 0
     labels: Literal["exact", "soft_rollouts", "hard_rollouts"] = "exact"
     rollouts: int = 4
     aggregation: Aggregation = "product"
-    epochs: int = 2
-    lr: float = 1e-3
     batch_responses: int = 64
-    weight_decay: float = 0.01
-    precision: Literal["fp32", "bf16"] = "fp32"
-    rm_seed: int = 0
 
     def __post_init__(self) -> None:
-        check_types(self)
-        require(self.layers >= 0, "proxy.layers", self.layers, "must be at least 0 (0: all)")
-        require(self.epochs >= 1, "proxy.epochs", self.epochs, "must be at least 1")
-        require(self.lr > 0, "proxy.lr", self.lr, "must be positive")
+        Judged.__post_init__(self)
         require(self.rollouts >= 1, "proxy.rollouts", self.rollouts, "must be at least 1")
         require(
             self.batch_responses >= 1,
@@ -93,42 +78,12 @@ class Settings(RewardSettings):
         )
 
     @property
-    def serves(self) -> tuple[str, ...]:
-        """A proxy: it is fitted to labels."""
-        return ("proxy",)
-
-    @property
-    def needs_judge(self) -> bool:
-        """The labels."""
-        return True
-
-    @property
-    def sources(self) -> dict[str, str]:
-        """The backbone."""
-        return {"backbone": self.backbone}
-
-    @property
-    def reads_comparisons(self) -> bool:
-        """It learns from verdicts on steps of the world."""
-        return False
-
-    @property
-    def seed(self) -> int:
-        """Head initialisation, data order and rollouts."""
-        return self.rm_seed
-
-    @property
     def title(self) -> str:
         """Kind, aggregation, labels and size."""
         by = {"exact": "", "soft_rollouts": " soft", "hard_rollouts": " hard"}[self.labels]
         by += f" rollouts {self.rollouts}" if by else ""
         kept = f" {self.layers} layers" if self.layers else ""
         return f"process {self.aggregation}{by} {self.backbone.removeprefix('ladder:')}{kept}"
-
-    @property
-    def columns(self) -> dict[str, Any]:
-        """Record columns; the kind stands before the backbone, so that kinds are told apart."""
-        return {"backbone": self.title, "rm_seed": self.rm_seed, "proxy_lr": self.lr}
 
     def cost_s(self, n_pairs: int) -> float:
         """Estimated CPU seconds: training, and rollouts where labels need them."""

@@ -8,13 +8,14 @@ The sum of linear heads is a linear head, so what is kept is an ordinary reward 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from overopt.base.config import check_types, require
+from overopt.base.config import require
 from overopt.base.errors import DataError
 from overopt.base.lazy import lazy
 from overopt.base.seeding import torch_generator
-from overopt.rewards.kind import Job, RewardSettings, Trained
+from overopt.rewards.judged import Judged
+from overopt.rewards.kind import Job, Trained
 
 if TYPE_CHECKING:
     import torch
@@ -45,15 +46,13 @@ WRITES = ("reward_model",)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(RewardSettings):
+class Settings(Judged):
     """A linear head an attribute, fitted to the judge's ratings, and the weights that make a score.
+
+    Backbone, training and seed are those of `Judged`.
 
     Attributes
     ----------
-    backbone : str
-        Pretrained causal LM under the heads: any source that ``world.policy`` takes.
-    layers : int
-        How many of the backbone's first layers to keep; 0 for all.
     attributes : tuple of str
         Whether the answer is right, the steps are valid, the right answer is listed, there is an
         answer; numbers of redundant checks, answers, steps and tokens.
@@ -62,31 +61,17 @@ class Settings(RewardSettings):
         ``tokens`` is the one on verbosity.
     noise : float
         Standard deviation of what raters add to each rating, in standard deviations of the ratings.
-    epochs, lr, batch_prompts, weight_decay : int, float, int, float
-        Passes over the responses, peak AdamW learning rate (linear decay), prompts a step.
-    precision : "fp32" or "bf16"
-        Of matrix products in training.
-    rm_seed : int
-        Head initialisation, data order and noise.
+    batch_prompts : int
+        Prompts a step.
     """
 
-    backbone: str = "ladder:sums-0.2m"
-    layers: int = 0
     attributes: tuple[Attribute, ...] = ("right", "valid", "checks", "tokens")
     weights: tuple[float, ...] = (0.8, 0.4, 0.2, -0.2)
     noise: float = 0.0
-    epochs: int = 2
-    lr: float = 1e-3
     batch_prompts: int = 16
-    weight_decay: float = 0.01
-    precision: Literal["fp32", "bf16"] = "fp32"
-    rm_seed: int = 0
 
     def __post_init__(self) -> None:
-        check_types(self)
-        require(self.layers >= 0, "proxy.layers", self.layers, "must be at least 0 (0: all)")
-        require(self.epochs >= 1, "proxy.epochs", self.epochs, "must be at least 1")
-        require(self.lr > 0, "proxy.lr", self.lr, "must be positive")
+        Judged.__post_init__(self)
         require(self.batch_prompts >= 1, "proxy.batch_prompts", self.batch_prompts, "at least 1")
         require(self.noise >= 0, "proxy.noise", self.noise, "must be at least 0")
         require(
@@ -103,42 +88,13 @@ class Settings(RewardSettings):
         )
 
     @property
-    def serves(self) -> tuple[str, ...]:
-        """A proxy: it is fitted to labels."""
-        return ("proxy",)
-
-    @property
-    def needs_judge(self) -> bool:
-        """The ratings."""
-        return True
-
-    @property
-    def sources(self) -> dict[str, str]:
-        """The backbone."""
-        return {"backbone": self.backbone}
-
-    @property
-    def reads_comparisons(self) -> bool:
-        """It learns from ratings of the world."""
-        return False
-
-    @property
-    def seed(self) -> int:
-        """Head initialisation, data order and noise."""
-        return self.rm_seed
-
-    @property
     def title(self) -> str:
         """Kind, weights and size."""
         weighed = zip(self.weights, self.attributes, strict=True)
         score = " ".join(f"{weight:+g} {name}" for weight, name in weighed)
         noise = f" noise {self.noise:g}" if self.noise else ""
-        return f"regression {score} {self.backbone.removeprefix('ladder:')}{noise}"
-
-    @property
-    def columns(self) -> dict[str, Any]:
-        """Record columns; the kind stands before the backbone, so that kinds are told apart."""
-        return {"backbone": self.title, "rm_seed": self.rm_seed, "proxy_lr": self.lr}
+        kept = f" {self.layers} layers" if self.layers else ""
+        return f"regression {score} {self.backbone.removeprefix('ladder:')}{kept}{noise}"
 
 
 def train(settings: Settings, job: Job) -> Trained:
