@@ -153,3 +153,7 @@ def test_proxies_are_averaged_only_with_their_like():
         "rule strict": 1,
         "rule lenient": 1,
     }
+
+
+def test_a_lone_rule_has_a_name_and_no_size():
+    assert list(group_curves([FakeCurve("rule strict", 0)])["bon"]) == ["rule strict"]
