@@ -63,7 +63,7 @@ def batch_of(every: Everything, advantage: Tensor, ref_logp: Tensor | None = Non
     length = every.mask.sum(1)
     nothing = torch.zeros(len(length))
     ref = logp if ref_logp is None else ref_logp.detach()
-    return Batch(every.seq, nothing, nothing, advantage, logp, ref, length, every.seq.length)
+    return Batch(None, every.seq, nothing, nothing, advantage, logp, ref, length, every.seq.length)
 
 
 def gradients(loss: Tensor, policy: Llama) -> Tensor:

@@ -38,7 +38,7 @@ SHOWN = Shown(
     axis="GRPO step",
     form="rl",
     marker="^",
-    treatments={"kl_coef": "kl_coef "},
+    treatments={"kl_coef": "kl_coef ", "step_kl": "step KL "},
 )
 
 

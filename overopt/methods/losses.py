@@ -17,14 +17,18 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     return (x * mask).sum() / mask.sum().clamp_min(1)
 
 
+def spread(x: Tensor, mask: Tensor) -> Tensor:
+    """Standard deviation of ``x`` over the mask, of biased variance plus 1e-8."""
+    return (masked_mean((x - masked_mean(x, mask)) ** 2, mask) + 1e-8).sqrt()
+
+
 def whiten(x: Tensor, mask: Tensor, *, shift_mean: bool = True) -> Tensor:
     """``x`` scaled to unit standard deviation over the mask; also to mean 0 if ``shift_mean``.
 
     Biased variance, as in Ziegler et al. 2019. Masked entries return 0.
     """
     mean = masked_mean(x, mask)
-    std = (masked_mean((x - mean) ** 2, mask) + 1e-8).sqrt()
-    white = (x - mean) / std
+    white = (x - mean) / spread(x, mask)
     if not shift_mean:
         white = white + mean
     return white * mask

@@ -18,7 +18,7 @@ This file is read in order to plan, so it does not import torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 
     Shape = Callable[[Tensor, Tensor, Tensor], Tensor]
     """Reward (R,) from score (R,), response tokens (R,) and the numbers (R,) of the prompts."""
+
+Log = Sequence[dict[str, float]]
+"""What the steps so far logged, one entry a step."""
+Wish = Literal["go on", "evaluate", "stop"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +101,13 @@ class Schedule:
         early = range(0, min(self.warmup_steps, self.steps) + 1, self.eval_early_every)
         late = (k for k in range(0, self.steps, self.eval_every) if k > self.warmup_steps)
         return tuple(sorted({*early, *late, self.steps}))
+
+    def wish(self, log: Log) -> Wish:
+        """What is to happen because of what the steps logged so far; ``log`` is not empty.
+
+        "evaluate": an evaluation beside those of ``evaluation_steps``; "stop": the last one, here.
+        """
+        return "go on"
 
     def warmed(self, step: int) -> float:
         """Factor of a learning rate at ``step``: linear warm-up, linear decay to a tenth."""

@@ -11,21 +11,22 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from overopt.base.config import require
-from overopt.methods.method import Schedule, shaping_name
+from overopt.methods.method import shaping_name
+from overopt.methods.pace import Paced
 
 KlIn = Literal["k3_loss", "exact_loss", "k1_reward", "chi2_reward"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnPolicy(Schedule):
+class OnPolicy(Paced):
     """What a method of policy gradients without a value model can be set to.
 
     Attributes
     ----------
     batch, minibatches : int
         Responses a step, and optimizer steps that share them.
-    lr, grad_clip : float
-        Peak Adam learning rate (eps 1e-5), decayed linearly to a tenth; gradient norm.
+    grad_clip : float
+        Largest gradient norm.
     kl_coef : float
         Weight of the penalty for leaving π_ref, in score per nat; 0 for none.
     kl_in : "k3_loss", "exact_loss", "k1_reward" or "chi2_reward"
@@ -41,7 +42,6 @@ class OnPolicy(Schedule):
 
     batch: int = 128
     minibatches: int = 4
-    lr: float = 8e-4
     grad_clip: float = 1.0
     kl_coef: float = 0.0
     kl_in: KlIn = "k3_loss"
@@ -49,10 +49,10 @@ class OnPolicy(Schedule):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        Schedule.__post_init__(self)
+        Paced.__post_init__(self)
         for name in ("batch", "minibatches"):
             require(getattr(self, name) >= 1, f"method.{name}", getattr(self, name), "at least 1")
-        for name in ("lr", "grad_clip", "max_update_kl_token_nats"):
+        for name in ("grad_clip", "max_update_kl_token_nats"):
             require(getattr(self, name) > 0, f"method.{name}", getattr(self, name), "above 0")
         require(
             self.batch % self.minibatches == 0,
@@ -120,4 +120,5 @@ def columns(settings: OnPolicy) -> dict[str, Any]:
         "method_seed": settings.seed,
         "method_lr": settings.lr,
         "kl_coef": settings.kl_coef,
+        "step_kl": settings.step_kl,
     }

@@ -13,11 +13,12 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from overopt.base.datatypes import Sequences
+from overopt.base.datatypes import Responses, Sequences
 from overopt.base.seeding import torch_generator
 from overopt.methods import losses, rollouts
 from overopt.methods.method import Problem
 from overopt.methods.on_policy import OnPolicy
+from overopt.methods.pace import KL_LOGGED
 from overopt.methods.rollouts import PolicyState
 from overopt.nets import sampling
 from overopt.nets.compute import Compute, clear_gradients
@@ -109,10 +110,11 @@ def penalty_in_reward(log_ratio: Tensor, kl_in: str) -> Tensor:
 class Batch(NamedTuple):
     """A rollout with all that updates need, R rows of at most T response tokens.
 
-    On the policy's device: seq; old_logp, ref_logp (R, T), 0 where masked. On the CPU: score, reward,
-    advantage (R,); length, total (R,), tokens of a response, and with its prompt.
+    On the policy's device: seq; old_logp, ref_logp (R, T), 0 where masked. On the CPU: responses;
+    score, reward, advantage (R,); length, total (R,), tokens of a response, and with its prompt.
     """
 
+    responses: Responses
     seq: Sequences
     score: Tensor
     reward: Tensor
@@ -134,7 +136,7 @@ def step(state: PolicyState, settings: OnPolicy, problem: Problem, how: How) -> 
     1. Sample a group of responses to each prompt.
     2. Score them with the proxy, shape the score; log-probs of reference, if there is a penalty.
     3. Penalties in the reward, then advantages.
-    4. Minibatch updates of the policy.
+    4. Minibatch updates of the policy, and the next step's learning rate if it follows the KL.
 
     Raises
     ------
@@ -145,13 +147,14 @@ def step(state: PolicyState, settings: OnPolicy, problem: Problem, how: How) -> 
     """
     batch = _roll_out(state, settings, problem, how)
     updates = _update(state, batch, settings, problem, how)
+    pace = rollouts.adapt_rate(state, settings, batch.responses, batch.old_logp, problem.compute)
     state.step += 1
-    has_k1 = settings.kl_coef > 0 and settings.kl_in != "exact_loss"
     return {
         "train_proxy_score": float(batch.score.mean()),
         "train_reward": float(batch.reward.mean()),
         "kl_coef": settings.kl_coef,
-        **({"train_kl_seq_nats": batch.kl_seq_nats} if has_k1 else {}),
+        **({KL_LOGGED: batch.kl_seq_nats} if _reads_ref(settings) else {}),
+        **pace,
         "train_response_tokens": float(batch.length.float().mean()),
         "entropy_token_nats": updates[0].entropy_token_nats,
         "update_kl_token_nats": max(u.kl_token_nats for u in updates),
@@ -184,7 +187,7 @@ def _roll_out(state: PolicyState, settings: OnPolicy, problem: Problem, how: How
         if ways.precision != "fp32" or in_reward:
             old_logp = shared(ways, partial(logprobs, state.policy), responses)[:, :width]
         ref_logp = old_logp
-        if has_penalty and settings.kl_in != "exact_loss":
+        if _reads_ref(settings):
             ref_logp = shared(ways, partial(logprobs, problem.ref_policy), responses)[:, :width]
     # 3.
     penalty = penalty_in_reward((old_logp - ref_logp).sum(1), settings.kl_in)
@@ -192,6 +195,7 @@ def _roll_out(state: PolicyState, settings: OnPolicy, problem: Problem, how: How
     device = state.policy.device
     seq = Sequences(*(t.to(device) for t in responses.sequences()))
     return Batch(
+        responses,
         seq,
         score,
         reward,
@@ -201,6 +205,12 @@ def _roll_out(state: PolicyState, settings: OnPolicy, problem: Problem, how: How
         length,
         length + responses.prompts.mask.sum(1),
     )
+
+
+def _reads_ref(settings: OnPolicy) -> bool:
+    """Whether the rollouts' log-probabilities under π_ref are needed."""
+    in_penalty = settings.kl_coef > 0 and settings.kl_in != "exact_loss"
+    return in_penalty or settings.measures_kl
 
 
 class _Update(NamedTuple):
@@ -247,7 +257,7 @@ def _update(
             if _is_too_far(update, settings):
                 clear_gradients(state.policy.parameters())
                 break
-            rate = settings.lr * settings.warmed(state.step)
+            rate = rollouts.rate(state, settings)
             rollouts.descend(state, lr=rate, grad_clip=settings.grad_clip)
     return updates
 

@@ -17,14 +17,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from overopt.base.config import require
 from overopt.base.errors import DivergenceError
 from overopt.base.lazy import lazy
 from overopt.base.seeding import torch_generator
 from overopt.base.shown import Shown
-from overopt.methods.method import Problem, Schedule, shaping_name
+from overopt.methods.method import Problem, shaping_name
+from overopt.methods.pace import KL_LOGGED, Paced
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     from overopt.base import datatypes
     from overopt.base.datatypes import Responses, Sequences
-    from overopt.methods import losses, rollouts
+    from overopt.methods import losses, rollouts, values
     from overopt.nets import checkpoints, compute, heads, sampling
     from overopt.nets.heads import ScalarHeadModel
     from overopt.nets.llama import Llama
@@ -40,6 +41,7 @@ else:
     torch = lazy("torch")
     datatypes = lazy("overopt.base.datatypes")
     losses, rollouts = lazy("overopt.methods.losses"), lazy("overopt.methods.rollouts")
+    values = lazy("overopt.methods.values")
     checkpoints, compute = lazy("overopt.nets.checkpoints"), lazy("overopt.nets.compute")
     heads, sampling = lazy("overopt.nets.heads"), lazy("overopt.nets.sampling")
 
@@ -49,13 +51,12 @@ SHOWN = Shown(
     axis="PPO step",
     form="rl",
     marker="s",
-    treatments={"kl_coef": "kl_coef "},
+    treatments={"kl_coef": "kl_coef ", "step_kl": "step KL ", "adv_scale": "advantages by "},
 )
-_FORWARD_TOKENS = 8192  # padded tokens of one forward pass without gradient
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(Schedule):
+class Settings(Paced):
     """PPO against the proxy, in the form of Ziegler et al. 2019.
 
     Attributes
@@ -64,8 +65,8 @@ class Settings(Schedule):
         Responses a step, which is one rollout batch.
     ppo_epochs, minibatches : int
         Passes over a batch and optimizer steps a pass.
-    lr, value_lr : float
-        Peak Adam learning rates (eps 1e-5), decayed linearly to a tenth. They rise over
+    value_lr : float
+        Peak learning rate of the value model, as ``lr`` of the policy. Both rise over
         ``warmup_steps``: gold turns over within the first nats, and a full-size first step would
         jump across its peak.
     kl_coef : float
@@ -77,6 +78,9 @@ class Settings(Schedule):
         Pretrained trunk of the value model; a small one costs a third of a step less.
     gamma, lam, clip, value_clip, grad_clip : float
         Discount, GAE λ, ratio clip, value clip (units of the normalised score), gradient norm.
+    adv_scale : "batch" or "fixed"
+        What advantages, less their mean, are divided by: their sd in this batch (whitening), which
+        keeps gradients large when all responses score alike, or their sd in the first batch.
     max_update_kl_token_nats : float
         A pass stops for this step once the k3 estimate of KL(π_old‖π_new) per token exceeds it.
     ppo_seed : int
@@ -86,7 +90,6 @@ class Settings(Schedule):
     batch: int = 128
     ppo_epochs: int = 1
     minibatches: int = 4
-    lr: float = 8e-4
     value_lr: float = 1e-3
     kl_coef: float = 0.0
     kl_target: float = 0.0
@@ -97,11 +100,12 @@ class Settings(Schedule):
     clip: float = 0.2
     value_clip: float = 0.2
     grad_clip: float = 1.0
+    adv_scale: Literal["batch", "fixed"] = "batch"
     max_update_kl_token_nats: float = 0.05
     ppo_seed: int = 0
 
     def __post_init__(self) -> None:
-        Schedule.__post_init__(self)
+        Paced.__post_init__(self)
         for name in ("batch", "ppo_epochs", "minibatches"):
             require(getattr(self, name) >= 1, f"method.{name}", getattr(self, name), "at least 1")
         require(
@@ -179,6 +183,8 @@ def columns(settings: Settings) -> dict[str, Any]:
         "ppo_seed": settings.ppo_seed,
         "kl_coef": settings.kl_coef,
         "ppo_lr": settings.lr,
+        "step_kl": settings.step_kl,
+        "adv_scale": settings.adv_scale,
     }
 
 
@@ -187,13 +193,19 @@ def columns(settings: Settings) -> dict[str, Any]:
 
 @dataclass
 class PpoState:
-    """Everything that changes during PPO."""
+    """Everything that changes during PPO.
+
+    ``lr``: the policy's in the next step where it is adapted; ``adv_scale``: what advantages are divided
+    by where it is fixed. 0 before the first step.
+    """
 
     policy: Llama
     value: ScalarHeadModel
     policy_opt: torch.optim.Adam
     value_opt: torch.optim.Adam
     kl_coef: float = 0.0
+    lr: float = 0.0
+    adv_scale: float = 0.0
     step: int = 0
     grad_steps: int = 0
 
@@ -225,16 +237,19 @@ def new_state(policy: Llama, value: ScalarHeadModel, settings: Settings) -> PpoS
 
 def state_tensors(state: PpoState) -> dict[str, Tensor]:
     """The state as named tensors, for a checkpoint."""
-    return {
-        "counters": torch.tensor([state.step, state.grad_steps]),
-        "kl_coef": torch.tensor(state.kl_coef, dtype=torch.float64),
-    } | rollouts.saved(state.parts)
+    numbers = {"kl_coef": torch.tensor(state.kl_coef, dtype=torch.float64)}
+    if state.adv_scale > 0:
+        numbers["adv_scale"] = torch.tensor(state.adv_scale, dtype=torch.float64)
+    counters = {"counters": torch.tensor([state.step, state.grad_steps])}
+    return counters | numbers | rollouts.saved_rate(state) | rollouts.saved(state.parts)
 
 
 def load_state_tensors(state: PpoState, tensors: dict[str, Tensor]) -> None:
     """Restore what `state_tensors` saved, in place, whatever device it was saved from."""
     state.step, state.grad_steps = (int(x) for x in tensors["counters"])
     state.kl_coef = float(tensors["kl_coef"])
+    state.adv_scale = float(tensors["adv_scale"]) if "adv_scale" in tensors else 0.0
+    rollouts.restore_rate(state, tensors)
     rollouts.restore(state.parts, tensors)
 
 
@@ -247,6 +262,7 @@ class _Batch(NamedTuple):
     score, reward (R,); old_logp, values, log_ratio (R, T), 0 where masked; mask (R, T) bool.
     """
 
+    responses: Responses
     seq: Sequences
     mask: Tensor
     score: Tensor
@@ -288,8 +304,9 @@ def step(state: PpoState, settings: Settings, problem: Problem) -> dict[str, flo
     """
     kl_coef = state.kl_coef
     batch = _roll_out(state, settings, problem)
-    targets = _advantages(batch, settings, kl_coef=kl_coef, device=state.policy.device)
+    targets = _advantages(state, batch, settings)
     updates = _update(state, batch, targets, settings, problem)
+    pace = rollouts.adapt_rate(state, settings, batch.responses, batch.old_logp, problem.compute)
     # 6. The k1 estimate on the rollout is unbiased for the KL of the policy that was sampled from; below
     # float32, where the log-probabilities are those of training, up to the rounding between the two.
     kl_seq_nats = float(batch.log_ratio.sum(1).mean())
@@ -302,7 +319,8 @@ def step(state: PpoState, settings: Settings, problem: Problem) -> dict[str, flo
         "train_proxy_score": float(batch.score.mean()),
         "train_reward": float(batch.reward.mean()),
         "kl_coef": kl_coef,
-        **({"train_kl_seq_nats": kl_seq_nats} if kl_coef > 0 else {}),
+        **({KL_LOGGED: kl_seq_nats} if kl_coef > 0 or settings.measures_kl else {}),
+        **pace,
         "train_response_tokens": float(batch.mask.sum(1).float().mean()),
         "entropy_token_nats": updates[0].entropy_token_nats,
         "update_kl_token_nats": max(u.kl_token_nats for u in updates),
@@ -336,21 +354,25 @@ def _roll_out(state: PpoState, settings: Settings, problem: Problem) -> _Batch:
         old_logp = responses.logprobs[:, :width]
         if ways.precision != "fp32" or has_penalty:
             old_logp = shared(ways, partial(logprobs, state.policy), responses)[:, :width]
-        values = shared(ways, partial(_rollout_values, state.value), responses)[:, :width]
+        value = shared(ways, partial(values.rollout_values, state.value), responses)[:, :width]
         ref_logp = old_logp
-        if has_penalty:
+        if has_penalty or settings.measures_kl:
             ref_logp = shared(ways, partial(logprobs, problem.ref_policy), responses)[:, :width]
     reward = rollouts.shaped(problem, score, responses.length, draw)
-    return _Batch(seq, mask, score, reward, old_logp, values, (old_logp - ref_logp) * mask)
+    log_ratio = (old_logp - ref_logp) * mask
+    return _Batch(responses, seq, mask, score, reward, old_logp, value, log_ratio)
 
 
-def _advantages(
-    batch: _Batch, settings: Settings, *, kl_coef: float, device: torch.device
-) -> _Targets:
+def _advantages(state: PpoState, batch: _Batch, settings: Settings) -> _Targets:
     """Rewards and advantages over the whole batch, as tables on the device (steps 3 and 4)."""
-    rewards = losses.rewards_from_scores(batch.reward, batch.log_ratio, batch.mask, kl_coef=kl_coef)
-    estimate = losses.gae(rewards, batch.values, batch.mask, gamma=settings.gamma, lam=settings.lam)
-    white = losses.whiten(estimate.advantages, batch.mask)
+    device, mask = state.policy.device, batch.mask
+    rewards = losses.rewards_from_scores(batch.reward, batch.log_ratio, mask, kl_coef=state.kl_coef)
+    estimate = losses.gae(rewards, batch.values, mask, gamma=settings.gamma, lam=settings.lam)
+    white = losses.whiten(estimate.advantages, mask)
+    if settings.adv_scale == "fixed":
+        now = float(losses.spread(estimate.advantages, mask))
+        state.adv_scale = state.adv_scale or now
+        white = white * (now / state.adv_scale)
     tables = (batch.old_logp, white, batch.values, estimate.returns)
     seq = datatypes.Sequences(*(t.to(device) for t in batch.seq))
     old_logp, advantages, values, returns = (t.to(device) for t in tables)
@@ -361,8 +383,8 @@ def _update(
     state: PpoState, batch: _Batch, targets: _Targets, settings: Settings, problem: Problem
 ) -> list[_Update]:
     """Minibatch updates of policy and value (step 5), until one has moved the policy too far."""
-    rate = settings.warmed(state.step)
-    rollouts.set_rates(state.parts, [settings.lr * rate, settings.value_lr * rate])
+    value_rate = settings.value_lr * settings.warmed(state.step)
+    rollouts.set_rates(state.parts, [rollouts.rate(state, settings), value_rate])
     parameters = [p for part in state.parts for p in part.module.parameters()]
     updates: list[_Update] = []
     for epoch in range(settings.ppo_epochs):
@@ -419,7 +441,7 @@ def _losses(
     with ways.autocast(device):
         hidden = sampling.response_hidden(state.policy, part, sub)
         logits = state.policy.logits(hidden).float()
-        new_values = _values(state.value, part).float()
+        new_values = values.token_values(state.value, part).float()
     policy_loss = losses.clipped_policy_loss(
         sampling.token_logprobs(logits, sub.tokens),
         targets.old_logp[at, :w],
@@ -471,20 +493,3 @@ def adapted_kl_coef(kl_coef: float, kl_seq_nats: float, *, target: float, gain: 
     """
     error = (kl_seq_nats - target) / target
     return kl_coef * (1 + gain * min(max(error, -0.2), 0.2))
-
-
-def _values(model: ScalarHeadModel, seq: Sequences) -> Tensor:
-    """Value estimates (R, T) at the state before each response token."""
-    view = sampling.response_view(seq)
-    return model.head(sampling.response_hidden(model.backbone, seq, view))[..., 0] * view.mask
-
-
-def _rollout_values(model: ScalarHeadModel, responses: Responses) -> Tensor:
-    """Value estimates (R, T) before each response token, 0 where masked; no gradient."""
-    out = torch.zeros(responses.ids.shape)
-    device = model.head.weight.device
-    at_once = compute.tokens_at_once(device, _FORWARD_TOKENS)
-    for rows, seq in sampling.sequence_batches(responses, at_once, device):
-        values = _values(model, seq).float().cpu()
-        out[rows, : values.shape[1]] = values
-    return out

@@ -31,7 +31,7 @@ SHOWN = Shown(
     axis="REINFORCE step",
     form="rl",
     marker="v",
-    treatments={"kl_coef": "kl_coef "},
+    treatments={"kl_coef": "kl_coef ", "step_kl": "step KL "},
 )
 
 

@@ -36,7 +36,7 @@ SHOWN = Shown(
     axis="RLOO step",
     form="rl",
     marker="D",
-    treatments={"kl_coef": "kl_coef "},
+    treatments={"kl_coef": "kl_coef ", "step_kl": "step KL "},
 )
 
 

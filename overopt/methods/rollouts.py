@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +15,16 @@ from overopt.base.datatypes import Prompts, Responses, Scorer, Sequences
 from overopt.base.errors import DivergenceError
 from overopt.base.seeding import derive_seed, torch_generator
 from overopt.methods.method import Problem
+from overopt.methods.pace import Paced, next_rate
 from overopt.nets.compute import Compute, clear_gradients
 from overopt.nets.llama import Llama
-from overopt.nets.sampling import response_hidden, response_view, sample, token_logprobs
+from overopt.nets.sampling import (
+    response_hidden,
+    response_view,
+    sample,
+    score_logprobs,
+    token_logprobs,
+)
 
 
 class Trained(NamedTuple):
@@ -65,10 +73,14 @@ def set_rates(parts: Sequence[Trained], rates: Sequence[float]) -> None:
 
 @dataclass
 class PolicyState:
-    """Everything that changes during a method that trains the policy alone."""
+    """Everything that changes during a method that trains the policy alone.
+
+    ``lr``: of the next step where it is adapted, 0 before the first.
+    """
 
     policy: Llama
     optimizer: torch.optim.Adam
+    lr: float = 0.0
     step: int = 0
     grad_steps: int = 0
 
@@ -80,13 +92,60 @@ class PolicyState:
 
 def policy_tensors(state: PolicyState) -> dict[str, Tensor]:
     """The state as named tensors, for a checkpoint."""
-    return {"counters": torch.tensor([state.step, state.grad_steps])} | saved(state.parts)
+    counters = {"counters": torch.tensor([state.step, state.grad_steps])}
+    return counters | saved_rate(state) | saved(state.parts)
 
 
 def load_policy_tensors(state: PolicyState, tensors: dict[str, Tensor]) -> None:
     """Restore what `policy_tensors` saved, in place, whatever device it was saved from."""
     state.step, state.grad_steps = (int(x) for x in tensors["counters"])
+    restore_rate(state, tensors)
     restore(state.parts, tensors)
+
+
+# --- a learning rate that follows the KL of steps -------------------------------------------------
+
+
+class Adapted(Protocol):
+    """A state whose policy's learning rate may be adapted: ``lr``, 0 before the first step."""
+
+    policy: Llama
+    step: int
+    lr: float
+
+
+def saved_rate(state: Adapted) -> dict[str, Tensor]:
+    """The adapted learning rate as a named tensor; nothing where none was."""
+    return {"lr": torch.tensor(state.lr, dtype=torch.float64)} if state.lr > 0 else {}
+
+
+def restore_rate(state: Adapted, tensors: dict[str, Tensor]) -> None:
+    """Put back what `saved_rate` gave."""
+    state.lr = float(tensors["lr"]) if "lr" in tensors else 0.0
+
+
+def rate(state: Adapted, settings: Paced) -> float:
+    """The policy's learning rate in this step: the adapted one, or that of the schedule."""
+    return state.lr if state.lr > 0 else settings.lr * settings.warmed(state.step)
+
+
+def adapt_rate(
+    state: Adapted, settings: Paced, responses: Responses, old_logp: Tensor, compute: Compute
+) -> dict[str, float]:
+    """Measure how far this step moved the policy and set the next one's rate; returns what is logged.
+
+    responses: R rollouts; old_logp (R, T) their log-probabilities before the step, in nats. Measured
+    is KL(π_old‖π_new) per response by k3, summed over its tokens. Does nothing without ``step_kl``.
+    """
+    if settings.step_kl == 0:
+        return {}
+    with torch.no_grad(), compute.autocast(state.policy.device):
+        new_logp = shared(compute, partial(score_logprobs, state.policy), responses)
+    log_ratio = new_logp[:, : old_logp.shape[1]] - old_logp.cpu()
+    moved = float((log_ratio.expm1() - log_ratio).sum(1).mean())
+    now = rate(state, settings)
+    state.lr = next_rate(now, moved, target=settings.step_kl, peak=settings.lr)
+    return {"lr": now, "step_kl_seq_nats": moved}
 
 
 def gradient(

@@ -4,7 +4,7 @@ Pure functions of curves, but for the two that read a results directory. Never i
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,16 +88,18 @@ def data_sweeps(curves: Sequence[Curve]) -> dict[str, dict[int, list[Curve]]]:
 def as_replicates(curves: Sequence[Curve]) -> list[ReplicateCurve]:
     """Curves of one series as the statistics see them: gold gains by prompt, known or measured KL.
 
-    Seeds of a method against one proxy are averaged first: they are not independent proxies.
+    Seeds of a method against one proxy are averaged first, point by point as far as all reach: they
+    are not independent proxies.
     """
     by_proxy: dict[tuple[int, int], list[Curve]] = {}
     for curve in curves:
         by_proxy.setdefault((curve.meta["data_seed"], curve.meta["rm_seed"]), []).append(curve)
     replicates = []
     for (data_seed, rm_seed), same in by_proxy.items():
-        gold = np.mean([c.gain("gold") for c in same], axis=0)
+        n = min(len(c.rows) for c in same)
+        gold = np.mean([c.gain("gold")[:n] for c in same], axis=0)
         known = same[0].is_bon
-        kl = np.mean([np.maximum(c.arrays["kl"], 0.0) for c in same], axis=0)
+        kl = np.mean([np.maximum(c.arrays["kl"][:n], 0.0) for c in same], axis=0)
         replicates.append(
             ReplicateCurve(
                 gold_KP=gold,
@@ -222,9 +224,21 @@ class MeanSeries:
 def average(curves: Sequence[Curve], replicates: Sequence[ReplicateCurve]) -> MeanSeries:
     """Mean of the replicate curves; ``replicates`` are the same curves as `fits` takes them.
 
-    Prompts are shared between replicates, so their error does not average out over seeds:
+    Point by point, as far as all curves reach: evaluations at equal √KL differ in number. Prompts are shared between replicates, so their error does not average out over seeds:
     `overopt.fits.replicates.mean_curve` accounts for both.
     """
-    mean = mean_curve(replicates)
-    proxy = np.stack([c["proxy_gain"] for c in curves]).mean(0)
+    n = min(len(c.rows) for c in curves)
+    mean = mean_curve([_shortened(r, n) for r in replicates])
+    proxy = np.stack([c["proxy_gain"][:n] for c in curves]).mean(0)
     return MeanSeries(mean.sqrt_kl, mean.gold, mean.sigma, proxy)
+
+
+def _shortened(curve: ReplicateCurve, n: int) -> ReplicateCurve:
+    """The first ``n`` points."""
+    kl, d = curve.kl_seq_nats_KP, curve.sqrt_kl
+    return replace(
+        curve,
+        gold_KP=np.asarray(curve.gold_KP)[:n],
+        sqrt_kl=None if d is None else np.asarray(d)[:n],
+        kl_seq_nats_KP=None if kl is None else np.asarray(kl)[:n],
+    )

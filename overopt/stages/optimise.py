@@ -98,25 +98,33 @@ def optimise(ctx: StageContext, evaluation_steps: tuple[int, ...]) -> State:
     carried on. The schedule is that of all ``method.steps``.
 
     1. Start, or take up the state of the checkpoint or of the input ``start``.
-    2. Evaluate where it is due; stop behind the last step.
+    2. Where an evaluation is due: checkpoint, ``runtime.checkpoint_s`` apart or less where they are
+       small, and evaluate. Stop behind the last step, or where the settings want it.
     3. One step; a state that diverged is kept for inspection.
-    4. Checkpoint at evaluations, ``runtime.checkpoint_s`` apart or less where they are small.
-    5. Write evaluations, log and policy.
+    4. Write evaluations, log and policy.
     """
     cfg = ctx.config
     method, settings, last = module_of(cfg.method), cfg.method, evaluation_steps[-1]
     problem, held = _problem(ctx)
     # 1.
     state = method.start(initial_policy(ctx), settings, problem)
-    log = _resumed(ctx, method, state)
+    log, n_before = _resumed(ctx, method, state), _steps_before(ctx)
     pause_s, saved_at = _pause_s(ctx, method.state_tensors(state)), time.monotonic()
     while True:
-        # 2.
-        if state.step in evaluation_steps:
+        # 2. The log is written before the state that refers to it, so that a kill between the two
+        # leaves the older, consistent pair in force.
+        has_stepped = len(log) > n_before
+        wish = settings.wish(log) if has_stepped else "go on"
+        if wish != "go on" or state.step in evaluation_steps:
+            if has_stepped and time.monotonic() - saved_at >= pause_s:
+                tensors = method.state_tensors(state)
+                files.save_json(ctx.checkpoint / f"log-{state.step}.json", log)
+                files.save_tensors(ctx.checkpoint / "state.safetensors", tensors)
+                saved_at = time.monotonic()
             file = ctx.checkpoint / f"eval-{state.step:05d}.npz"
             if not file.exists():
                 _evaluate(file, state.policy, problem, held, ctx)
-        if state.step >= last:
+        if wish == "stop" or state.step >= last:
             break
         # 3.
         before = state.step
@@ -130,16 +138,9 @@ def optimise(ctx: StageContext, evaluation_steps: tuple[int, ...]) -> State:
                 f" {state.step}; it must add 1"
             )
         ctx.progress(state.step, last)
-        # 4. The log is written before the state that refers to it, so that a kill between the two
-        # leaves the older, consistent pair in force.
-        if state.step in evaluation_steps and time.monotonic() - saved_at >= pause_s:
-            files.save_json(ctx.checkpoint / f"log-{state.step}.json", log)
-            files.save_tensors(ctx.checkpoint / "state.safetensors", method.state_tensors(state))
-            saved_at = time.monotonic()
-    # 5.
-    for k in evaluation_steps:
-        name = f"eval-{k:05d}.npz"
-        (ctx.out / name).write_bytes((ctx.checkpoint / name).read_bytes())
+    # 4.
+    for file in sorted(ctx.checkpoint.glob("eval-*.npz")):
+        (ctx.out / file.name).write_bytes(file.read_bytes())
     files.save_json(ctx.out / "log.json", log)
     files.save_json(ctx.out / "shown.json", method.SHOWN._asdict())
     files.save_tensors(ctx.out / "policy.safetensors", checkpoints.backbone_state(state.policy))
@@ -219,6 +220,13 @@ def _resumed(ctx: StageContext, method: ModuleType, state: State) -> list[dict[s
         if int(file.stem.removeprefix("eval-")) > state.step:
             file.unlink()  # of steps that are done again, on a GPU not to the last bit
     return log
+
+
+def _steps_before(ctx: StageContext) -> int:
+    """Steps that were done before this stage: those of the input ``start``."""
+    return (
+        len(files.load_json(ctx.inputs["start"].path / "log.json")) if "start" in ctx.inputs else 0
+    )
 
 
 def _pause_s(ctx: StageContext, tensors: dict[str, torch.Tensor]) -> float:

@@ -36,7 +36,8 @@ PROTOCOL = (
     "world", "gold", "root_seed", "labels.data_seed", "labels.n_validation_prompts",
     "labels.label_rule", "labels.label_flip_rate",
     "proxy.rm_seed", "proxy.kind", "method.kind", "method.seed", "method.eval_every",
-    "method.eval_early_every", "method.eval_prompts", "method.eval_copies", "method.eval_offset",
+    "method.eval_early_every", "method.eval_sqrt_kl", "method.eval_prompts", "method.eval_copies",
+    "method.eval_offset",
     "bon.n_prompts", "bon.pool_size", "bon.eval_offset", "bon.ns",
 )  # fmt: skip
 """Settings that a trial may not change: who labels, who is measured, on what, how precisely."""
