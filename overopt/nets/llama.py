@@ -70,12 +70,21 @@ class Llama(nn.Module):
                 std = 0.02 / math.sqrt(2 * len(self.layers)) if residual else 0.02
                 p.normal_(0.0, std, generator=generator)
 
-    def forward(self, input_ids: Tensor, at: Tensor | None = None) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, at: Tensor | None = None, before: Prefix | None = None
+    ) -> Tensor:
         """Final hidden states (R, L, D) of right-padded token ids (R, L).
 
         With positions ``at`` (R, T) those alone, (R, T, D): most of the last block is left out
-        elsewhere.
+        elsewhere. The tokens continue those of ``before``, if given, which `prefix` has computed.
         """
+        if before is not None:
+            x = self.embed(input_ids)
+            turn, hidden = self._behind(before, input_ids.shape[1])
+            for layer, keys_values in zip(self.blocks[:-1], before.layers, strict=False):
+                x = layer(x, turn, before=keys_values, hidden=hidden)
+            last = self.blocks[-1](x, turn, at=at, before=before.layers[-1], hidden=hidden)
+            return self.normed(last)
         if input_ids.is_cuda:
             self.check_length(input_ids.shape[1])
             return cuda.hidden_states(self, input_ids, at)
@@ -109,21 +118,27 @@ class Llama(nn.Module):
             for layer in self.blocks[:-1]:
                 x = layer(x, turn, cached)
             return self.normed(last.last(x, turn, at, cached))
-        # One row stands for all where all continue equally many tokens.
+        self.check_length(int((before.length + at).max()) + 1)
+        turn, hidden = self._behind(before, n_tokens)
+        for layer, keys_values in zip(self.blocks[:-1], before.layers, strict=False):
+            x = layer(x, turn, cached, before=keys_values, hidden=hidden)
+        return self.normed(last.last(x, turn, at, cached, before.layers[-1], before.hidden))
+
+    def _behind(self, before: Prefix, n_tokens: int) -> tuple[Tensor, Tensor]:
+        """Rotations of ``n_tokens`` positions behind a prefix, and what they do not see of it and of
+        themselves. One row stands for all where all continue equally many tokens.
+        """
         padding, length = before.hidden, before.length
         some = slice(None if bool(padding.any()) else 1)
-        position = length[some, None] + torch.arange(n_tokens, device=x.device)
-        self.check_length(int((before.length + at).max()) + 1)
+        position = length[some, None] + torch.arange(n_tokens, device=length.device)
         # Padding behind a long prefix has no place in the context, and needs none.
         within = min(int(length.max()) + n_tokens, self.cfg.max_position_embeddings)
         turn = self.turn(within)[position.clamp_max(within - 1)]
-        later = torch.ones(n_tokens, n_tokens, dtype=torch.bool, device=x.device).triu(1)
+        later = torch.ones(n_tokens, n_tokens, dtype=torch.bool, device=length.device).triu(1)
         hidden = torch.cat(
             [t.expand(len(turn), n_tokens, -1) for t in (padding[some, None], later[None])], 2
         )
-        for layer, keys_values in zip(self.blocks[:-1], before.layers, strict=False):
-            x = layer(x, turn, cached, before=keys_values, hidden=hidden)
-        return self.normed(last.last(x, turn, at, cached, before.layers[-1], padding))
+        return turn, hidden
 
     def prefix(self, input_ids: Tensor, length: Tensor) -> Prefix:
         """What rows of right-padded tokens (R, L), ``length`` (R,) of them real, are continued from."""

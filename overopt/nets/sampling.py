@@ -28,10 +28,12 @@ from overopt.base.datatypes import (
     concat_responses,
     join,
     length_sorted,
+    shared_prompts,
 )
 from overopt.base.errors import DataError
 from overopt.base.seeding import torch_generator
 from overopt.nets import lanes
+from overopt.nets.block import Prefix
 from overopt.nets.compute import Compute, Precision, tokens_at_once
 from overopt.nets.llama import Llama
 
@@ -386,6 +388,45 @@ def sequence_batches(
             yield (rows + start if start else rows), batch
 
 
+class Continuations(NamedTuple):
+    """Some rows of responses behind prompts that were computed once.
+
+    rows (R,): which; ids (R, T), length (R,): their tokens, right-padded; before: what they continue.
+    """
+
+    rows: Tensor
+    ids: Tensor
+    length: Tensor
+    before: Prefix
+
+
+def continuations(
+    model: Llama, responses: Responses, batch_tokens: int, *, with_last: bool = False
+) -> Iterator[Continuations] | None:
+    """Responses in batches of similar length, each distinct prompt computed once for all of them.
+
+    None where that cannot be, or is no gain: prompts that are not shared, an accelerator, for which
+    fewer and larger calls count more, or a network that is no compact `Llama`. ``with_last``: the
+    last token of the prompt belongs to the rows, as its hidden state predicts the first of a response.
+    """
+    if not isinstance(model, Llama) or model.device.type != "cpu" or len(responses) == 0:
+        return None
+    seq = join(responses.prompts, responses.ids, responses.mask)
+    shared = shared_prompts(Sequences(seq.ids, seq.length, seq.n_prompt - int(with_last)))
+    if shared is None:
+        return None
+    prompts = model.prefix(shared.prompt_ids, shared.n_prompt)
+    return (
+        Continuations(
+            rows,
+            shared.ids[rows, : int(shared.length[rows[-1]])],
+            shared.length[rows],
+            prompts.select(shared.prompt[rows]),
+        )
+        for rows in length_sorted(shared.length, batch_tokens)
+    )
+
+
 @torch.no_grad()
 def score_logprobs(
     policy: Llama, responses: Responses, *, batch_tokens: int | None = None
@@ -395,8 +436,16 @@ def score_logprobs(
     ``batch_tokens``: padded tokens of one call; None: what suits the device.
     """
     if batch_tokens is None:
-        batch_tokens = tokens_at_once(policy.device, 8192, n_logits=policy.cfg.vocab_size)
+        batch_tokens = tokens_at_once(policy.device, 2048, n_logits=policy.cfg.vocab_size)
     out = torch.zeros(responses.ids.shape)
+    parts = continuations(policy, responses, batch_tokens, with_last=True)
+    if parts is not None:
+        for part in parts:
+            width = part.ids.shape[1] - 1
+            hidden = policy(part.ids[:, :-1], before=part.before)
+            logp = token_logprobs(policy.logits(hidden).float(), part.ids[:, 1:])
+            out[part.rows, :width] = logp * (torch.arange(width) < part.length[:, None] - 1)
+        return out
     for rows, seq in sequence_batches(responses, batch_tokens, policy.device):
         view = response_view(seq)
         logp = token_logprobs(

@@ -15,7 +15,7 @@ from overopt.base.datatypes import Responses
 from overopt.base.errors import DivergenceError
 from overopt.nets.compute import fit_memory, tokens_at_once
 from overopt.nets.heads import ScalarHeadModel
-from overopt.nets.sampling import sequence_batches
+from overopt.nets.sampling import continuations, sequence_batches
 from overopt.rewards.kind import Unit
 from overopt.worlds.codecs import in_own_tokens
 
@@ -41,6 +41,12 @@ def raw_scores(
         batch_tokens = tokens_at_once(device, elsewhere)
 
     def fill(batch_tokens: int) -> None:
+        parts = continuations(model.backbone, responses, batch_tokens)
+        if parts is not None:
+            for part in parts:
+                scores = model.at_last_token(part.ids, part.length, part.before)
+                out[part.rows] = scores.float()
+            return
         done = [
             (rows, model.at_last_token(seq.ids, seq.length).float())
             for rows, seq in sequence_batches(responses, batch_tokens, device)

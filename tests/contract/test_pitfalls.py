@@ -31,9 +31,11 @@ from overopt.engine.store import Store
 from overopt.measure.evaluate import measure_kl
 from overopt.methods import losses, ppo
 from overopt.nets import checkpoints, sources
+from overopt.nets.block import Prefix
 from overopt.nets.compute import Compute
 from overopt.nets.heads import ScalarHeadModel
 from overopt.nets.layout import from_transformers_state
+from overopt.nets.llama import Llama
 from overopt.nets.sampling import sample, score_logprobs, token_logprobs
 from overopt.records.curves import load_curves
 from overopt.rewards.kind import Place
@@ -50,7 +52,7 @@ from overopt.study.collect import collect
 from overopt.study.presets import load_experiment
 from overopt.worlds import stories
 from overopt.worlds.load import load_world
-from overopt.worlds.splits import split_bounds
+from overopt.worlds.splits import SPLITS
 
 PACKAGE = Path(overopt.__file__).parent
 N_PAIRS, EPOCHS, N_VALIDATION = 100, 2, 10
@@ -84,9 +86,28 @@ def run(tmp_path_factory):
     def record(ids, length):
         seen.update(tuple(row[:n]) for row, n in zip(ids.tolist(), length.tolist(), strict=True))
 
+    # Tokens of each prefix by its lengths, which are kept so that no other tensor takes their id.
+    prompts_of: dict[int, tuple[torch.Tensor, list[list[int]]]] = {}
+    prefix, select = Llama.prefix, Prefix.select
+
+    def recording_prefix(model, ids, length):
+        made = prefix(model, ids, length)
+        rows = zip(ids.tolist(), length.tolist(), strict=True)
+        prompts_of[id(made.length)] = (made.length, [row[:n] for row, n in rows])
+        return made
+
+    def recording_select(some, row):
+        made = select(some, row)
+        known = prompts_of[id(some.length)][1]
+        prompts_of[id(made.length)] = (made.length, [known[i] for i in row.tolist()])
+        return made
+
     def recording(model, ids, length, before=None):
-        if before is None:  # else responses without their prompts, of sequences recorded below
+        if before is None:
             record(ids, length)
+        elif id(before.length) in prompts_of:  # else of sequences that are recorded below
+            rows = zip(prompts_of[id(before.length)][1], ids.tolist(), length.tolist(), strict=True)
+            seen.update((*prompt, *row[:n]) for prompt, row, n in rows)
         return at_last_token(model, ids, length, before)
 
     def recording_training(model, seq, compute):
@@ -95,6 +116,8 @@ def run(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ScalarHeadModel, "at_last_token", recording)
+        patch.setattr(Llama, "prefix", recording_prefix)
+        patch.setattr(Prefix, "select", recording_select)
         patch.setattr(train, "forward_scores", recording_training)
         for stage in topological(build_graph(experiment)):
             seen.clear()
@@ -511,7 +534,7 @@ def test_scores_have_mean_0_and_std_1_under_the_initial_policy(run, name, tmp_pa
 
 def test_every_stage_reads_prompts_of_its_own_splits(run):
     split_of = {}
-    for split, (start, stop) in split_bounds(len(run.world.texts)).items():
+    for split, (start, stop) in {s: run.world.bounds(s) for s in SPLITS}.items():
         prompts = run.world.prompts(split, stop - start)
         for ids, mask in zip(prompts.ids, prompts.mask, strict=True):
             split_of[tuple(ids[mask].tolist())] = split
@@ -561,7 +584,7 @@ def test_no_pair_is_dropped_on_the_way(run):
 
 def test_what_does_not_fit_is_an_error_and_not_dropped(run, tmp_path):
     world = run.world
-    start, _ = split_bounds(len(world.texts))["eval"]
+    start, _ = world.bounds("eval")
     long = list(world.texts)
     long[start] += " and then he saw a cat" * 12
     with pytest.raises(DataError, match=rf"prompt {start} has \d+ tokens, at most 48 fit"):
