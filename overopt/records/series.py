@@ -179,7 +179,7 @@ def fit_records(records: str | Path) -> dict[str, dict[str, FitResult]]:
     return fit_groups(group_curves(load_curves(results_dir(records))))
 
 
-LADDER = ("0.056M", "0.2M", "0.8M", "2M", "3M", "6M")
+LADDER = ("0.056M", "0.2M", "0.8M", "2M", "3M", "6M", "0.028M")
 
 
 def size_name(n_params: float) -> str:
@@ -213,24 +213,44 @@ def series_name(curve: Curve) -> str:
 
 @dataclass(frozen=True)
 class MeanSeries:
-    """Curves of one series averaged over seeds, with the standard error over prompts and seeds."""
+    """Curves of one series averaged over seeds, with the standard error over prompts and seeds.
+
+    ``proxy``: gain in standard deviations of the proxy. ``proxy_in_gold``: the gain in gold that the
+    proxy promises, in standard deviations of gold; None where its unit is not known. ``intent``: gain
+    in the world's own intent, in its standard deviations; None where there is none, or gold is it.
+    """
 
     d: np.ndarray
     gold: np.ndarray
     gold_stderr: np.ndarray
     proxy: np.ndarray
+    proxy_in_gold: np.ndarray | None = None
+    intent: np.ndarray | None = None
 
 
 def average(curves: Sequence[Curve], replicates: Sequence[ReplicateCurve]) -> MeanSeries:
     """Mean of the replicate curves; ``replicates`` are the same curves as `fits` takes them.
 
-    Point by point, as far as all curves reach: evaluations at equal √KL differ in number. Prompts are shared between replicates, so their error does not average out over seeds:
+    Point by point, as far as all curves reach: evaluations at equal √KL differ in number. Prompts
+    are shared between replicates, so their error does not average out over seeds:
     `overopt.fits.replicates.mean_curve` accounts for both.
     """
     n = min(len(c.rows) for c in curves)
     mean = mean_curve([_shortened(r, n) for r in replicates])
     proxy = np.stack([c["proxy_gain"][:n] for c in curves]).mean(0)
-    return MeanSeries(mean.sqrt_kl, mean.gold, mean.sigma, proxy)
+    promised = [promised_gain(c) for c in curves]
+    known = [p[:n] for p in promised if p is not None]
+    in_gold = np.stack(known).mean(0) if len(known) == len(curves) else None
+    return MeanSeries(mean.sqrt_kl, mean.gold, mean.sigma, proxy, in_gold, _intent(curves, n))
+
+
+def _intent(curves: Sequence[Curve], n: int) -> np.ndarray | None:
+    """Mean gain (n,) in the intent that gold, a model, only stands for."""
+    if not all("intent" in c.arrays for c in curves):
+        return None
+    if all(np.array_equal(c.arrays["intent"], c.arrays["gold"]) for c in curves):
+        return None
+    return np.stack([c.gain("intent")[:n].mean(1) for c in curves]).mean(0)
 
 
 def _shortened(curve: ReplicateCurve, n: int) -> ReplicateCurve:
@@ -242,3 +262,19 @@ def _shortened(curve: ReplicateCurve, n: int) -> ReplicateCurve:
         sqrt_kl=None if d is None else np.asarray(d)[:n],
         kl_seq_nats_KP=None if kl is None else np.asarray(kl)[:n],
     )
+
+
+def promised_gain(curve: Curve) -> np.ndarray | None:
+    """Gain in gold that the proxy promises at each point, in standard deviations of gold.
+
+    Gains in the proxy's raw score are log-odds. Multiplied by the factor that fits them to gold's
+    margins on held-out pairs of the initial policy (`proxy_recalibration`), they have gold's unit, as
+    Gao et al. 2022 recalibrate their proxies. None without a positive factor, as of a proxy that knows
+    nothing, and where the proxy is replaced on the way.
+    """
+    factors = {row["proxy_recalibration"] for row in curve.rows}
+    factor = curve.meta["proxy_recalibration"]
+    if len(factors) > 1 or factor is None or not factor > 0:
+        return None
+    raw = curve["proxy_raw"]
+    return factor * (raw - raw[0])

@@ -14,8 +14,8 @@ from matplotlib.axes import Axes
 from overopt.fits.fit import POOR_FIT_P, FitResult
 from overopt.records.series import LADDER, MeanSeries
 
-_COLORS = ("#D55E00", "#E69F00", "#009E73", "#0072B2", "#CC79A7", "#000000")
-MARKERS = "osD^vP"
+_COLORS = ("#D55E00", "#E69F00", "#009E73", "#0072B2", "#CC79A7", "#000000", "#56B4E9")
+MARKERS = "osD^vPX"
 
 
 X_LABELS = {
@@ -52,8 +52,11 @@ def proxy_styles(names: Sequence[str]) -> dict[str, Style]:
 
 
 def draw_series(ax: Axes, mean: MeanSeries, style: Style, fit: FitResult | None) -> None:
-    """Gold with error bars and the proxy; gold's fit where the form describes it."""
-    ax.plot(mean.d, mean.proxy, ls="--", lw=1.1, color=style.color, alpha=0.8)
+    """Gold with error bars and the proxy, in gold's unit where that is known; the intent behind a gold
+    that is a model; gold's fit where the form describes it.
+    """
+    proxy = mean.proxy if mean.proxy_in_gold is None else mean.proxy_in_gold
+    ax.plot(mean.d, proxy, ls="--", lw=1.1, color=style.color, alpha=0.8)
     ax.errorbar(
         mean.d,
         mean.gold,
@@ -65,6 +68,8 @@ def draw_series(ax: Axes, mean: MeanSeries, style: Style, fit: FitResult | None)
         elinewidth=0.8,
         capsize=1.5,
     )
+    if mean.intent is not None:
+        ax.plot(mean.d, mean.intent, ls="-.", lw=1.1, color=style.color)
     if fit is not None and not fit.p_value < POOR_FIT_P:
         grid = np.linspace(fit.d_min, min(fit.d_max, float(mean.d.max())), 200)
         ax.plot(grid, fit.predict(grid), lw=2.6, color=style.color, alpha=0.3)
