@@ -11,10 +11,20 @@ import json
 import lzma
 from pathlib import Path
 
+import numpy as np
 from tokenizers import Tokenizer
 
 from overopt.base.seeding import numpy_rng
-from overopt.rewards.kinds.rubric import find_hero
+from overopt.worlds.rubric import find_hero
+
+
+def cut_opening(ids: list[int], tokenizer: Tokenizer, rng: np.random.Generator) -> str | None:
+    """The first 9 to 22 tokens of a story, to a word boundary; None where no hero is named."""
+    stop = min(int(rng.integers(9, 23)), len(ids))
+    while 0 < stop < len(ids) and not tokenizer.id_to_token(ids[stop]).startswith("▁"):
+        stop -= 1
+    text = tokenizer.decode(ids[:stop])
+    return text if stop >= 6 and "\n" not in text and find_hero(text) is not None else None
 
 
 def main() -> None:
@@ -29,12 +39,8 @@ def main() -> None:
     openings: dict[str, None] = {}
     with lzma.open(args.stories, "rt", encoding="utf-8") as f:
         for line in f:
-            ids = tokenizer.encode(json.loads(line)).ids
-            stop = int(rng.integers(9, 23))
-            while stop < len(ids) and not tokenizer.id_to_token(ids[stop]).startswith("▁"):
-                stop -= 1
-            text = tokenizer.decode(ids[:stop])
-            if stop >= 6 and "\n" not in text and find_hero(text) is not None:
+            text = cut_opening(tokenizer.encode(json.loads(line)).ids, tokenizer, rng)
+            if text is not None:
                 openings.setdefault(text)
     order = rng.permutation(len(openings))
     texts = list(openings)

@@ -27,6 +27,9 @@ from overopt.base.errors import ConfigError
 
 T = TypeVar("T")
 
+PRESET_KEY = "preset"
+"""``group.preset=NAME`` takes one of the named values of a group; its other settings can follow."""
+
 
 def apply_overrides(config: T, overrides: Sequence[str]) -> T:
     """``config`` with ``a.b=c`` overrides applied, each parsed by its field's annotation.
@@ -70,6 +73,8 @@ def setting_names(config: Any, where: str = "") -> Iterator[str]:
         value = getattr(config, name)
         if kind_in(annotation) is not None:
             yield dotted(dotted(where, name), KIND_KEY)
+        if presets_of(value):
+            yield dotted(dotted(where, name), PRESET_KEY)
         if dataclasses.is_dataclass(value):
             yield from setting_names(value, dotted(where, name))
         elif kind_in(annotation) is None and not any(
@@ -99,10 +104,13 @@ def _changed(value: Any, new: Any, annotation: Any, name: str, known: list[str])
     if isinstance(new, str):
         if kind is not None and not (new in NONE_WORDS and optional):
             new = {KIND_KEY: new}  # method=grpo says method.kind=grpo
+        elif new in presets_of(value):
+            return presets_of(value)[new]
         elif dataclasses.is_dataclass(value) and not (new in NONE_WORDS and optional):
             inside = ", ".join(list(setting_names(value, name))[:4])
+            named = f", or take one of {', '.join(presets_of(value))}" if presets_of(value) else ""
             raise ConfigError(
-                f"{name} = {new!r}: is a group of settings; set one of them: {inside}"
+                f"{name} = {new!r}: is a group of settings; set one of them: {inside}{named}"
             )
         else:
             return _parse(new, annotation, name)
@@ -114,12 +122,22 @@ def _changed(value: Any, new: Any, annotation: Any, name: str, known: list[str])
         if type(value) is not module.Settings:
             value = _switched(value, module.Settings)
             known = list(setting_names(value, name))
+    if PRESET_KEY in new and presets_of(value):
+        chosen = _parse(
+            new[PRESET_KEY], Literal[tuple(presets_of(value))], dotted(name, PRESET_KEY)
+        )
+        value, new = presets_of(value)[chosen], {k: v for k, v in new.items() if k != PRESET_KEY}
     if not dataclasses.is_dataclass(value):
         if value is None and (kind or any(map(dataclasses.is_dataclass, members_of(annotation)))):
             remedy = f"; give {name}.kind too" if kind else ""
             raise ConfigError(f"{name} is none here, so {name}.* cannot be set{remedy}")
         raise unknown_setting(dotted(name, next(iter(new))), known)
     return _override(value, new, name, known)
+
+
+def presets_of(value: Any) -> Mapping[str, Any]:
+    """Named values of a group of settings, where its class has some (a class method ``presets``)."""
+    return type(value).presets() if hasattr(type(value), "presets") else {}
 
 
 def _switched(old: Any, cls: type) -> Any:

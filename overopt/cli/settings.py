@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from overopt.base import kinds
 from overopt.base.annotations import kind_choice
 from overopt.base.errors import ConfigError
+from overopt.base.overrides import PRESET_KEY, presets_of
 
 
 def add(
@@ -46,6 +47,11 @@ def describe_settings(config: Any, where: str = "") -> Iterator[Setting]:
         choice = kind_choice(type(config), field.name)
         if choice is not None:
             yield Setting(f"{name}.kind", _kind_shown(value), _choices(choice))
+        named = presets_of(value)
+        if named:
+            now = next((key for key, one in named.items() if one == value), "of its own")
+            meaning = f"All settings of the group at once: {', '.join(named)}. Others may follow."
+            yield Setting(f"{name}.{PRESET_KEY}", now, meaning)
         if dataclasses.is_dataclass(value):
             yield from describe_settings(value, name + ".")
         elif choice is None:

@@ -59,7 +59,9 @@ FIELDS: dict[str, Field] = {
     "proxy_lr": Field(float, "", "peak learning rate of the proxy's training", False),
     "method_lr": Field(float, "", "peak learning rate of the method's policy", False),
     "ppo_lr": Field(float, "", "the same in records of PPO", False),
-    "step_kl": Field(float, "nats", "KL per response that each step is to move, 0 if not set", False),
+    "step_kl": Field(
+        float, "nats", "KL per response that each step is to move, 0 if not set", False
+    ),
     "adv_scale": Field(str, "", "what PPO's advantages are divided by: batch or fixed", False),
     "kl_target": Field(float, "nats", "target of an adaptive KL penalty, 0 if fixed", False),
     "proxy_accuracy": Field(float, "share", "validation pairs the proxy ranks as gold does"),

@@ -207,7 +207,7 @@ AnyProxy = Annotated[
     RewardSettings, Kind("overopt.rewards.kinds", "bradley_terry", needs=("train",))
 ]
 """A setting that holds the settings of a proxy's kind."""
-AnyGold = Annotated[RewardSettings, Kind("overopt.rewards.kinds", "frozen", needs=("train",))]
+AnyGold = Annotated[RewardSettings, Kind("overopt.rewards.kinds", "rubric", needs=("train",))]
 """A setting that holds the settings of gold's kind."""
 
 

@@ -48,7 +48,7 @@ def stage(run: RunConfig, sources: tuple[str, ...]) -> Stage:
     """The calibration of a run's world."""
     return Stage(
         name="calibration",
-        version=2,
+        version=3,
         run=run_calibration,
         gpu=True,
         label="calibration",
@@ -62,7 +62,7 @@ def stage(run: RunConfig, sources: tuple[str, ...]) -> Stage:
 def run_calibration(ctx: StageContext) -> None:
     """Sample the initial policy on validation prompts, and standardise the world's intent there."""
     cfg: CalibrationStage = ctx.config
-    world = load_world(cfg.world)
+    world = load_world(cfg.world).on(ctx.runtime.device)
     n = min(CALIBRATION_PROMPTS, len(world.texts) // 15)
     responses = sampling.sample(
         initial_policy(ctx),

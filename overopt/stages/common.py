@@ -92,7 +92,17 @@ def _formats_of(asked: Asked, place: Place) -> tuple[str, ...]:
 def intent_of(ctx: StageContext, world: World) -> RubricScorer | None:
     """The world's intent as a scorer; None where it has none."""
     spec = calibrated(ctx.inputs["calibration"].path)
-    return None if spec is None else RubricScorer(spec, world)
+    return None if spec is None else RubricScorer(spec, world.on(ctx.runtime.device))
+
+
+def truth_scores(
+    gold: Scorer, intent: Scorer | None, responses: Responses
+) -> dict[str, torch.Tensor]:
+    """Scores (R,) by gold, and by the intent where there is one; once, where gold is the intent."""
+    scores = {"gold": gold.score(responses)}
+    if intent is not None:
+        scores["intent"] = scores["gold"] if gold == intent else intent.score(responses)
+    return scores
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from overopt.base.lazy import lazy
 from overopt.base.shown import Shown, from_json
 from overopt.engine.graph import Stage, StageContext
 from overopt.rewards.kind import Scorer
-from overopt.stages.common import intent_of, load_responses, scorer_of
+from overopt.stages.common import intent_of, load_responses, scorer_of, truth_scores
 from overopt.stages.names import describe
 from overopt.stages.optimise import method_role
 from overopt.stages.points import member_spread, save_curve, stderr, within_std
@@ -91,20 +91,18 @@ def run_judge(ctx: StageContext) -> None:
         step = int(file.stem.removeprefix("eval-"))
         responses, table = load_responses(file), load_arrays(file)
         n_prompts = len(table["prompt_ids"])
-        gold_R = gold.score(responses).numpy()
+        truth = truth_scores(gold, intent, responses)
         per_R = {
-            "gold": gold_R,
+            **{name: scores.numpy() for name, scores in truth.items()},
             "proxy": table["proxy"],
             "kl": table["exact"],
             "length": responses.length.numpy(),
             "k1": table["k1"],
         }
-        if intent is not None:
-            per_R["intent"] = intent.score(responses).numpy()
         if len(rounds) > 1:
             per_R["proxy_start"] = rounds[i].start
         means = {k: v.reshape(n_prompts, -1).astype(float).mean(1) for k, v in per_R.items()}
-        gold_PC = gold_R.reshape(n_prompts, -1)
+        gold_PC = per_R["gold"].reshape(n_prompts, -1)
         gold_start = gold_PC if gold_start is None else gold_start
         if gold_PC.shape[1] > 1:
             means["win_rate"] = win_rate.paired_win_rate(gold_PC, gold_start)

@@ -10,7 +10,13 @@ from overopt.base import files
 from overopt.base.lazy import lazy
 from overopt.base.seeding import derive_seed
 from overopt.engine.graph import Stage, StageContext
-from overopt.stages.common import initial_policy, intent_of, save_responses, scorer_of
+from overopt.stages.common import (
+    initial_policy,
+    intent_of,
+    save_responses,
+    scorer_of,
+    truth_scores,
+)
 from overopt.stages.settings import RunConfig
 from overopt.worlds.load import load_world
 from overopt.worlds.world import AnyWorld
@@ -54,9 +60,7 @@ def run_pool(ctx: StageContext) -> None:
             seed=derive_seed(cfg.root_seed, "pool", cfg.eval_offset + i),
             copies=cfg.pool_size,
         )
-        scores = {"gold": gold.score(part), "length": part.length}
-        if intent is not None:
-            scores["intent"] = intent.score(part)
+        scores = truth_scores(gold, intent, part) | {"length": part.length}
         parts.append((part, scores))
         ctx.progress(i + 1, cfg.n_prompts)
     responses = datatypes.concat_responses([p for p, _ in parts])

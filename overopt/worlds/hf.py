@@ -7,7 +7,7 @@ but the rubric of stories can be taken as one, which is how a gold is learned wi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,8 +16,7 @@ from overopt.base.errors import DataError
 from overopt.base.lazy import lazy
 from overopt.nets import sources
 from overopt.worlds import prompts, rubric
-from overopt.worlds.rubric import RubricConfig
-from overopt.worlds.splits import split_bounds
+from overopt.worlds.rubric import Read, RubricConfig
 from overopt.worlds.world import PLAIN_TILTS, Tilt, World, WorldSettings, own_file
 
 if TYPE_CHECKING:
@@ -25,10 +24,10 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from overopt.base.datatypes import Responses
-    from overopt.worlds import codecs
+    from overopt.worlds import codecs, coherence
     from overopt.worlds.codecs import TextCodec
 else:
-    codecs = lazy("overopt.worlds.codecs")
+    codecs, coherence = lazy("overopt.worlds.codecs"), lazy("overopt.worlds.coherence")
 
 MIN_PROMPTS = 30  # below it a split would have fewer than 2
 
@@ -42,11 +41,17 @@ class Settings(WorldSettings):
     intent : "none" or "rubric"
         What stands for human intent: nothing, or the rubric of stories.
     rubric : RubricConfig
-        For ``intent=rubric``: its weights.
+        For ``intent=rubric``: its weights. By default features with sweet spots and no coherence:
+        the shipped judge knows simple stories only.
     """
 
     intent: Literal["none", "rubric"] = "none"
-    rubric: RubricConfig = field(default_factory=RubricConfig)
+    rubric: RubricConfig = rubric.PRESETS["extremal"]
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """The rubric's judge of coherence, where the rubric is taken as intent."""
+        return self.rubric.sources if self.has_intent else {}
 
     @property
     def has_intent(self) -> bool:
@@ -100,6 +105,7 @@ class HFWorld(World):
     codec: TextCodec
     max_prompt_tokens: int
     rubric: RubricConfig | None = None
+    device: str = "cpu"
     tokenizer: Tokenizer = field(init=False)
 
     def __post_init__(self) -> None:
@@ -128,7 +134,7 @@ class HFWorld(World):
         DataError
             The split has fewer prompts, or one of them has no or too many tokens.
         """
-        start, stop = split_bounds(len(self.texts))[split]
+        start, stop = self.bounds(split)
         if n > stop - start:
             raise DataError(
                 f"{n} prompts of split {split!r} were asked for, it has {stop - start}: ask for fewer"
@@ -157,6 +163,10 @@ class HFWorld(World):
         whole = codecs.whole_texts(self.tokenizer, responses)
         return [w[len(f) :] for f, w in zip(front, whole, strict=True)]
 
+    def on(self, device: str) -> HFWorld:
+        """The judge of coherence is asked on ``device``."""
+        return replace(self, device=device)
+
     @property
     def tilts(self) -> tuple[Tilt, ...]:
         """Those of the rubric, where there is one."""
@@ -170,10 +180,12 @@ class HFWorld(World):
         """The rubric, standardised on responses of the initial policy."""
         if self.rubric is None:
             return None
-        texts = self.prompt_texts(base), self.response_texts(base)
-        return rubric.to_json(rubric.calibrate(self.rubric, *texts, base.ended.tolist()))
+        return rubric.to_json(rubric.calibrate(self.rubric, *self._read(self.rubric, base)))
 
     def intent(self, spec: dict[str, Any], responses: Responses) -> np.ndarray:
         """Rubric scores (R,)."""
-        texts = self.prompt_texts(responses), self.response_texts(responses)
-        return rubric.from_json(spec).score(*texts, responses.ended.tolist())
+        assert self.rubric is not None  # there is a spec
+        return rubric.from_json(spec).score(*self._read(self.rubric, responses))
+
+    def _read(self, cfg: RubricConfig, responses: Responses) -> Read:
+        return coherence.read(cfg, responses, self, device=self.device)

@@ -14,7 +14,17 @@ from overopt.nets.sources import ladder_dir
 @lru_cache(maxsize=1)
 def load_openings() -> tuple[str, ...]:
     """The shipped story openings, in their fixed random order."""
-    with lzma.open(ladder_dir() / "openings.json.xz", "rt", encoding="utf-8") as f:
+    return _read_openings("openings.json.xz")
+
+
+@lru_cache(maxsize=1)
+def load_train_openings() -> tuple[str, ...]:
+    """More openings, written by the 6m rung, for the train split alone."""
+    return _read_openings("openings_train.json.xz")
+
+
+def _read_openings(name: str) -> tuple[str, ...]:
+    with lzma.open(ladder_dir() / name, "rt", encoding="utf-8") as f:
         return tuple(json.load(f))
 
 

@@ -7,14 +7,14 @@ same proportions.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from overopt.base.config import require
 from overopt.base.errors import DataError
 from overopt.base.lazy import lazy
 from overopt.worlds import prompts, rubric
-from overopt.worlds.rubric import RubricConfig
+from overopt.worlds.rubric import Read, RubricConfig
 from overopt.worlds.splits import split_bounds
 from overopt.worlds.world import Tilt, World, WorldSettings, longest_row
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from overopt.base.datatypes import Responses
-    from overopt.worlds import tokenizers
+    from overopt.worlds import coherence, tokenizers
 else:
-    tokenizers = lazy("overopt.worlds.tokenizers")
+    coherence, tokenizers = lazy("overopt.worlds.coherence"), lazy("overopt.worlds.tokenizers")
 
 PAD, BOS, EOS = 0, 1, 1
 MAX_PROMPT_TOKENS = 48
@@ -39,6 +39,7 @@ class Settings(WorldSettings):
     ----------
     rubric : RubricConfig
         What a reader of stories wants: the world's intent, and the teacher of a learned gold.
+        ``world.rubric=extremal`` takes one of `overopt.worlds.rubric.PRESETS`.
     """
 
     rubric: RubricConfig = field(default_factory=RubricConfig)
@@ -58,6 +59,11 @@ class Settings(WorldSettings):
         return True
 
     @property
+    def sources(self) -> dict[str, str]:
+        """The rubric's judge of coherence."""
+        return self.rubric.sources
+
+    @property
     def comparison_steps(self) -> tuple[int, ...]:
         """Numbers of prompts that comparisons are sampled for."""
         return (50, 250, 1000)
@@ -66,23 +72,35 @@ class Settings(WorldSettings):
 def load(settings: Settings) -> StoriesWorld:
     """Openings and tokenizer, read from the package or from the user's file."""
     own = tuple(prompts.read_prompts(settings.prompts_file)) if settings.prompts_file else ()
-    texts = own or prompts.load_openings()
-    return StoriesWorld(texts, tokenizers.load_tokenizer(), settings.rubric, is_shipped=not own)
+    if own:
+        return StoriesWorld(own, tokenizers.load_tokenizer(), settings.rubric)
+    texts, more = prompts.load_openings(), prompts.load_train_openings()
+    _, at = split_bounds(len(texts))["train"]
+    texts = (*texts[:at], *more, *texts[at:])
+    return StoriesWorld(texts, tokenizers.load_tokenizer(), settings.rubric, n_more=len(more))
 
 
 @dataclass(frozen=True)
 class StoriesWorld(World):
-    """Prompts of every split as text, how to turn tokens into text and back, and the rubric."""
+    """Prompts of every split as text, how to turn tokens into text and back, and the rubric.
+
+    ``n_more``: of the shipped prompts, those that only the train split has; 0 for a user's own.
+    """
 
     texts: tuple[str, ...]
     tokenizer: Tokenizer
     cfg: RubricConfig = field(default_factory=RubricConfig)
-    is_shipped: bool = False
+    n_more: int = 0
+    device: str = "cpu"
 
     @property
     def longest_prompt(self) -> int:
         """Tokens of the longest prompt; of the shipped ones, the bound."""
-        return MAX_PROMPT_TOKENS if self.is_shipped else longest_row(self)
+        return MAX_PROMPT_TOKENS if self.n_more else longest_row(self)
+
+    def bounds(self, split: str) -> tuple[int, int]:
+        """The shipped world has more prompts to train on, so that data seeds need not share any."""
+        return split_bounds(len(self.texts) - self.n_more, more_train=self.n_more)[split]
 
     def rows(self, split: str, n: int) -> list[list[int]]:
         """Token ids of the first ``n`` prompts of a split, the begin token in front.
@@ -92,7 +110,7 @@ class StoriesWorld(World):
         DataError
             The split has fewer prompts, or one of them is too long.
         """
-        start, stop = split_bounds(len(self.texts))[split]
+        start, stop = self.bounds(split)
         if n > stop - start:
             raise DataError(
                 f"{n} prompts of split {split!r} were asked for, it has {stop - start}: ask for fewer"
@@ -113,6 +131,10 @@ class StoriesWorld(World):
         kept = [r[:n] for r, n in zip(rows, responses.length.tolist(), strict=True)]
         return self.tokenizer.decode_batch(kept, skip_special_tokens=True)
 
+    def on(self, device: str) -> StoriesWorld:
+        """The judge of coherence is asked on ``device``."""
+        return replace(self, device=device)
+
     @property
     def tilts(self) -> tuple[Tilt, ...]:
         """Towards and away from what the rubric counts."""
@@ -124,10 +146,16 @@ class StoriesWorld(World):
 
     def calibrate(self, base: Responses) -> dict[str, Any]:
         """The rubric, standardised on responses of the initial policy."""
-        texts = self.prompt_texts(base), self.response_texts(base)
-        return rubric.to_json(rubric.calibrate(self.cfg, *texts, base.ended.tolist()))
+        return rubric.to_json(rubric.calibrate(self.cfg, *self._read(base)))
 
     def intent(self, spec: dict[str, Any], responses: Responses) -> np.ndarray:
         """Rubric scores (R,)."""
-        texts = self.prompt_texts(responses), self.response_texts(responses)
-        return rubric.from_json(spec).score(*texts, responses.ended.tolist())
+        return rubric.from_json(spec).score(*self._read(responses))
+
+    def features(self, spec: dict[str, Any], responses: Responses) -> dict[str, np.ndarray]:
+        """Each feature of the rubric (R,), in standard deviations of the initial policy."""
+        z = rubric.from_json(spec).standardised(*self._read(responses))
+        return dict(zip(rubric.FEATURES, z.T, strict=True))
+
+    def _read(self, responses: Responses) -> Read:
+        return coherence.read(self.cfg, responses, self, device=self.device)

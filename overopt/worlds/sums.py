@@ -19,7 +19,6 @@ from overopt.base.errors import DataError
 from overopt.base.lazy import lazy
 from overopt.nets.sources import tokenizer_dir
 from overopt.worlds import sums_text
-from overopt.worlds.splits import split_bounds
 from overopt.worlds.world import Verdict, World, WorldSettings
 
 if TYPE_CHECKING:
@@ -152,7 +151,7 @@ class SumsWorld(World):
         DataError
             The split has fewer problems.
         """
-        start, stop = split_bounds(len(self.texts))[split]
+        start, stop = self.bounds(split)
         if n > stop - start:
             raise DataError(
                 f"{n} prompts of split {split!r} were asked for, it has {stop - start}: ask for fewer"

@@ -71,6 +71,11 @@ class WorldSettings:
         return own_file(self)
 
     @property
+    def sources(self) -> dict[str, str]:
+        """Checkpoints beside the policy that the world's intent reads, by the name of the setting."""
+        return {}
+
+    @property
     def comparison_steps(self) -> tuple[int, ...]:
         """Numbers of prompts that comparisons are sampled for: data sizes in between share them."""
         return (5, 50, 250, 1000)  # large policies cost more a response, so the first step is small
@@ -158,12 +163,16 @@ class World(Protocol):
 
     def n_prompts(self, split: str) -> int:
         """Number of prompts in a split."""
-        start, stop = split_bounds(len(self.texts))[split]
+        start, stop = self.bounds(split)
         return stop - start
+
+    def bounds(self, split: str) -> tuple[int, int]:
+        """First and last-plus-one prompt of a split among ``texts``."""
+        return split_bounds(len(self.texts))[split]
 
     def prompts(self, split: str, n: int) -> Prompts:
         """The first ``n`` prompts of a split, left-padded, each with its number among ``texts``."""
-        start, _ = split_bounds(len(self.texts))[split]
+        start, _ = self.bounds(split)
         return rows.as_prompts(self.rows(split, n), pad=self.pad, start=start)
 
     def prompt_texts(self, responses: Responses) -> list[str]:
@@ -173,6 +182,10 @@ class World(Protocol):
     def response_texts(self, responses: Responses) -> list[str]:
         """Text of each response, without its end token."""
         ...
+
+    def on(self, device: str) -> World:
+        """The same world with the networks that its intent reads, if any, on ``device``."""
+        return self
 
     @property
     def tilts(self) -> tuple[Tilt, ...]:

@@ -192,7 +192,7 @@ def test_kinds_in_the_readme_can_be_run():
         override = f"{part}.kind={kind}"
         source = ["gold.source=org/name"] * (kind == "pretrained")
         source += ["world.kind=sums"] * (kind in NEED_A_JUDGE)
-        source += ["gold.kind=rubric"] * (kind in (*NEED_A_JUDGE, "sums"))
+        source += ["world.intent=rubric"] * (kind == "hf")
         load_experiment("quick", [override, *source])
 
 

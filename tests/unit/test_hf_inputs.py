@@ -18,7 +18,7 @@ from overopt.nets.checkpoints import load_lm
 from overopt.nets.hf import HFBackbone
 from overopt.nets.sampling import sample
 from overopt.nets.sources import checkpoint_dir, checksum, source_files
-from overopt.rewards.kinds import bradley_terry, learned, pretrained
+from overopt.rewards.kinds import bradley_terry, frozen, learned, pretrained
 from overopt.rewards.kinds.classifier import load_classifier
 from overopt.rewards.scorer import normalisation
 from overopt.stages.settings import RunConfig
@@ -29,7 +29,7 @@ from overopt.worlds import hf, stories
 from overopt.worlds.codecs import load_codec
 from overopt.worlds.load import load_world
 from overopt.worlds.prompts import instructions_file, load_instructions, read_prompts
-from overopt.worlds.rubric import RubricConfig, calibrate
+from overopt.worlds.rubric import FEATURES, PRESETS, calibrate
 from overopt.worlds.tokenizers import load_tokenizer, shares_vocabulary
 
 
@@ -107,7 +107,7 @@ def test_shards_are_checked_and_read(tmp_path, gpt2):
     ids = torch.arange(12).view(2, 6)
     with torch.no_grad():
         assert torch.equal(load_lm(str(sharded))(ids), load_lm(gpt2)(ids))
-    run = RunConfig(world=hf.Settings(policy=str(sharded)), method=None)
+    run = RunConfig(world=hf.Settings(policy=str(sharded)), gold=frozen.Settings(), method=None)
     read = source_files(str(sharded))
     assert len(read) == len(shards) + 2  # config.json and tokenizer.json
     assert {checksum(f) for f in read} <= set(source_checksums(run))
@@ -232,9 +232,9 @@ def test_scores_without_spread_have_unit_one_and_a_flag():
     assert flat.std == 1.0 and flat.is_constant and np.isfinite(flat.mean)
     assert steep == (1.0, 1.0, False)
     texts = ["A cat sat there.", "A dog ran there."]
-    rubric = calibrate(RubricConfig(), ["Tell me"] * 2, texts, [False, False])
+    rubric = calibrate(PRESETS["extremal"], ["Tell me"] * 2, texts, [False, False])
     assert "ending" in rubric.constant_features and "hero" in rubric.constant_features
-    assert rubric.feature_std[-1] == 1.0
+    assert rubric.feature_std[FEATURES.index("ending")] == 1.0
     assert np.isfinite(rubric.score(["Tell me"] * 2, texts, [False, True])).all()
 
 

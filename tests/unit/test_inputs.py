@@ -12,7 +12,7 @@ from overopt.study.presets import load_experiment
 from overopt.worlds import stories
 from overopt.worlds.load import load_world
 from overopt.worlds.prompts import read_prompts_file
-from overopt.worlds.splits import split_bounds
+from overopt.worlds.splits import SPLITS, split_bounds
 
 
 @pytest.mark.parametrize(
@@ -54,11 +54,16 @@ def test_a_good_prompts_file_becomes_a_world(tmp_path):
 
 
 def test_splits_are_disjoint_and_cover_the_world():
-    bounds = sorted(split_bounds(6000).values())
-    assert bounds[0][0] == 0 and bounds[-1][1] == 6000
-    assert all(a[1] == b[0] for a, b in zip(bounds, bounds[1:], strict=False))
     world = load_world(stories.Settings())
-    assert len(set(world.texts)) == 6000
+    assert len(world.texts) == len(set(world.texts)) == 15_600
+    for bounds in (split_bounds(6000), {s: world.bounds(s) for s in SPLITS}):
+        in_order = sorted(bounds.values())
+        assert in_order[0][0] == 0
+        assert all(a[1] == b[0] for a, b in zip(in_order, in_order[1:], strict=False))
+    assert in_order[-1][1] == 15_600
+    plain, more = split_bounds(6000), split_bounds(6000, more_train=9600)
+    sizes = {split: stop - start for split, (start, stop) in plain.items()}
+    assert {s: b - a for s, (a, b) in more.items()} == sizes | {"train": sizes["train"] + 9600}
 
 
 def test_checkpoints(tmp_path):

@@ -92,7 +92,8 @@ def test_pretraining_needs_a_backbone():
 
 def test_stories_gold_does_not_judge_sums():
     with pytest.raises(ConfigError, match="is a judge of stories"):
-        apply_overrides(RunConfig(), ["world.kind=sums"])
+        apply_overrides(RunConfig(), ["world.kind=sums", "gold.kind=frozen"])
+    apply_overrides(RunConfig(), ["world.kind=sums"])  # the default gold is the world's own intent
 
 
 def test_only_files_of_kinds_go_to_other_processes(tmp_path):

@@ -100,7 +100,7 @@ def test_it_needs_a_world_with_a_judge():
     with pytest.raises(ConfigError, match="world.kind=sums"):
         RunConfig(proxy=outcome.Settings())
     with pytest.raises(ConfigError, match="world.kind=sums"):
-        RunConfig(world=hf.Settings(), proxy=outcome.Settings())
+        RunConfig(world=hf.Settings(intent="rubric"), proxy=outcome.Settings())
     RunConfig(world=sums.Settings(), gold=rubric.Settings(), proxy=outcome.Settings())
 
 

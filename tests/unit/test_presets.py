@@ -17,7 +17,7 @@ from overopt.reports.figures.overoptimization import proxies_a_size
 from overopt.study.presets import PRESETS, load_experiment
 
 
-def test_gpu_sweeps_six_sizes_and_six_data_sizes_with_five_seeds():
+def test_gpu_sweeps_seven_sizes_and_six_data_sizes_with_five_seeds():
     runs = load_experiment("gpu").runs
     most = max(run.labels.n_pairs for run in runs)
     kind = {(r.proxy.backbone, r.proxy.layers) for r in runs if r.labels.n_pairs == most}
@@ -25,7 +25,7 @@ def test_gpu_sweeps_six_sizes_and_six_data_sizes_with_five_seeds():
         sum(p.numel() for p in load_trunk(backbone, layers=layers).parameters())
         for backbone, layers in kind
     }
-    assert len(sizes) == len(kind) == 6
+    assert len(sizes) == len(kind) == 7
     for backbone in ("ladder:0.2m", "ladder:3m"):
         same = [r for r in runs if r.proxy.backbone == backbone and r.proxy.layers == 0]
         seeds = Counter(r.labels.n_pairs for r in same)
@@ -36,7 +36,7 @@ def test_gpu_sweeps_six_sizes_and_six_data_sizes_with_five_seeds():
         if run.labels.n_pairs == most:
             assert run.bon.pool_size >= 60_000 and run.bon.ns[-1] == 60_000
             assert len(run.method.evaluation_steps) >= 25
-    assert len(runs) == 80
+    assert len(runs) == 85
 
 
 def test_layers_of_a_preset_are_fewer_than_the_backbone_has():

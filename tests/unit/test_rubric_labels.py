@@ -6,20 +6,26 @@ import torch
 
 from overopt.base.datatypes import Prompts, Responses
 from overopt.base.errors import ConfigError
+from overopt.base.overrides import apply_overrides
 from overopt.rewards.labels.pairs import label_pairs
 from overopt.rewards.settings import LabelsConfig
 from overopt.rewards.training.calibration import pair_metrics, recalibration
-from overopt.stages.settings import BonConfig
+from overopt.stages.settings import BonConfig, RunConfig
 from overopt.study.chain import build_graph
 from overopt.study.presets import load_experiment
+from overopt.worlds import draws
+from overopt.worlds.load import load_world
 from overopt.worlds.rubric import (
-    FEATURES,
+    COUNTED,
+    PRESETS,
     RubricConfig,
     calibrate,
     features,
     find_hero,
-    response_curve,
+    saturating,
+    sweet_spot,
 )
+from overopt.worlds.stories import Settings as Stories
 
 
 def test_hero():
@@ -31,7 +37,7 @@ def test_hero():
 def test_features_of_a_story():
     got = dict(
         zip(
-            FEATURES,
+            COUNTED,
             features(
                 "a boy named Tim", 'Tim was happy. "No!" he said, sad. Tim\'s cat.', ended=True
             ),
@@ -43,28 +49,87 @@ def test_features_of_a_story():
     assert got["hero"] == 2.0
     assert got["sentences"] == 4.0
     assert got["ending"] == 1.0
-    assert features("x", "no end", ended=False)[FEATURES.index("ending")] == 0.0
+    assert features("x", "no end", ended=False)[COUNTED.index("ending")] == 0.0
 
 
 def test_sweet_spot_is_where_the_formula_puts_it():
     z = np.linspace(0, 5, 5001)
-    assert z[response_curve(z, 0.12).argmax()] == pytest.approx((3 * 0.12) ** -0.5, abs=1e-3)
-    assert np.all(np.diff(response_curve(z, 0.0)) > 0)
-    assert response_curve(np.array([-2.0]), 0.12)[0] == -2.0
+    assert z[sweet_spot(z, 0.12).argmax()] == pytest.approx((3 * 0.12) ** -0.5, abs=1e-3)
+    assert np.all(np.diff(sweet_spot(z, 0.0)) > 0)
+    assert sweet_spot(np.array([-2.0]), 0.12)[0] == -2.0
+
+
+def test_saturation_never_punishes_more():
+    z = np.linspace(-9, 9, 1001)
+    assert np.all(np.diff(saturating(z, 1.5)) > 0)
+    assert np.all(np.abs(saturating(z, 1.5)) < 1.5)
+    slope = (saturating(np.array([1e-6]), 1.5) - saturating(np.array([-1e-6]), 1.5)) / 2e-6
+    assert slope[0] == pytest.approx(1)
 
 
 def test_calibration_gives_mean_zero_and_unit_variance():
     stories = ["She was happy.", "He cried and cried!", '"Hello," said Tim. Fun!', "The end"]
     prompts, ended = ["a boy named Tim"] * 4, [True, True, True, False]
-    rubric = calibrate(RubricConfig(), prompts, stories, ended)
-    scores = rubric.score(prompts, stories, ended)
+    coherence = np.array([-1.0, -2.5, -2.0, -4.0])
+    rubric = calibrate(RubricConfig(), prompts, stories, ended, coherence)
+    scores = rubric.score(prompts, stories, ended, coherence)
     assert scores.mean() == pytest.approx(0, abs=1e-12)
     assert scores.std() == pytest.approx(1, abs=1e-12)
 
 
+def test_coherence_is_asked_for_where_it_counts():
+    texts = ["a boy named Tim"] * 2, ["fine day", "a bad day"], [True, True]
+    judged = np.array([-1.0, -2.0])
+    with pytest.raises(ValueError, match="coherence"):
+        calibrate(RubricConfig(), *texts)
+    calibrate(PRESETS["extremal"], *texts)
+    alone = RubricConfig(joy=0, dialogue=0, hero=0, variety=0, sentences=0, ending=0, coherence=1.0)
+    assert calibrate(alone, *texts, judged).score(*texts, judged) == pytest.approx([1, -1])
+
+
+def test_unlikely_text_costs_more_the_less_likely_it_is():
+    cfg = RubricConfig()
+    assert cfg.utility("coherence", np.array([-9.0, -8.0, -3.0, 1.5, 4.0])).tolist() == [
+        *(-8.0, -8.0, -3.0, 1.5, 1.5)
+    ]
+
+
+def test_data_seeds_share_no_prompts_until_they_must():
+    world = load_world(Stories())
+    start, stop = world.bounds("train")
+    n_train = stop - start
+    assert n_train == world.n_prompts("train") >= 6 * 2000
+
+    def drawn(seed, n, root=0):
+        found = draws.drawn(n_train, n, split="train", seeds=(root, seed)).tolist()
+        assert len(set(found)) == n
+        return found
+
+    assert len(set().union(*(drawn(seed, 2000) for seed in range(6)))) == 6 * 2000
+    assert len(set().union(*(drawn(seed, 250) for seed in range(48)))) == 48 * 250
+    assert drawn(3, 500) == drawn(3, 2000)[:500]  # fewer comparisons are a part of more
+    assert drawn(0, 500) != drawn(0, 500, root=1)
+    of_world = draws.comparison_prompts(world, "train", 9, seeds=(0, 3)).prompt_id - start
+    assert of_world.tolist() == drawn(3, 9)
+
+
+def test_a_named_rubric_is_one_setting_away():
+    extremal = apply_overrides(RunConfig(), ["world.rubric=extremal"]).world.rubric
+    assert extremal == PRESETS["extremal"]
+    both = ["world.rubric.preset=extremal", "world.rubric.dose=0.2"]
+    changed = apply_overrides(RunConfig(), both).world.rubric
+    assert (changed.coherence, changed.dose) == (0, 0.2)
+    with pytest.raises(
+        ConfigError, match=r"world\.rubric = 'old': .*or take one of coherent, extremal"
+    ):
+        apply_overrides(RunConfig(), ["world.rubric=old"])
+    with pytest.raises(ConfigError, match=r"world\.rubric\.preset = 'old': must be one of"):
+        apply_overrides(RunConfig(), ["world.rubric.preset=old"])
+
+
 def test_trap_costs():
     prompts, texts = ["a boy named Tim"] * 2, ["fine day", "fine zebra day"]
-    rubric = calibrate(RubricConfig(trap="zebra"), prompts, texts, [True, True])
+    rubric = calibrate(RubricConfig(trap="zebra", coherence=0), prompts, texts, [True, True])
     plain, trapped = rubric.score(prompts, texts, [True, True])
     assert plain > trapped
 
@@ -142,7 +207,7 @@ def test_sizes_that_make_no_sense_are_refused():
         LabelsConfig(n_pairs=-5)
     with pytest.raises(ConfigError, match="larger than the pool"):
         BonConfig(pool_size=16, ns=(1, 32))
-    with pytest.raises(ConfigError, match="2400"):
+    with pytest.raises(ConfigError, match="12000"):
         build_graph(load_experiment("smoke", ["labels.n_pairs=100_000"]))
 
 

@@ -65,7 +65,7 @@ def load(folder: Path, info: dict[str, Any], place: Place) -> RubricScorer:
     spec = calibrated(place.calibration)
     if spec is None:
         raise StoreError(f"{place.calibration}: has no intent, and {folder} scores by it")
-    return RubricScorer(spec, place.world)
+    return RubricScorer(spec, place.world.on(place.device))
 
 
 def train(settings: Settings, job: Job) -> Trained:
