@@ -37,9 +37,9 @@ from dataclasses import replace
 from overopt.methods import dpo, grpo, ppo, reinforce, rejection, rloo
 from overopt.methods.method import Schedule
 from overopt.stages.settings import Experiment
-from overopt.study.presets import proxy, study_run
+from overopt.study.presets import LARGE, MIDDLE, SMALL, proxy, study_run
 
-BACKBONES = ("ladder:0.05m", "ladder:0.2m", "ladder:0.8m")
+SIZES = (SMALL, MIDDLE, LARGE)
 SEEDS = (0, 1, 2, 3, 4)
 RESPONSES = 2304
 
@@ -63,12 +63,12 @@ def build() -> Experiment:
     """Replicates × proxies × methods; best-of-n comes with the first method of each proxy."""
     runs = []
     for seed in SEEDS:
-        for backbone in BACKBONES:
+        for size in SIZES:
             base = study_run()
             base = replace(
                 base,
                 labels=replace(base.labels, data_seed=seed),
-                proxy=proxy(backbone, seed),
+                proxy=proxy(size, base.labels.n_pairs, seed),
             )
             for i, method in enumerate(methods()):
                 bon = base.bon if i == 0 else None

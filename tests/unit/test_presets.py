@@ -129,3 +129,13 @@ def test_figure_1_says_how_many_proxies_stand_behind_a_size():
     assert proxies_a_size([[1], [1]]) == "one proxy a size"
     assert proxies_a_size([[1, 2, 3], [1, 2, 3]]) == "means of 3 proxies a size"
     assert proxies_a_size([[1], [1, 2, 3]]) == "means of 1 to 3 proxies a size"
+
+
+@pytest.mark.parametrize(
+    "path", sorted(Path("experiments").glob("*.py")), ids=lambda path: path.stem
+)
+def test_every_experiment_can_be_built(path):
+    if "def build(" in path.read_text(encoding="utf-8"):
+        experiment = load_experiment(str(path))
+        assert experiment.runs
+        assert len(set(experiment.runs)) == len(experiment.runs)

@@ -13,8 +13,9 @@ from matplotlib.lines import Line2D
 
 from overopt.analysis.peaks import mean_peak
 from overopt.records.curves import Curve
-from overopt.records.series import as_replicates, average
+from overopt.records.series import MeanSeries, as_replicates, average
 from overopt.records.view import ResultsView
+from overopt.reports.figures.overoptimization import proxy_label
 from overopt.reports.figures.style import MARKERS, X_LABELS, Style, draw_series, proxy_styles
 
 PICTURE = "fig03"
@@ -64,8 +65,9 @@ def draw(results: ResultsView) -> Figure | None:
         n: Style(to_hex(shade), marker)
         for n, shade, marker in zip(sizes, shades, itertools.cycle(MARKERS), strict=False)
     }
+    drawn: list[MeanSeries] = []
     for letter, (name, sweep), ax in zip(LETTERS, sweeps.items(), axes, strict=False):
-        _draw_sweep(ax, sweep, styles)
+        drawn += _draw_sweep(ax, sweep, styles)
         ax.set_title(f"({letter}) best-of-n, {name}", loc="left", fontsize=10)
     limits = [y for ax in axes[:-1] for y in ax.get_ylim()]
     for ax in axes[:-1]:
@@ -79,7 +81,7 @@ def draw(results: ResultsView) -> Figure | None:
     ]
     handles += [
         Line2D([], [], color="0.3", marker="o", ms=4, lw=0.6, label="gold ± 1 stderr"),
-        Line2D([], [], color="0.3", ls="--", label="proxy"),
+        Line2D([], [], color="0.3", ls="--", label=proxy_label(drawn)),
     ]
     fig.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     return fig
@@ -87,13 +89,16 @@ def draw(results: ResultsView) -> Figure | None:
 
 def _draw_sweep(
     ax: Axes, sweep: Mapping[int, Sequence[Curve]], styles: Mapping[int, Style]
-) -> None:
-    """Curves of one proxy size, a line a data size."""
+) -> list[MeanSeries]:
+    """Curves of one proxy size, a line a data size; what was drawn."""
+    drawn = []
     for n_pairs, curves in sweep.items():
-        draw_series(ax, average(curves, as_replicates(curves)), styles[n_pairs], None)
+        drawn.append(average(curves, as_replicates(curves)))
+        draw_series(ax, drawn[-1], styles[n_pairs], None)
     ax.set_xlabel(X_LABELS["bon_bound"], fontsize=9)
     ax.axhline(0, color="0.8", lw=0.8, zorder=0)
     ax.set_ylabel("score gain (sd)")
+    return drawn
 
 
 def _draw_peaks(ax: Axes, sweeps: Sweeps, sizes: Sequence[int]) -> None:

@@ -15,7 +15,7 @@ from matplotlib.patches import Patch
 
 from overopt.fits.fit import POOR_FIT_P
 from overopt.fits.replicates import ReplicateCurve
-from overopt.records.series import average
+from overopt.records.series import MeanSeries, average
 from overopt.records.view import ResultsView
 from overopt.reports.figures.style import X_LABELS, Style, draw_series, proxy_styles
 
@@ -32,30 +32,36 @@ def draw(results: ResultsView) -> Figure:
     n_rows = -(-len(methods) // n_columns)
     fig = Figure(figsize=(5.4 * n_columns, 4.4 * n_rows), layout="constrained")
     axes = list(np.reshape(fig.subplots(n_rows, n_columns), -1))
+    drawn: list[MeanSeries] = []
     for letter, method, ax in zip("abcdefghijkl", methods, axes, strict=False):
-        _draw_method(ax, results, method, styles)
+        drawn += _draw_method(ax, results, method, styles)
         title = next(iter(results.groups[method].values()))[0].shown.label
         ax.set_title(f"({letter}) {title}", loc="left")
     for ax in axes[len(methods) :]:
         ax.set_axis_off()
-    handles = _handles(results, styles)
+    handles = _handles(results, styles, drawn)
     if len(methods) > 1:
         low, high = axes[0].get_ylim()
         for ax in axes[1 : len(methods)]:
             ax.axhspan(low, high, color="0.93", lw=0, zorder=-1)
         handles.append(Patch(color="0.93", label="height of (a)"))
-    columns = len(handles) if len(handles) <= 8 else -(-len(handles) // 2)
+    n_lines = -(-len(handles) // (4 * n_columns))
+    columns = -(-len(handles) // n_lines)
     fig.legend(
         handles=handles, loc="outside lower center", ncols=columns, fontsize=7.5, frameon=False
     )
     return fig
 
 
-def _draw_method(ax: Axes, results: ResultsView, method: str, styles: Mapping[str, Style]) -> None:
-    """One panel, but for its title."""
+def _draw_method(
+    ax: Axes, results: ResultsView, method: str, styles: Mapping[str, Style]
+) -> list[MeanSeries]:
+    """One panel, but for its title; what was drawn."""
+    drawn = []
     replicates = results.replicates[method]
     for name, curves in results.groups[method].items():
         mean = average(curves, replicates[name])
+        drawn.append(mean)
         draw_series(ax, mean, styles[name], results.fits.get(method, {}).get(name))
         if name in results.tilts:
             ax.plot(*results.tilts[name], ls=":", lw=2, color=styles[name].color)
@@ -65,9 +71,12 @@ def _draw_method(ax: Axes, results: ResultsView, method: str, styles: Mapping[st
     ax.set_ylabel("score gain over the initial policy (sd)")
     ax.axhline(0, color="0.8", lw=0.8, zorder=0)
     ax.spines[["top", "right"]].set_visible(False)
+    return drawn
 
 
-def _handles(results: ResultsView, styles: Mapping[str, Style]) -> list[Line2D | Patch]:
+def _handles(
+    results: ResultsView, styles: Mapping[str, Style], drawn: Sequence[MeanSeries]
+) -> list[Line2D | Patch]:
     """Entries of the legend: proxies, then kinds of lines."""
     handles: list[Line2D | Patch] = [
         Line2D([], [], color=s.color, marker=s.marker, ms=5, label=name)
@@ -75,9 +84,13 @@ def _handles(results: ResultsView, styles: Mapping[str, Style]) -> list[Line2D |
     ]
     handles += [
         Line2D([], [], color="0.3", marker="o", ms=4, ls="-", lw=0.6, label="gold ± 1 stderr"),
-        Line2D([], [], color="0.3", ls="--", label="proxy"),
-        Line2D([], [], color="0.3", ls=":", lw=2, label="gold, exponential tilt of the pool"),
+        Line2D([], [], color="0.3", ls="--", label=proxy_label(drawn)),
     ]
+    if any(mean.intent is not None for mean in drawn):
+        handles.append(Line2D([], [], color="0.3", ls="-.", label="intent behind gold"))
+    if results.tilts:
+        label = "gold, exponential tilt of the pool"
+        handles.append(Line2D([], [], color="0.3", ls=":", lw=2, label=label))
     if any(
         not fit.p_value < POOR_FIT_P
         for of_method in results.fits.values()
@@ -86,6 +99,14 @@ def _handles(results: ResultsView, styles: Mapping[str, Style]) -> list[Line2D |
         label = f"fit to gold (p ≥ {POOR_FIT_P:g})"
         handles.append(Line2D([], [], color="0.3", ls="-", lw=2.4, alpha=0.35, label=label))
     return handles
+
+
+def proxy_label(drawn: Sequence[MeanSeries]) -> str:
+    """What the dashed lines are."""
+    in_gold = {mean.proxy_in_gold is not None for mean in drawn}
+    if in_gold == {True}:
+        return "proxy, recalibrated to sd of gold"
+    return "proxy" if in_gold == {False} else "proxy, recalibrated where it can be"
 
 
 def proxies_a_size(replicates: Sequence[Sequence[ReplicateCurve]]) -> str:
