@@ -83,6 +83,7 @@ FIELDS: dict[str, Field] = {
     "proxy_gain_stderr": Field(float, "sd of the proxy", "its standard error over prompts"),
     "proxy_raw": Field(float, "logit", "mean proxy score times the (mean) member unit, plus zero"),
     "proxy_recalibration": Field(float, "", "factor from raw margins to soft gold labels", False),
+    "proxy_gold_slope": Field(float, "sd of gold", "gold that a unit of raw score is worth", False),
     "gold_score": Field(float, "sd of gold", "mean score of the gold model"),
     "gold_score_stderr": Field(float, "sd of gold", "its standard error over prompts"),
     "gold_gain": Field(float, "sd of gold", "gold score minus that at the start, paired"),

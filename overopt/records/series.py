@@ -267,13 +267,14 @@ def _shortened(curve: ReplicateCurve, n: int) -> ReplicateCurve:
 def promised_gain(curve: Curve) -> np.ndarray | None:
     """Gain in gold that the proxy promises at each point, in standard deviations of gold.
 
-    Gains in the proxy's raw score are log-odds. Multiplied by the factor that fits them to gold's
-    margins on held-out pairs of the initial policy (`proxy_recalibration`), they have gold's unit, as
-    Gao et al. 2022 recalibrate their proxies. None without a positive factor, as of a proxy that knows
-    nothing, and where the proxy is replaced on the way.
+    The gain in raw score times `proxy_gold_slope`, which says what a unit of it is worth in gold on
+    held-out pairs of the initial policy. Gao et al. 2022 recalibrate in probabilities; that factor
+    (`proxy_recalibration`) is smaller, and a gold that is as good as promised would lie above it. None
+    without a positive factor, as of a proxy that knows nothing, and where the proxy is replaced on
+    the way.
     """
-    factors = {row["proxy_recalibration"] for row in curve.rows}
-    factor = curve.meta["proxy_recalibration"]
+    factors = {row["proxy_gold_slope"] for row in curve.rows}
+    factor = curve.meta["proxy_gold_slope"]
     if len(factors) > 1 or factor is None or not factor > 0:
         return None
     raw = curve["proxy_raw"]

@@ -206,7 +206,14 @@ def own_format(settings: RewardSettings, trained: Trained) -> dict[str, str]:
 
 
 def measures(scorer: Scorer, held: HeldOut) -> dict[str, float]:
-    """Accuracy and loss on held-out pairs, and the factor from raw margins to soft gold labels."""
+    """`calibration_of` a scorer on held-out pairs."""
     margin = held.margin(scorer.raw(held.responses).numpy())
-    soft = calibration.recalibration(margin, held.pairs["gold_margin"])
-    return calibration.pair_metrics(margin) | {"recalibration": soft}
+    return calibration_of(margin, held.pairs["gold_margin"])
+
+
+def calibration_of(margin: NDArray[Any], gold_margin: NDArray[Any]) -> dict[str, float]:
+    """Accuracy and loss of margins (C,), and the factors that bring them to gold's unit."""
+    return calibration.pair_metrics(margin) | {
+        "recalibration": calibration.recalibration(margin, gold_margin),
+        "gold_slope": calibration.gold_slope(margin, gold_margin),
+    }

@@ -133,6 +133,5 @@ def run_reward(ctx: StageContext) -> None:
     scorer.save(ctx.out, info | {"reward": to_dict(cfg.reward)})
     held = proxy.HeldOut.of(ctx)
     margin = held.margin(scorer.score(held.responses).numpy() * scorer.unit.std)
-    soft = calibration.recalibration(margin, held.pairs["gold_margin"])
-    measured = calibration.pair_metrics(margin) | {"recalibration": soft}
+    measured = proxy.calibration_of(margin, held.pairs["gold_margin"])
     files.save_json(ctx.out / "training.json", measured)

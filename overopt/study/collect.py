@@ -99,6 +99,7 @@ def _curve_results(name: str, run: RunConfig, stage: Stage, artefacts: store.Sto
                 "proxy_accuracy": of_round["accuracy"],
                 "proxy_val_loss": of_round["loss"],
                 "proxy_recalibration": of_round["recalibration"],
+                "proxy_gold_slope": of_round.get("gold_slope"),
                 "gold_labels": _gold_labels(run) * row["round"],
                 "rm_calls": _rm_calls(run, method, row),
             }

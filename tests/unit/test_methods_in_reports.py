@@ -45,7 +45,7 @@ def with_new_method(folder, shown=NEW, rates=(0.1,)):
         rate = rates[runs.index(row["run_id"]) % len(rates)]
         run_id = f"ts-{row['run_id']}"
         arrays |= {f"{run_id}.{k}": arrays[f"{row['run_id']}.{k}"] for k in
-                   ("gold", "proxy", "rubric", "kl", "length")}  # fmt: skip
+                   ("gold", "proxy", "intent", "kl", "length")}  # fmt: skip
         new = {"method": "ts", "coord": "ts_step", "run_id": run_id, "ppo_seed": None}
         rows.append(row | new | {"method_seed": row["ppo_seed"], "ppo_lr": None, "method_lr": rate})
     np.savez(folder / "curves.npz", **arrays)
@@ -71,15 +71,15 @@ def test_each_method_has_its_panel_best_of_n_the_first(folder):
     figure = overoptimization.draw(results)
     assert titles(figure) == ["(a) best-of-n", "(b) PPO", "(c) Tempered search"]
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels[:3] == ["0.056M proxy", "0.2M proxy", "3M proxy"]
+    assert labels[:3] == ["0.028M proxy", "0.2M proxy", "0.8M proxy"]
     assert labels[-1] == "height of (a)"
 
 
 def test_treatments_of_the_method_set_its_series_apart_where_they_differ(folder, tmp_path):
-    assert list(view(folder).groups["ts"]) == ["0.056M proxy", "0.2M proxy", "3M proxy"]
+    assert list(view(folder).groups["ts"]) == ["0.028M proxy", "0.2M proxy", "0.8M proxy"]
     groups = view(with_new_method(tmp_path / "records", rates=(0.1, 0.2))).groups
     found = list(groups["ts"])
-    assert len(found) == 3 and all(re.search(r"M proxy, rate 0\.[12]$", name) for name in found)
+    assert len(found) == 6 and all(re.search(r"M proxy, rate 0\.[12]$", name) for name in found)
     assert not [name for method in ("bon", "ppo") for name in groups[method] if "rate" in name]
 
 
@@ -104,7 +104,7 @@ def test_its_form_is_fitted_and_its_marker_drawn(folder):
     ax = size_and_peak.draw(results).axes[0]
     drawn = {line.get_marker() for line in ax.lines}
     assert {"o", "s", "D"} <= drawn
-    assert "ts 3M proxy: bon:" in fit(folder)
+    assert "ts 0.8M proxy: bon:" in fit(folder)
 
 
 def test_stopping_rules_have_a_table_a_method_and_the_same_numbers(folder):

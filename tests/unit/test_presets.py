@@ -83,7 +83,7 @@ def test_the_figure_of_data_sizes_is_drawn_from_records(tmp_path):
     assert "fig03_desk.png" in names and (tmp_path / "fig03_desk.png").stat().st_size > 10_000
 
 
-def test_desk_and_figure_1_agree_to_the_last_bit_where_they_are_one_run():
+def test_two_experiments_agree_to_the_last_bit_where_they_are_one_run():
     results = Path(__file__).parents[2] / "experiments" / "results"
     desk = {c.meta["run_id"]: c for c in load_curves(results / "desk")}
     same = [c for c in load_curves(results / "exp001_figure1") if c.meta["run_id"] in desk]

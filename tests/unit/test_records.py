@@ -102,7 +102,7 @@ def test_the_intent_of_a_curve_is_read_from_either_array_or_absent(tmp_path, nam
 
 
 def test_committed_records_have_the_intent_under_both_names():
-    results = ROOT / "experiments" / "results" / "exp001_figure1"
+    results = ROOT / "experiments" / "results" / "exp002_ensembles"
     curve = load_curves(results)[0]
     assert curve["intent_score"].tolist() == curve["rubric_score"].tolist()
     np.testing.assert_allclose(curve.arrays["intent"].mean(1), curve["intent_score"], atol=1e-6)

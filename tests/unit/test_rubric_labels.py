@@ -9,7 +9,7 @@ from overopt.base.errors import ConfigError
 from overopt.base.overrides import apply_overrides
 from overopt.rewards.labels.pairs import label_pairs
 from overopt.rewards.settings import LabelsConfig
-from overopt.rewards.training.calibration import pair_metrics, recalibration
+from overopt.rewards.training.calibration import gold_slope, pair_metrics, recalibration
 from overopt.stages.settings import BonConfig, RunConfig
 from overopt.study.chain import build_graph
 from overopt.study.presets import load_experiment
@@ -215,6 +215,16 @@ def test_recalibration_finds_the_planted_factor():
     rng = np.random.default_rng(0)
     gold = rng.normal(size=4000)
     assert recalibration(gold / 0.4, gold) == pytest.approx(0.4, rel=1e-3)
+
+
+def test_the_worth_of_a_unit_is_the_slope_of_gold():
+    rng = np.random.default_rng(1)
+    proxy = rng.normal(size=200_000)
+    gold = 0.7 * proxy + rng.normal(scale=1.2, size=proxy.size)
+    assert gold_slope(proxy, gold) == pytest.approx(0.7, abs=0.01)
+    assert recalibration(proxy, gold) < 0.62  # probabilities are curved: the noise takes from it
+    assert gold_slope(-proxy, gold) < 0
+    assert gold_slope(np.zeros(3), np.ones(3)) == 0.0
 
 
 def test_pair_metrics_by_hand():

@@ -45,7 +45,7 @@ def draw(results: ResultsView) -> Figure:
         for ax in axes[1 : len(methods)]:
             ax.axhspan(low, high, color="0.93", lw=0, zorder=-1)
         handles.append(Patch(color="0.93", label="height of (a)"))
-    n_lines = -(-len(handles) // (4 * n_columns))
+    n_lines = -(-len(handles) // (3 * n_columns))
     columns = -(-len(handles) // n_lines)
     fig.legend(
         handles=handles, loc="outside lower center", ncols=columns, fontsize=7.5, frameon=False
@@ -105,8 +105,8 @@ def proxy_label(drawn: Sequence[MeanSeries]) -> str:
     """What the dashed lines are."""
     in_gold = {mean.proxy_in_gold is not None for mean in drawn}
     if in_gold == {True}:
-        return "proxy, recalibrated to sd of gold"
-    return "proxy" if in_gold == {False} else "proxy, recalibrated where it can be"
+        return "proxy, in gold's unit"
+    return "proxy" if in_gold == {False} else "proxy, in gold's unit where known"
 
 
 def proxies_a_size(replicates: Sequence[Sequence[ReplicateCurve]]) -> str:

@@ -25,6 +25,16 @@ def recalibration(proxy_margin: np.ndarray, gold_margin: np.ndarray) -> float:
     return math.exp(minimize_scalar(loss, bounds=(-6, 6), method="bounded").x)
 
 
+def gold_slope(proxy_margin: np.ndarray, gold_margin: np.ndarray) -> float:
+    """Gold that a unit of the proxy's raw score is worth: least squares through 0 of margins (C,).
+
+    In standard deviations of gold. `recalibration` answers in probabilities, whose curvature makes
+    it smaller; this is the factor for gains. 0 where the proxy does not tell any pair apart.
+    """
+    square = float(proxy_margin @ proxy_margin)
+    return float(proxy_margin @ gold_margin) / square if square > 0 else 0.0
+
+
 def pair_metrics(margin: np.ndarray) -> dict[str, float]:
     """Loss in nats and accuracy of margins (C,) = chosen − rejected; ties count half."""
     return {
