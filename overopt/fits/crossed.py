@@ -34,24 +34,27 @@ class CrossedMean(NamedTuple):
     """Mean square of the interaction, likewise."""
     n_units: int
     n_prompts: int
+    unit_dof: float
+    """Degrees of freedom of ``unit_ms``: units − 1 where all are alike."""
 
     def dof(self, contrast: Array) -> float:
         """Degrees of freedom of the variance of ``contrast @ estimate``; see `crossed_mean`."""
         c = np.asarray(contrast, dtype=float)
-        s, p = self.n_units, self.n_prompts
-        if s < 2 or p < 2:
-            return float(max(s, p) - 1)
+        units, prompts = self.unit_dof, self.n_prompts - 1
+        if units == 0 or prompts == 0:
+            return float(max(units, prompts))
         unit, prompt, rest = (
             float(c @ ms @ c) for ms in (self.unit_ms, self.prompt_ms, self.rest_ms)
         )
-        unit *= (s - 1) / special.chdtri(s - 1, 1.0 - MEAN_SQUARE_QUANTILE)
-        prompt *= (p - 1) / special.chdtri(p - 1, 1.0 - MEAN_SQUARE_QUANTILE)
-        spread = unit**2 / (s - 1) + prompt**2 / (p - 1) + rest**2 / ((s - 1) * (p - 1))
+        unit *= units / special.chdtri(units, 1.0 - MEAN_SQUARE_QUANTILE)
+        prompt *= prompts / special.chdtri(prompts, 1.0 - MEAN_SQUARE_QUANTILE)
+        spread = unit**2 / units + prompt**2 / prompts + rest**2 / (units * prompts)
+        fewest = min(units, prompts)
         if spread == 0:
-            return float(min(s, p) - 1)
+            return float(fewest)
         # Never fewer than the smallest level offers, nor more than all of them together.
         variance = max(unit + prompt - rest, rest)
-        return float(np.clip(variance**2 / spread, min(s, p) - 1, s * p - 1))
+        return float(np.clip(variance**2 / spread, fewest, self.n_units * self.n_prompts - 1))
 
 
 def crossed_mean(
@@ -102,7 +105,52 @@ def crossed_mean(
         covar = np.full((q, q), np.nan)
     else:
         covar = _subtract_floored(unit_ms + prompt_ms, rest_ms)
-    return CrossedMean(mean, covar, unit_ms, prompt_ms, rest_ms, s, p)
+    return CrossedMean(mean, covar, unit_ms, prompt_ms, rest_ms, s, p, float(s - 1))
+
+
+def nested_mean(groups: Sequence[ArrayLike], weights: ArrayLike) -> CrossedMean:
+    """Weighted sum of group means Σ_g w_g m_g, units nested in groups, prompts common to all.
+
+    Parameters
+    ----------
+    groups
+        Values of each group's units and common prompts, (S_g, P); at least two units each.
+    weights
+        (G,) weight of each group's mean, such as those of a slope over groups.
+
+    Notes
+    -----
+    Under x_gsp = θ_g + a_gs + b_gp + e_gsp, with variances of a and e of each group's own, the
+    variance is Σ w_g² (MS_a,g − MS_e,g)/(S_g P) and that of Σ w_g x̄_g·p over prompts. The units'
+    part has degrees of freedom by Welch and Satterthwaite. As in `crossed_mean` otherwise.
+    """
+    tables = [np.asarray(group, dtype=float) for group in groups]
+    w = np.asarray(weights, dtype=float)
+    p = tables[0].shape[1]
+    units = np.array([len(table) for table in tables])
+    by_prompt = w @ np.stack([table.mean(axis=0) for table in tables])
+    unit = np.array([table.mean(axis=1).var(ddof=1) for table in tables]) * w**2 / units
+    unit_ms = float(unit.sum())
+    spread = float((unit**2 / (units - 1)).sum())
+    rest_ms = prompt_ms = 0.0
+    if p > 1:
+        rests = [
+            table - table.mean(axis=0) - table.mean(axis=1, keepdims=True) + table.mean()
+            for table in tables
+        ]
+        squares = np.array([(rest**2).sum() for rest in rests])
+        rest_ms = float((w**2 * squares / (units * (units - 1) * p * (p - 1))).sum())
+        prompt_ms = float(by_prompt.var(ddof=1)) / p
+    return CrossedMean(
+        estimate=np.array([by_prompt.mean()]),
+        covar=np.array([[max(unit_ms + prompt_ms - rest_ms, min(rest_ms, unit_ms + prompt_ms))]]),
+        unit_ms=np.array([[unit_ms]]),
+        prompt_ms=np.array([[prompt_ms]]),
+        rest_ms=np.array([[rest_ms]]),
+        n_units=int(units.sum()),
+        n_prompts=p,
+        unit_dof=unit_ms**2 / spread if spread > 0 else float((units - 1).min()),
+    )
 
 
 def _subtract_floored(total: Array, rest: Array) -> Array:

@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike
 from scipy import special
 
 from overopt.base.errors import ConfigError, DataError
-from overopt.fits.crossed import crossed_mean
+from overopt.fits.crossed import CrossedMean, crossed_mean
 from overopt.fits.fit import FitResult, summarize
 from overopt.fits.forms import Array, Form, get_form
 from overopt.fits.linear import linear_operator, quadratic_form_p, t_quantile
@@ -247,7 +247,13 @@ def paired_difference(
     for row, column in np.argwhere(~np.isfinite(left - right))[:1]:
         raise DataError(f"difference is not finite at replicate {row}, prompt {column}")
     mean = crossed_mean((left - right)[..., None], data_seeds)
-    known = mean.n_prompts > 1
+    return t_test(mean, n_replicates=len(left), known=mean.n_prompts > 1, ci_level=ci_level)
+
+
+def t_test(
+    mean: CrossedMean, *, n_replicates: int, known: bool = True, ci_level: float = 0.95
+) -> PairedDifference:
+    """Interval and two-sided p-value against 0 of a mean of one quantity; nan unless ``known``."""
     estimate = float(mean.estimate[0])
     stderr = float(np.sqrt(mean.covar[0, 0])) if known else np.nan
     dof = mean.dof(np.ones(1)) if known else np.nan
@@ -266,7 +272,7 @@ def paired_difference(
         dof=dof,
         p_value=p_value,
         n_prompts=mean.n_prompts,
-        n_replicates=len(left),
+        n_replicates=n_replicates,
         has_uncertainty=known,
     )
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from overopt.analysis.peaks import peak_table, peaks_of_most_data, size_rank_correlation
 from overopt.fits.fit import POOR_FIT_P
 from overopt.records.view import view
+from overopt.reports.slopes import slope_lines
 
 
 def fit(records: str | Path) -> str:
@@ -36,4 +37,5 @@ def fit(records: str | Path) -> str:
         rho = size_rank_correlation(peaks, method)
         if not math.isnan(rho):
             lines.append(f"{method}: Spearman correlation of proxy size with peak gold {rho:.2f}")
-    return "\n".join(lines)
+    slopes = slope_lines(results.curves)
+    return "\n".join([*lines, *([""] if slopes else []), *slopes])
