@@ -14,6 +14,9 @@ Predictions, written before the run:
 - WARM is at least as good as the mean of scores, at a fifth of the reward-model calls;
 - retraining on fresh comparisons at the same label budget helps PPO more than any combination does.
 
+The area of these predictions is the mean of gold over √KL. It led leaderboards when this was run, and
+trials were chosen by it; a policy that never moves does well by it, so gold at the end leads now.
+
 Cost: 1.8 hours of CPU time. What came of the predictions is in LOG.md.
 
     overopt compare experiments/exp005_leaderboard.py --results experiments/results/exp005_leaderboard

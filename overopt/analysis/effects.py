@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -26,10 +26,15 @@ class Effect:
     """One metric of one mitigation, and its difference from the baseline with 95 % interval.
 
     ``p_holm`` is corrected over the mitigations of one method and metric. The baseline's own
-    effects are nan.
+    effects are nan. ``over_never`` and what follows it compare with never optimising in the same way,
+    p-values corrected over all rows but that one.
     """
 
     value: float
+    over_never: float = math.nan
+    never_low: float = math.nan
+    never_high: float = math.nan
+    p_never: float = math.nan
     difference: float = math.nan
     stderr: float = math.nan
     ci_low: float = math.nan
@@ -42,7 +47,7 @@ class Effect:
 
 
 def effects_of(
-    tables: Mapping[str, Array], baseline: str, *, rng: np.random.Generator
+    tables: Mapping[str, Array], baseline: str, never: str, *, rng: np.random.Generator
 ) -> dict[str, Effect]:
     """Effects of one metric: mitigation -> its effect, p-values corrected over the mitigations.
 
@@ -50,31 +55,50 @@ def effects_of(
     ----------
     tables : mitigation -> values by seed and prompt, (S, P); the baseline's among them.
     baseline : the mitigation that the others are compared with; its own effects are nan.
+    never : the row of never optimising.
     rng : bootstrap draws.
     """
     base = tables[baseline]
-    paired = {name: paired_effect(t, base) for name, t in tables.items() if name != baseline}
-    adjusted = dict(zip(paired, holm([p.p_value for p in paired.values()]), strict=True))
+    paired, adjusted = _against(tables, baseline)
+    floor, floor_adjusted = _against(tables, never)
     effects = {}
     for name, table in tables.items():
         value = float(table.mean())
+        effect = Effect(value=value)
+        if name != never:
+            effect = replace(
+                effect,
+                over_never=floor[name].estimate,
+                never_low=floor[name].ci.low,
+                never_high=floor[name].ci.high,
+                p_never=floor_adjusted[name],
+            )
+        effects[name] = effect
         if name == baseline:
-            effects[name] = Effect(value=value)
             continue
         bootstrap = bootstrap_interval(table - base, rng=rng)
-        effects[name] = Effect(
-            value=value,
+        effects[name] = replace(
+            effect,
             difference=paired[name].estimate,
             stderr=paired[name].stderr,
             ci_low=paired[name].ci.low,
             ci_high=paired[name].ci.high,
             dof=paired[name].dof,
             p_value=paired[name].p_value,
-            p_holm=float(adjusted[name]),
+            p_holm=adjusted[name],
             bootstrap_low=bootstrap.low,
             bootstrap_high=bootstrap.high,
         )
     return effects
+
+
+def _against(
+    tables: Mapping[str, Array], other: str
+) -> tuple[dict[str, PairedDifference], dict[str, float]]:
+    """Every table minus that of ``other``, and p-values corrected over them (Holm)."""
+    paired = {name: paired_effect(t, tables[other]) for name, t in tables.items() if name != other}
+    adjusted = holm([p.p_value for p in paired.values()])
+    return paired, dict(zip(paired, map(float, adjusted), strict=True))
 
 
 def paired_effect(

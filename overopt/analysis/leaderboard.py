@@ -16,11 +16,14 @@ import numpy as np
 
 from overopt.analysis.effects import Effect, effects_of
 from overopt.analysis.metrics import METRICS, PRIMARY, half_splits, metric_tables, number_of
+from overopt.analysis.reach import truncate
 from overopt.analysis.tuning import Reference
 from overopt.base.errors import DataError
 from overopt.records.curves import Curve
 
 COSTS = ("gold_labels", "rm_calls", "cpu_s")
+NEVER = "never optimise"
+"""The row that every mitigation must beat: runs that stop before their first step, and cost nothing."""
 FEW_SEEDS = 5
 """Below this many seeds p-values that Holm's correction has to read far in the tail are too small."""
 FEW_MITIGATIONS, SEEDS_FOR_MORE = 5, 8
@@ -60,7 +63,7 @@ def leaderboard(
     rng: np.random.Generator,
     cpu_s: Mapping[str, float] | None = None,
 ) -> list[Standing]:
-    """Standings of all mitigations under one method, largest `PRIMARY` metric first.
+    """Standings of all mitigations under one method and of `NEVER`, best `PRIMARY` metric first.
 
     Parameters
     ----------
@@ -74,16 +77,20 @@ def leaderboard(
     Raises
     ------
     DataError
-        Seeds or prompts that differ between mitigations.
+        Seeds or prompts that differ between mitigations, or one that is called `NEVER`.
     """
     check_paired(curves)
+    if NEVER in curves:
+        raise DataError(f"a mitigation is called {NEVER!r}, as the row that all have to beat is")
+    curves = {**curves, NEVER: [truncate(curve, 0) for curve in curves[baseline]]}
+    families = {**families, NEVER: NEVER}
     n_prompts = curves[baseline][0].arrays["gold"].shape[1]
     splits = half_splits(n_prompts, rng=rng)
     tables = {name: metric_tables(same, reference, splits) for name, same in curves.items()}
     effects: dict[str, dict[str, Effect]] = {name: {} for name in curves}
     for metric in METRICS:
         of_metric = {name: tables[name][metric] for name in curves}
-        for name, effect in effects_of(of_metric, baseline, rng=rng).items():
+        for name, effect in effects_of(of_metric, baseline, NEVER, rng=rng).items():
             effects[name][metric] = effect
     standings = [
         Standing(
@@ -93,7 +100,9 @@ def leaderboard(
             n_seeds=len(same),
             n_prompts=n_prompts,
             reach_sqrt_kl=float(np.mean([curve["sqrt_kl"].max() for curve in same])),
-            costs={
+            costs=dict.fromkeys(COSTS, 0.0)
+            if name == NEVER
+            else {
                 "gold_labels": _mean_cost(same, "gold_labels"),
                 "rm_calls": _mean_cost(same, "rm_calls"),
                 "cpu_s": math.nan if cpu_s is None else cpu_s.get(name, math.nan),
@@ -102,7 +111,7 @@ def leaderboard(
         )
         for name, same in curves.items()
     ]
-    return sorted(standings, key=lambda s: -s.effects[PRIMARY].value)
+    return sorted(standings, key=lambda s: -s.effects[PRIMARY[0]].value)
 
 
 def _mean_cost(curves: Sequence[Curve], column: str) -> float:

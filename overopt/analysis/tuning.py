@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from overopt.analysis.reach import area, gold_at
+from overopt.analysis.reach import gold_at
 from overopt.records.curves import Curve
 
 
@@ -35,12 +35,12 @@ class Reference:
     is_turning: bool
 
 
-def tuning_score(curves: Sequence[Curve], max_sqrt_kl: float) -> float:
-    """Mean ``area`` over seeds and prompts: what the choice among trials maximises."""
-    return float(np.mean([area(curve, max_sqrt_kl) for curve in curves]))
+def tuning_score(curves: Sequence[Curve]) -> float:
+    """Mean gold gain at the end, over seeds and prompts: what the choice among trials maximises."""
+    return float(np.mean([curve.gain("gold")[-1] for curve in curves]))
 
 
-Criterion = Callable[[Sequence[Curve], float], float]
+Criterion = Callable[[Sequence[Curve]], float]
 
 
 def common_range(curves: Sequence[Curve]) -> float:
@@ -64,11 +64,7 @@ class Choice(NamedTuple):
     scores: tuple[float, ...]
 
 
-def choose(
-    trials: Sequence[Sequence[Curve]],
-    max_sqrt_kl: float,
-    criterion: Criterion = tuning_score,
-) -> Choice:
+def choose(trials: Sequence[Sequence[Curve]], criterion: Criterion = tuning_score) -> Choice:
     """The trial with the largest ``criterion`` of its tuning curves; the first among equals."""
-    scores = tuple(criterion(curves, max_sqrt_kl) for curves in trials)
+    scores = tuple(criterion(curves) for curves in trials)
     return Choice(int(np.argmax(scores)), scores)

@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from overopt.analysis.effects import Effect
+from overopt.analysis.effects import CI_LEVEL, Effect
 from overopt.analysis.leaderboard import (
     COSTS,
     FEW_MITIGATIONS,
     FEW_SEEDS,
+    NEVER,
     SEEDS_FOR_MORE,
     Standing,
     leaderboard,
@@ -32,6 +33,7 @@ from overopt.analysis.tuning import Reference
 from overopt.base import escape, files, folders
 from overopt.base.errors import DataError
 from overopt.base.seeding import numpy_rng
+from overopt.fits.pvalues import p_text
 from overopt.records.curves import Curve, load_curves
 from overopt.reports.figures import forest, frontier
 from overopt.reports.figures.style import X_LABELS
@@ -45,6 +47,8 @@ class Results(NamedTuple):
 
     protocol: dict[str, Any]
     references: dict[str, Reference]
+    criterion: str
+    """The metric by which trials were chosen."""
     curves: dict[str, dict[str, list[Curve]]]
     """method -> mitigation -> one curve a test seed; a stopped run ends where it stops."""
     cpu_s: dict[str, dict[str, float]]
@@ -92,7 +96,8 @@ def load_results(results: str | Path) -> Results:
             curves[method][name] = same
             cpu_s[method][name] = float(np.mean([cost_of.get(i, math.nan) for i in ids]))
     references = {m: Reference(**choices[m]["reference"]) for m in protocol["methods"]}
-    return Results(protocol, references, curves, cpu_s)
+    criterion = " or ".join(dict.fromkeys(choices[m]["criterion"] for m in protocol["methods"]))
+    return Results(protocol, references, criterion, curves, cpu_s)
 
 
 def _costs(folder: Path) -> dict[str, float]:
@@ -188,7 +193,7 @@ def _as_text(found: Results, standings: Mapping[str, Sequence[Standing]]) -> str
         f"## {escape.markdown(p['name'])}",
         "",
         f"Baseline: {escape.markdown(p['baseline'])}. Tuning trials × seeds of every mitigation:"
-        f" {p['n_trials']} × {len(p['tuning_seeds'])}, chosen by {PRIMARY}; test seeds:"
+        f" {p['n_trials']} × {len(p['tuning_seeds'])}, chosen by {found.criterion}; test seeds:"
         f" {len(p['test_seeds'])}, other seeds and other prompts.",
     ]
     for method, same in standings.items():
@@ -204,7 +209,7 @@ def _as_text(found: Results, standings: Mapping[str, Sequence[Standing]]) -> str
     if n_seeds == 1:
         lines += ["", "One test seed: intervals and p-values speak of prompts, not of seeds."]
     else:
-        lines += too_few_seeds(n_seeds, max(len(same) - 1 for same in standings.values()))
+        lines += too_few_seeds(n_seeds, max(len(same) - 2 for same in standings.values()))
     lines += ["", *(f"- `{name}`: {meaning}" for name, meaning in METRICS.items())]
     return "\n".join(lines)
 
@@ -231,10 +236,31 @@ def as_table(standings: Sequence[Standing]) -> str:
     effects = [
         [escape.markdown(s.mitigation), *(_shown_effect(s.effects[m]) for m in METRICS)]
         for s in standings
-        if not math.isnan(s.effects[PRIMARY].difference)
+        if not math.isnan(s.effects[PRIMARY[0]].difference)
     ]
     lines += ["", *_markdown(["mitigation", *METRICS], effects)]
+    lines += ["", "Gold over never optimising [95 % interval], p (Holm)", ""]
+    floor = [
+        [escape.markdown(s.mitigation), *(_shown_over_never(s.effects[m]) for m in PRIMARY)]
+        for s in standings
+        if s.mitigation != NEVER
+    ]
+    lines += [*_markdown(["mitigation", *PRIMARY], floor), "", _beaten(standings)]
     return "\n".join(lines)
+
+
+def _beaten(standings: Sequence[Standing]) -> str:
+    """Who ends above its start, and who does not."""
+    by_end = {s.mitigation: s.effects[PRIMARY[0]] for s in standings if s.mitigation != NEVER}
+    better = [
+        escape.markdown(name)
+        for name, e in by_end.items()
+        if e.over_never > 0 and e.p_never < 1 - CI_LEVEL
+    ]
+    return (
+        f"At the end better than never optimising (p < {1 - CI_LEVEL:.2g} after Holm):"
+        f" {', '.join(better) or 'none'}; {len(by_end) - len(better)} of {len(by_end)} are not."
+    )
 
 
 def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -254,4 +280,11 @@ def _shown_effect(effect: Effect) -> str:
     if math.isnan(effect.difference):
         return "–"
     interval = f"[{effect.ci_low:+.2f}, {effect.ci_high:+.2f}]"
-    return f"{effect.difference:+.2f} {interval} {effect.p_holm:.2g}"
+    return f"{effect.difference:+.2f} {interval} {p_text(effect.p_holm)}"
+
+
+def _shown_over_never(effect: Effect) -> str:
+    if math.isnan(effect.over_never):
+        return "–"
+    interval = f"[{effect.never_low:+.2f}, {effect.never_high:+.2f}]"
+    return f"{effect.over_never:+.2f} {interval} {p_text(effect.p_never)}"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from overopt.analysis.peaks import peak_table, peaks_of_most_data, size_rank_correlation
 from overopt.fits.fit import POOR_FIT_P
+from overopt.fits.pvalues import p_text
 from overopt.records.view import view
 from overopt.reports.slopes import slope_lines
 
@@ -26,7 +27,7 @@ def fit(records: str | Path) -> str:
             )
             note = f" [{result.message}]" if result.message else ""
             lines.append(
-                f"{method} {name}: {result.form}: {params}; p = {result.p_value:.2g}; {peak}{note}"
+                f"{method} {name}: {result.form}: {params}; {p_text(result.p_value)}; {peak}{note}"
             )
     lines.append(
         "p: of deviations from the form as large as these, by the scatter of prompts and seeds; "

@@ -12,6 +12,7 @@ import numpy as np
 
 from overopt.analysis.peaks import PEAK_MEANING
 from overopt.base.errors import OveroptError
+from overopt.fits.pvalues import p_text
 from overopt.fits.replicates import ReplicateCurve, fit_replicates
 from overopt.pools.best_of_n import best_of_n, kl_bon, kl_bon_ties
 from overopt.pools.replay import ReplayTable, read_replay
@@ -96,7 +97,7 @@ def _replay_report(name: str, proxy: np.ndarray, read: ReplayTable) -> str:
     except OveroptError as error:
         return "\n".join([*lines, f"{name}: no fit: {error}"])
     params = ", ".join(f"{k} = {v:.3g} {interval(result.ci[k])}" for k, v in result.params.items())
-    lines.append(f"{name}: fit R = d (alpha - beta d), d = √KL: {params}; p {result.p_value:.2g}")
+    lines.append(f"{name}: fit R = d (alpha - beta d), d = √KL: {params}; {p_text(result.p_value)}")
     peak = result.peak
     lines.append(
         f"  peak: {peak.gold:.3g} {interval(peak.gold_ci)} at √KL {peak.sqrt_kl:.3g}"

@@ -240,7 +240,7 @@ def choose_trials(
         span = common_range([c for same in trials[comparison.baseline] for c in same])
         chosen: dict[str, Any] = {}
         for name, same in trials.items():
-            choice = choose(same, span)
+            choice = choose(same)
             overrides = comparison.of(name).trials[choice.trial]
             chosen[name] = {"trial": choice.trial, "overrides": overrides, "scores": choice.scores}
         base = trials[comparison.baseline][chosen[comparison.baseline]["trial"]]
@@ -253,7 +253,7 @@ def choose_trials(
                     "threshold": threshold,
                 }
         out[method] = {
-            "criterion": PRIMARY,
+            "criterion": PRIMARY[0],
             "reference": find_reference(base, span),
             "mitigations": chosen,
         }

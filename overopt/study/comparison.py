@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from overopt.analysis.leaderboard import NEVER
 from overopt.analysis.rules import RULES
 from overopt.base.config import check_types, require
 from overopt.base.kinds import kind_of
@@ -157,6 +158,7 @@ class Comparison:
             object.__setattr__(self, "methods", _methods_of(self.base))
         names = [m.name for m in self.mitigations]
         require(len(set(names)) == len(names), "mitigations", names, "names must differ")
+        require(NEVER not in names, "mitigations", NEVER, "is the row that all have to beat")
         require(
             self.baseline in names and self.of(self.baseline).kind == "training",
             "baseline",

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from overopt.analysis.leaderboard import NEVER
 from overopt.cli.main import main
 from overopt.records.curves import load_curves
 
@@ -62,15 +63,24 @@ def test_results_are_complete(finished):
         seed = {"tuning": 0, "test": 1}[role]
         assert {(c.meta["data_seed"], c.meta["rm_seed"]) for c in curves.values()} == {(seed, seed)}
     board = json.loads((results / "leaderboard.json").read_text())
-    assert {s["mitigation"] for s in board["standings"]["bon"]} == {"single", "two steps"}
+    assert {s["mitigation"] for s in board["standings"]["bon"]} == {
+        "single",
+        "two steps",
+        NEVER,
+    }
     assert {s["mitigation"] for s in board["standings"]["ppo"]} == {
         "single",
         "penalty",
         "two steps",
+        NEVER,
     }
     for method in ("bon", "ppo"):
         for standing in board["standings"][method]:
-            assert standing["costs"]["cpu_s"] > 0 and standing["costs"]["gold_labels"] == 40
+            costs = standing["costs"]
+            if standing["mitigation"] == NEVER:
+                assert set(costs.values()) == {0.0}
+            else:
+                assert costs["cpu_s"] > 0 and costs["gold_labels"] == 40
             assert standing["effects"]["win_rate"]["value"] is not None
     assert "One test seed" in (results / "leaderboard.md").read_text()
     for name in ("frontier.png", "effects.png"):

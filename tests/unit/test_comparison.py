@@ -99,6 +99,13 @@ def test_number_of_tuning_prompts():
             )},
             "gives all mitigations the same number",
         ),
+        (
+            {"mitigations": (
+                *comparison().mitigations,
+                Mitigation(name="never optimise", family="", trials=((), ())),
+            )},
+            "is the row that all have to beat",
+        ),
         ({"test_seeds": (1, 2)}, "test on seeds not tuned on"),
         ({"tuning_seeds": (0, 0)}, "each once"),
         ({"baseline": "stop"}, "must be a mitigation that trains"),
@@ -226,7 +233,11 @@ def results(tmp_path_factory):
     save_json(
         folder / "choices.json",
         {
-            m: {"reference": vars(reference), "mitigations": {"stop": {"threshold": 9.0}}}
+            m: {
+                "criterion": "gold_end",
+                "reference": vars(reference),
+                "mitigations": {"stop": {"threshold": 9.0}},
+            }
             for m in methods
         },
     )
@@ -249,13 +260,14 @@ def results(tmp_path_factory):
 
 def test_report_writes_leaderboard_and_figures(results):
     text = report(results)
+    assert "1 × 1, chosen by gold_end; test seeds: 5" in text
     assert (results / "leaderboard.md").read_text() == text + "\n"
     board = json.loads((results / "leaderboard.json").read_text())
     for method in ("bon", "ppo"):
         standings = {s["mitigation"]: s for s in board["standings"][method]}
-        assert set(standings) == {"single", "kl", "ensemble", "stop"}
+        assert set(standings) == {"single", "kl", "ensemble", "stop", "never optimise"}
         assert standings["ensemble"]["costs"]["cpu_s"] == 12.0
-        assert standings["single"]["effects"]["area"]["p_holm"] is None
+        assert standings["single"]["effects"]["gold_end"]["p_holm"] is None
         # A stopped run ends at the last point before its KL passes 9 nats.
         assert (
             2.0 < standings["stop"]["reach_sqrt_kl"] <= 3.0 < standings["single"]["reach_sqrt_kl"]

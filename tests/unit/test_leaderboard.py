@@ -9,7 +9,7 @@ from simulated_curves import rows, simulate
 from tolerances import FP64, SIGMAS
 
 from overopt.analysis.effects import bootstrap_interval, paired_effect
-from overopt.analysis.leaderboard import leaderboard
+from overopt.analysis.leaderboard import NEVER, leaderboard
 from overopt.analysis.metrics import METRICS, at_peak, half_splits, metric_tables
 from overopt.analysis.reach import area, first_reach, gain, gold_at, truncate
 from overopt.analysis.tuning import (
@@ -189,9 +189,9 @@ def test_missing_columns_give_nan_and_no_effect():
 
 def test_the_best_trial_is_chosen_and_the_first_among_equals():
     low, high = known_curve([0, 2], [0, 1]), known_curve([0, 2], [0, 3])
-    assert choose([[low, high], [high, high], [high, high]], 2.0) == (1, (1.0, 1.5, 1.5))
-    assert choose([[low], [high]], 2.0, lambda curves, span: -curves[0]["sqrt_kl"][-1]).trial == 0
-    assert tuning_score([low, high], 2.0) == pytest.approx(1.0)
+    assert choose([[low, high], [high, high], [high, high]]) == (1, (2.0, 3.0, 3.0))
+    assert choose([[low], [high]], lambda curves: -curves[0]["sqrt_kl"][-1]).trial == 0
+    assert tuning_score([low, high]) == pytest.approx(2.0)
 
 
 def test_reference_points_of_the_baseline():
@@ -256,20 +256,82 @@ def board():
 def test_leaderboard_finds_the_better_one(board):
     standings = board()
     assert standings[0].mitigation == "better"
-    areas = [s.effects["area"].value for s in standings]
-    assert areas == sorted(areas, reverse=True)
-    effects = {s.mitigation: s.effects["area"] for s in standings}
+    ends = [s.effects["gold_end"].value for s in standings]
+    assert ends == sorted(ends, reverse=True)
+    effects = {s.mitigation: s.effects["gold_end"] for s in standings}
     assert effects["better"].p_holm < 0.01 < 0.05 < effects["equal"].p_holm
     assert math.isnan(effects["base"].difference)
     for name in ("equal", "better"):
         e = effects[name]
         assert e.difference == pytest.approx(e.value - effects["base"].value, abs=FP64)
         assert e.ci_low < e.difference < e.ci_high
-    # Holm with two tests: the smaller p is doubled, the other at least that.
-    small, large = effects["better"], effects["equal"]
-    assert small.p_holm == pytest.approx(2 * small.p_value)
-    assert large.p_holm == max(large.p_value, small.p_holm)
+    # Holm with three tests, never optimising among them: the smallest p is tripled.
+    p = {name: e.p_value for name, e in effects.items() if name != "base"}
+    assert set(p) == {"equal", "better", NEVER}
+    smallest = min(p, key=p.get)
+    assert effects[smallest].p_holm == pytest.approx(3 * p[smallest])
+    assert effects["equal"].p_holm >= p["equal"]
     assert standings[0].costs["rm_calls"] == 128 * 18
+
+
+def collapsing():
+    """A baseline that peaks early and collapses, a policy that hardly moves, one that gains."""
+    arms = {"base": (0.6, 0.3), "hardly": (0.6, 0.3, 0.05), "gains": (0.9, 0.1)}
+    return simulate(arms, rng=numpy_rng(2, "collapse"), n_seeds=8)
+
+
+def collapsing_board():
+    curves = collapsing()
+    return leaderboard(
+        curves,
+        baseline="base",
+        reference=find_reference(curves["base"], common_range(curves["base"])),
+        families=dict.fromkeys(curves, "f"),
+        rng=numpy_rng(0, "rng"),
+    )
+
+
+def test_never_optimising_is_a_row_that_all_have_to_beat():
+    standings = {s.mitigation: s for s in collapsing_board()}
+    assert list(standings) == [
+        "gains",
+        *sorted((NEVER, "hardly"), key=list(standings).index),
+        "base",
+    ]
+    never = standings[NEVER]
+    for metric in ("gold_end", "gold_peak", "gold_1x", "gold_2x", "area", "gap_end", "rubric_end"):
+        assert never.effects[metric].value == 0.0
+    assert never.reach_sqrt_kl == 0.0 and set(never.costs.values()) == {0.0}
+    assert math.isnan(never.effects["gold_end"].p_never)
+    # By the mean over √KL a policy that never moves beats one that collapses: the fault of that metric.
+    assert never.effects["area"].p_holm < 0.001 and never.effects["area"].difference > 0.5
+    end = {name: s.effects["gold_end"] for name, s in standings.items()}
+    assert end["gains"].p_never < 0.05 and end["gains"].never_low > 0
+    assert end["hardly"].p_never > 0.05 or end["hardly"].over_never < 0.1
+    assert end["base"].over_never < 0 and end["base"].never_high < 0
+    # Over never optimising is the metric's own mean, for gains that start at 0.
+    assert end["gains"].over_never == pytest.approx(end["gains"].value, abs=FP64)
+    assert end[NEVER].difference == pytest.approx(-end["base"].value, abs=FP64)
+
+
+def test_the_table_says_who_beats_never_optimising():
+    text = as_table(collapsing_board())
+    (line,) = (x for x in text.splitlines() if x.startswith("At the end better than never"))
+    assert "gains" in line and "base" not in line
+    assert f"| {NEVER} " in text and "Gold over never optimising" in text
+    assert "p < .001" in text and "e-" not in text
+
+
+def test_the_name_of_the_row_is_taken():
+    curves = collapsing()
+    with pytest.raises(DataError, match="a mitigation is called 'never optimise'"):
+        leaderboard(
+            {NEVER: curves["gains"], "base": curves["base"]},
+            baseline="base",
+            reference=Reference(max_sqrt_kl=1.0, peak_sqrt_kl=1.0, is_turning=False),
+            families={},
+            rng=numpy_rng(0, "rng"),
+        )
 
 
 def test_leaderboard_does_not_depend_on_the_order_of_mitigations(board):
@@ -282,8 +344,9 @@ def test_leaderboard_does_not_depend_on_the_order_of_mitigations(board):
 
 def test_table_has_a_row_for_each(board):
     text = as_table(board())
-    assert text.count("| better ") == 2 and text.count("| base ") == 1
-    assert len({line.count("|") for line in text.splitlines() if line.startswith("| better")}) == 2
+    # Values, differences from the baseline, and from never optimising.
+    assert text.count("| better ") == 3 and text.count("| base ") == 2
+    assert len({line.count("|") for line in text.splitlines() if line.startswith("| better")}) == 3
 
 
 def test_unpaired_curves_are_refused():

@@ -10,10 +10,11 @@ from matplotlib.lines import Line2D
 
 from overopt.analysis.effects import CI_LEVEL
 from overopt.analysis.leaderboard import Standing
+from overopt.fits.pvalues import p_text
 from overopt.reports.figures.style import Style, series_styles
 
 FOREST_METRICS = {
-    "area": "gold, mean over √KL",
+    "gold_end": "gold at the end",
     "gold_peak": "gold at own peak",
     "gold_2x": "gold at 2× baseline's peak √KL",
     "rubric_end": "rubric at the end",
@@ -118,7 +119,7 @@ def _draw_effects(
         if effect.p_holm > SHOWN_P:
             continue
         ax.annotate(
-            _p_text(effect.p_holm),
+            p_text(effect.p_holm),
             (1.0, y),
             xycoords=("axes fraction", "data"),
             xytext=(2, 0),
@@ -128,9 +129,3 @@ def _draw_effects(
             fontsize=7,
             color="0.35",
         )
-
-
-def _p_text(p: float) -> str:
-    if math.isnan(p):
-        return "p –"
-    return "p < .001" if p < 0.001 else f"p = {p:.3f}".replace("0.", ".")
