@@ -29,6 +29,7 @@ from overopt.fits.forms import Array, Form, get_form
 from overopt.fits.linear import jacobian, linear_operator, quadratic_form_p, t_quantile, whitener
 from overopt.fits.peaks import Interval, PeakEstimate, estimate_peak
 from overopt.fits.points import Points, check_points
+from overopt.fits.pvalues import p_text
 
 Estimator = Literal["wls", "gls"]
 
@@ -315,7 +316,7 @@ def _notes(model: Form, fitted: _Fitted, judged: _Judged) -> list[str]:
     if fitted.at_bound:
         notes.append(f"{model.shape} is at the end of its range {model.shape_range}")
     if judged.p_value < POOR_FIT_P:
-        notes.append(f"poor fit: p = {judged.p_value:.2g}, the form does not describe these points")
+        notes.append(f"poor fit: {p_text(judged.p_value)}, the form does not describe these points")
     return notes
 
 

@@ -4,6 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from overopt.fits.fit import POOR_FIT_P
+from overopt.fits.pvalues import p_text
 from overopt.fits.scaling import fit_scaling
 from overopt.records.curves import BON
 from overopt.records.series import scaling_points, size_name
@@ -51,7 +52,7 @@ def draw(results: ResultsView) -> Figure | None:
         ax.spines[["top", "right"]].set_visible(False)
     fig.suptitle(
         "best-of-n: gold = d (α − β d), d = √KL; line in log parameters, "
-        f"{line.ci_level:.0%} band, p = {line.p_value:.2g}",
+        f"{line.ci_level:.0%} band, {p_text(line.p_value)}",
         fontsize=9,
     )
     return fig
