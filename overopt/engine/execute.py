@@ -15,23 +15,29 @@ their locks.
 from __future__ import annotations
 
 import dataclasses
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from overopt.base import folders
 from overopt.base.config import RuntimeConfig, require
-from overopt.base.errors import StoreError
-from overopt.engine import launched
+from overopt.base.errors import ConfigError, StoreError
+from overopt.engine import costs, launched, signals
+from overopt.engine.drive import Draining, drive
+from overopt.engine.executor import Executor
 from overopt.engine.graph import Plan, Stage, make_plan, topological
-from overopt.engine.here import run_here
+from overopt.engine.here import Here
 from overopt.engine.perform import environment, make_task, pin_torch
-from overopt.engine.pool import run_pool
+from overopt.engine.pool import Pool
 from overopt.engine.progress import Reporter, Silent
-from overopt.engine.schedule import Limit, Schedule
+from overopt.engine.schedule import WIND_DOWN, Limit, Schedule
 from overopt.engine.store import Store
 
 SPARE_MB = 200.0
+LEAVE_S = 20.0
+"""Seconds that the stages of a worker get to save a checkpoint: what batch systems leave between
+the request and the kill."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +115,53 @@ def execute(
             leader.dismiss()
 
 
+def drain(
+    targets: Sequence[Stage],
+    store: Store,
+    runtime: RuntimeConfig | None = None,
+    *,
+    workers: int = 1,
+    reporter: Reporter | None = None,
+    deadline_s: float | None = None,
+    since: float | None = None,
+) -> Summary:
+    """`execute` as one of many that work on a store without a driver, and may come and go.
+
+    Each takes the next stage that is ready and that nobody has. SIGUSR2, SIGTERM and the deadline
+    make it leave: stages at work save a checkpoint and are left to the others (``left`` in the
+    summary). A stage that failed in one worker is not tried by the others.
+
+    Parameters
+    ----------
+    targets, store, runtime, reporter
+        As for `execute`.
+    workers : int
+        Processes, at least 1: stages always run in processes of their own.
+    deadline_s : float or None
+        Seconds after which to have left.
+    since : float or None
+        Time (seconds since 1970) of the first of these workers; failures of before are tried again.
+        None: now.
+
+    Raises
+    ------
+    StoreError, StageError
+        As `execute` does.
+    """
+    leave_s = LEAVE_S if deadline_s is None else min(LEAVE_S, WIND_DOWN * deadline_s)
+    begin = time.time() if since is None else since
+    with signals.leaving(signal.SIGTERM, signals.LEAVE):
+        return _execute(
+            targets,
+            store,
+            runtime or RuntimeConfig(),
+            max(1, workers),
+            reporter or Silent(),
+            limit=Limit(deadline_s),
+            draining=Draining(store, begin, leave_s),
+        )
+
+
 def _execute(
     targets: Sequence[Stage],
     store: Store,
@@ -117,10 +170,11 @@ def _execute(
     reporter: Reporter,
     leader: launched.Leader | None = None,
     limit: Limit | None = None,
+    draining: Draining | None = None,
 ) -> Summary:
-    """`execute` by this process and its workers, or as the leader of a launch."""
+    """`execute` by this process and its workers, or as the leader of a launch; or `drain`."""
     started = time.monotonic()
-    plan = prepare(targets, store)
+    plan = prepare(targets, store, runtime.device)
     if leader is not None:  # the processes of a launch run one stage after the other
         runtime = dataclasses.replace(runtime, stack=1)
     schedule = Schedule(plan, runtime, limit or Limit(None))
@@ -128,15 +182,20 @@ def _execute(
     if plan.todo:
         reporter.begin(plan, width)
         try:
-            with (
-                environment(runtime.environment),
-                folders.group_umask(store.root),
-                store.claimed(),
-            ):
-                if workers > 1:
-                    run_pool(schedule, store, runtime, width, reporter)
-                else:
-                    run_here(schedule, store, runtime, reporter, leader)
+            with environment(runtime.environment), folders.group_umask(store.root):
+                here = workers <= 1 and draining is None
+                executor: Executor = (
+                    Here(store, leader) if here else Pool(store, width, runtime.gpu_jobs)
+                )
+                drive(
+                    schedule,
+                    executor,
+                    runtime,
+                    reporter,
+                    draining=draining,
+                    # The other processes of a launch wait inside a stage that failed here.
+                    stop_at_failure=leader is not None,
+                )
         finally:
             reporter.end()
             store.sweep()
@@ -159,7 +218,22 @@ def check_on_cpu(targets: Sequence[Stage], runtime: RuntimeConfig) -> None:
         require(name in known, "on_cpu", name, f"is no stage of this run: use {', '.join(known)}")
 
 
-def prepare(targets: Sequence[Stage], store: Store) -> Plan:
+def check_device(device: str) -> None:
+    """Raise ConfigError if torch cannot use ``device``, before any stage is started."""
+    if device == "cpu":
+        return
+    import torch
+
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"device = {device!r}: torch cannot use it ({reason}); use --device cpu"
+        ) from error
+
+
+def prepare(targets: Sequence[Stage], store: Store, device: str = "cpu") -> Plan:
     """The plan for ``targets``, after checking that the store can take and give what it needs.
 
     Raises
@@ -167,7 +241,7 @@ def prepare(targets: Sequence[Stage], store: Store) -> Plan:
     StoreError
         The store cannot be written, has too little room, or a finished artefact is damaged.
     """
-    plan = make_plan(targets, store)
+    plan = costs.corrected(make_plan(targets, store), store, device)
     if plan.todo:  # a store that has everything may be read-only
         store.create()
     for stage in plan.stages:

@@ -42,6 +42,9 @@ class StageContext:
         Device, threads and the like; must not change results beyond what it says.
     progress : callable
         ``progress(done, total)``; cheap enough to be called at every step.
+    leaving : callable
+        Whether the process was asked to leave: a stage that keeps checkpoints saves one and calls
+        ``progress``, which then ends it. One that does not ask is ended by ``progress`` anyway.
     """
 
     config: Any
@@ -50,6 +53,7 @@ class StageContext:
     checkpoint: Path
     runtime: RuntimeConfig
     progress: Callable[[int, int], None]
+    leaving: Callable[[], bool] = lambda: False
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -127,10 +131,17 @@ class Plan:
         All stages of the graph, inputs before users, each identity once.
     states : dict
         State by fingerprint. "not needed": absent, but everything that would use it is done.
+    factors : dict
+        Measured over estimated seconds by name of stage, where earlier ones were measured.
     """
 
     stages: tuple[Stage, ...]
     states: Mapping[str, State]
+    factors: Mapping[str, float] = field(default_factory=dict)
+
+    def seconds(self, stage: Stage) -> float:
+        """Estimated CPU seconds of a stage, corrected by what its like took."""
+        return stage.cost_s * self.factors.get(stage.name, 1.0)
 
     @property
     def todo(self) -> tuple[Stage, ...]:
@@ -141,7 +152,7 @@ class Plan:
     @property
     def cost_s(self) -> float:
         """Estimated CPU seconds of the stages to compute."""
-        return sum(stage.cost_s for stage in self.todo)
+        return sum(map(self.seconds, self.todo))
 
     @property
     def disk_mb(self) -> float:
@@ -212,13 +223,17 @@ def make_plan(targets: Sequence[Stage], store: Store) -> Plan:
     return Plan(stages=stages, states=states)
 
 
-def critical_path(stages: Sequence[Stage]) -> dict[str, float]:
+def critical_path(
+    stages: Sequence[Stage], seconds: Callable[[Stage], float] = lambda stage: stage.cost_s
+) -> dict[str, float]:
     """CPU seconds from the start of each stage to the end of the last stage that needs it.
 
     Parameters
     ----------
     stages : sequence of Stage
         Inputs before users.
+    seconds : callable
+        CPU seconds of a stage.
 
     Returns
     -------
@@ -228,7 +243,7 @@ def critical_path(stages: Sequence[Stage]) -> dict[str, float]:
     after = {stage.fingerprint: 0.0 for stage in stages}
     length = {}
     for stage in reversed(stages):
-        length[stage.fingerprint] = after[stage.fingerprint] + stage.cost_s
+        length[stage.fingerprint] = after[stage.fingerprint] + seconds(stage)
         for source in stage.upstream.values():
             if source.fingerprint in after:
                 longest = max(after[source.fingerprint], length[stage.fingerprint])
@@ -308,7 +323,7 @@ def _explain(old: Mapping[str, str], stage: Stage, store: Store) -> str:
     changes = []
     if manifest["version"] != stage.version:
         changes.append(f"version {manifest['version']} -> {stage.version}")
-    before, now = _flatten(manifest["config"]), _flatten(stage.identity.config)
+    before, now = flatten(manifest["config"]), flatten(stage.identity.config)
     for name in {**before, **now}:
         if before.get(name, "absent") != now.get(name, "absent"):
             changes.append(f"{name} {before.get(name, 'absent')} -> {now.get(name, 'absent')}")
@@ -319,9 +334,10 @@ def _explain(old: Mapping[str, str], stage: Stage, store: Store) -> str:
     return f"{summary} ({'; '.join(changes) or 'a default changed'})"
 
 
-def _flatten(data: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+def flatten(data: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names."""
     flat: dict[str, Any] = {}
     for key, value in data.items():
         name = f"{where}.{key}" if where else key
-        flat |= _flatten(value, name) if isinstance(value, Mapping) else {name: value}
+        flat |= flatten(value, name) if isinstance(value, Mapping) else {name: value}
     return flat

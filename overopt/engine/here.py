@@ -2,65 +2,61 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from overopt.base.config import RuntimeConfig
 from overopt.engine import launched, signals
-from overopt.engine.perform import make_task, perform, pin_torch
-from overopt.engine.pool import Throttled
-from overopt.engine.progress import Reporter
-from overopt.engine.schedule import RETRY_S, Limit, OutOfTime, Schedule
+from overopt.engine.executor import Capacity, Event, Failed, Settled
+from overopt.engine.perform import perform, pin_torch
+from overopt.engine.progress import Throttled
+from overopt.engine.schedule import RETRY_S
 from overopt.engine.store import Store
-from overopt.engine.task import failure_of
+from overopt.engine.task import Task, failure_of, left_by
 
 
-def run_here(
-    schedule: Schedule,
-    store: Store,
-    runtime: RuntimeConfig,
-    reporter: Reporter,
-    leader: launched.Leader | None = None,
-) -> None:
-    """Run the stages of a schedule in this process, one after the other."""
-    torch = sys.modules.get("torch")
-    threads_before = None if torch is None else torch.get_num_threads()
-    try:
-        while not schedule.over:
-            signals.check()
-            stage = schedule.take()
-            if stage is None:
-                time.sleep(RETRY_S / 3)
-                continue
-            companions = schedule.companions(stage)
-            for each in (stage, *companions):
-                reporter.started(each)
-            report = Throttled(_until(schedule.limit, functools.partial(reporter.progress, stage)))
-            try:
-                task = make_task(stage, runtime, companions)
-                outcomes = perform(task, store, report, leader)
-            except OutOfTime:
-                return
-            except Exception as error:  # whatever a stage raises is reported with its name
-                schedule.fail(stage, failure_of(stage.title, error), reporter)
-                if leader is not None:
-                    return  # the other processes wait inside this stage: the run is over
-            else:
-                schedule.settle(stage, outcomes, reporter)
-    finally:
-        if threads_before is not None:
-            pin_torch(threads_before)
+class Here:
+    """An executor that computes a task while it is asked for events."""
 
+    def __init__(self, store: Store, leader: launched.Leader | None = None) -> None:
+        self._store = store
+        self._leader = leader
+        self._task: Task | None = None
+        self._progress: Callable[[int, int], None] = lambda done, total: None
+        torch = sys.modules.get("torch")
+        self._threads_before = None if torch is None else torch.get_num_threads()
 
-def _until(limit: Limit, report: Callable[[int, int], None]) -> Callable[[int, int], None]:
-    """``report``, which ends the stage that calls it once the time is over."""
+    def capacity(self) -> Capacity:
+        """One task."""
+        return Capacity(tasks=1, on_device=1)
 
-    def checked(done: int, total: int) -> None:
-        signals.check()
-        if limit.over:
-            raise OutOfTime
-        report(done, total)
+    def submit(self, task: Task, progress: Callable[[int, int], None]) -> None:
+        """Keep the task for `events`."""
+        self._task, self._progress = task, progress
 
-    return checked
+    def events(self, timeout_s: float) -> Iterator[Event]:
+        """Compute the task that was submitted; without one, wait a little."""
+        if self._task is None:
+            time.sleep(min(timeout_s, RETRY_S / 3))
+            return
+        task, self._task = self._task, None
+        fingerprint = task.identity.fingerprint
+        try:
+            outcomes = perform(task, self._store, Throttled(self._progress), self._leader)
+        except signals.Leaving:
+            yield Settled(fingerprint, left_by(task))
+        except Exception as error:  # whatever a stage raises is reported with its name
+            yield Failed(fingerprint, failure_of("", error))
+        else:
+            yield Settled(fingerprint, outcomes)
+
+    def cancel(self, fingerprint: str) -> None:
+        """Nothing: what ends this process's work is an exception inside it."""
+
+    def leave(self) -> None:
+        """Nothing: a stage of this process finds out by itself."""
+
+    def close(self) -> None:
+        """Give torch its threads back."""
+        if self._threads_before is not None:
+            pin_torch(self._threads_before)

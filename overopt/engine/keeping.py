@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from overopt.base import files, locks
 from overopt.base.errors import StoreError
+from overopt.engine import attempts
 from overopt.engine.manifest import MANIFEST, files_in, read_manifest
 from overopt.engine.store import Store
 
@@ -46,11 +47,8 @@ def entries(store: Store) -> list[Entry]:
         for path in sorted(stage.iterdir()):
             if _FINGERPRINT.fullmatch(path.name):
                 found.append(_entry(stage.name, path.name, path, is_partial=False))
-    inflight = store.root / ".inflight"
-    for path in sorted(inflight.iterdir()) if inflight.is_dir() else ():
-        stage_name, dash, fp = path.name.rpartition("-")
-        if dash and _FINGERPRINT.fullmatch(fp):
-            found.append(_entry(stage_name, fp, path, is_partial=True))
+    for left in attempts.folders(store.root, attempts.INFLIGHT):
+        found.append(_entry(*left, is_partial=True))
     return found
 
 
@@ -80,7 +78,8 @@ def with_inputs(store: Store, keys: Iterable[tuple[str, str]]) -> set[tuple[str,
 def check_idle(store: Store) -> None:
     """Raise StoreError while a run works in the store: it may need what nothing else does."""
     folder = store.root / ".locks"
-    taken = [p.name for p in folder.iterdir() if locks.is_taken(p)] if folder.is_dir() else []
+    found = [p for p in folder.iterdir() if p.name[0] != "."] if folder.is_dir() else []
+    taken = [p.name for p in found if locks.is_taken(p, store.lease_s)]
     if taken:
         raise StoreError(
             f"{store.root}: a run is computing {taken[0]} there; delete when it has ended"
@@ -93,8 +92,7 @@ def remove(store: Store, entry: Entry) -> None:
         if not mine:
             raise StoreError(f"{entry.path}: a run is computing it; delete when it has ended")
         if not entry.is_partial:
-            aside = store.root / ".scratch" / f"{entry.stage}-{entry.fingerprint}"
-            shutil.rmtree(aside, ignore_errors=True)
+            aside = store.root / attempts.SCRATCH / files.temporary_name(entry.fingerprint)
             os.rename(entry.path, aside)
             shutil.rmtree(aside)
         else:
@@ -115,8 +113,7 @@ def put(store: Store, stage: str, fp: str, fill: Callable[[Path], None]) -> bool
             return False
         if not mine:
             raise StoreError(f"{store.path(stage, fp)}: a run is computing it; import it later")
-        out = store.root / ".scratch" / f"{stage}-{fp}"
-        shutil.rmtree(out, ignore_errors=True)
+        out = store.root / attempts.SCRATCH / files.temporary_name(f"{stage}-{fp}")
         out.mkdir(parents=True)
         try:
             fill(out)

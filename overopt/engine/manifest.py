@@ -227,8 +227,9 @@ def make_manifest(
     runtime: RuntimeConfig,
     files: Mapping[str, Mapping[str, Any]],
     together: int,
+    measured: Mapping[str, float | None],
 ) -> dict[str, Any]:
-    """The manifest of what a stage has written."""
+    """The manifest of what a stage has written; ``measured``: what it took beside its seconds."""
     finished = time.time()
     identity = work.identity
     return {
@@ -247,6 +248,7 @@ def make_manifest(
         "wall_s": (finished - work.started) / together,
         "cpu_s": (time.process_time() - work.started_cpu) / together,
         "together": together,
+        **measured,
         "git": dict(_git_state()),
         "versions": dict(_versions()),
         "host": socket.gethostname(),

@@ -6,128 +6,108 @@ Workers are started once and fed through pipes; one that dies costs the stage th
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import multiprocessing
 import os
 import pickle
 import signal
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
 from overopt.base import userfile
-from overopt.base.config import RuntimeConfig
 from overopt.base.errors import OveroptError
 from overopt.engine import signals
-from overopt.engine.graph import Stage
-from overopt.engine.perform import make_task, perform
-from overopt.engine.progress import Reporter
-from overopt.engine.schedule import RETRY_S, Schedule
+from overopt.engine.executor import Capacity, Event, Failed, Settled
+from overopt.engine.perform import perform
+from overopt.engine.progress import Throttled
 from overopt.engine.store import Store
-from overopt.engine.task import CannotStart, Failure, WorkerDied, failure_of, portable
-
-PROGRESS_S = 0.2
-
-
-class Throttled:
-    """Calls ``report(done, total)`` at most every PROGRESS_S seconds."""
-
-    def __init__(self, report: Callable[[int, int], None]) -> None:
-        self._report = report
-        self._last = float("-inf")
-
-    def __call__(self, done: int, total: int) -> None:
-        now = time.monotonic()
-        if now - self._last >= PROGRESS_S:
-            self._last = now
-            self._report(done, total)
+from overopt.engine.task import (
+    CannotStart,
+    Failure,
+    Task,
+    WorkerDied,
+    WorkerKilled,
+    left_by,
+    portable,
+)
 
 
 @dataclass(eq=False)
 class _Worker:
-    """A process, the pipe to it, and the stage it is working on."""
+    """A process, the pipe to it, and the task it is working on."""
 
     process: Any
     pipe: connection.Connection
-    stage: Stage | None = None
+    fingerprint: str | None = None
+    progress: Callable[[int, int], None] = lambda done, total: None
     ready: bool = False
 
 
-def run_pool(
-    schedule: Schedule, store: Store, runtime: RuntimeConfig, width: int, reporter: Reporter
-) -> None:
-    """Run the stages of a schedule in worker processes."""
-    workers: list[_Worker] = []
-    try:
-        while not schedule.over:
-            signals.check()
-            if schedule.limit.over:
-                _kill(workers)
-                break
-            _hand_out(schedule, workers, store, runtime, width, reporter)
-            handles: dict[Any, _Worker] = {worker.pipe: worker for worker in workers}
-            handles |= {worker.process.sentinel: worker for worker in workers}
-            ready = connection.wait(list(handles), timeout=RETRY_S)
-            heard = [handles[handle] for handle in ready]
-            for worker in [worker for worker in workers if worker in heard]:
-                if not _listen(worker, schedule, reporter):
-                    workers.remove(worker)
-                    _bury(worker, schedule, reporter)
-    except BaseException:
-        _kill(workers)
-        raise
-    finally:
-        for worker in workers:
-            worker.pipe.close()  # an idle worker reads the end of the pipe and returns
-        for worker in workers:
-            worker.process.join()
+class Pool:
+    """An executor of ``width`` worker processes of this machine, started as they are needed."""
 
+    def __init__(self, store: Store, width: int, gpu_jobs: int) -> None:
+        self._store = store
+        self._capacity = Capacity(tasks=width, on_device=gpu_jobs)
+        self._workers: list[_Worker] = []
 
-def _kill(workers: Sequence[_Worker]) -> None:
-    """End all workers now: stages in flight keep their checkpoints, and lose the work since."""
-    for worker in workers:
-        worker.process.kill()
+    def capacity(self) -> Capacity:
+        """A task for each worker."""
+        return self._capacity
 
-
-def _hand_out(
-    schedule: Schedule,
-    workers: list[_Worker],
-    store: Store,
-    runtime: RuntimeConfig,
-    width: int,
-    reporter: Reporter,
-) -> None:
-    """Give stages to idle workers, starting workers up to ``width`` as they are needed."""
-    while True:
-        idle = next((worker for worker in workers if worker.stage is None), None)
-        if idle is None and len(workers) >= width:
-            return
-        stage = schedule.take()
-        if stage is None:
-            return
-        companions = schedule.companions(stage)
-        for each in (stage, *companions):
-            reporter.started(each)
-        try:
-            task = pickle.dumps(make_task(stage, runtime, companions))
-            # A user's files first: settings of their kinds are pickled by name.
-            message = pickle.dumps((userfile.loaded_kinds(), task))
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
-            hint = "a stage's function and config class must be defined at the top of a module"
-            error.add_note(hint)
-            schedule.fail(stage, failure_of(stage.title, error), reporter)
-            continue
-        if idle is None:
-            idle = _start_worker(store.root)
-            workers.append(idle)
-        idle.stage = stage
-        # If it died meanwhile, the loop will read the end of its pipe.
+    def submit(self, task: Task, progress: Callable[[int, int], None]) -> None:
+        """Give the task to an idle worker, or to a new one."""
+        # A user's files first: settings of their kinds are pickled by name.
+        message = pickle.dumps((userfile.loaded_kinds(), pickle.dumps(task)))
+        worker = next((worker for worker in self._workers if worker.fingerprint is None), None)
+        if worker is None:
+            worker = _start_worker(self._store.root)
+            self._workers.append(worker)
+        worker.fingerprint, worker.progress = task.identity.fingerprint, progress
+        # If it died meanwhile, `events` will read the end of its pipe.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            idle.pipe.send_bytes(message)
+            worker.pipe.send_bytes(message)
+
+    def events(self, timeout_s: float) -> Iterator[Event]:
+        """What the workers say, and which of them died."""
+        handles: dict[Any, _Worker] = {worker.pipe: worker for worker in self._workers}
+        handles |= {worker.process.sentinel: worker for worker in self._workers}
+        ready = connection.wait(list(handles), timeout=timeout_s)
+        heard = [handles[handle] for handle in ready]
+        for worker in [worker for worker in self._workers if worker in heard]:
+            try:
+                while worker.pipe.poll():
+                    yield from _listen(worker)
+                alive = worker.process.is_alive() or worker.pipe.poll()
+            except (EOFError, OSError):
+                alive = False
+            if not alive:
+                self._workers.remove(worker)
+                yield from _bury(worker)
+
+    def cancel(self, fingerprint: str) -> None:
+        """Kill the worker that has the task."""
+        for worker in self._workers:
+            if worker.fingerprint == fingerprint:
+                worker.fingerprint = None
+                worker.process.kill()
+
+    def leave(self) -> None:
+        """Signal the workers; one that is still starting finds the signal when it has started."""
+        for worker in self._workers:
+            if worker.fingerprint is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(worker.process.pid, signals.LEAVE)
+
+    def close(self) -> None:
+        """End the workers: an idle one reads the end of its pipe and returns."""
+        for worker in self._workers:
+            worker.pipe.close()
+        for worker in self._workers:
+            worker.process.join()
 
 
 def _start_worker(root: Path) -> _Worker:
@@ -135,8 +115,8 @@ def _start_worker(root: Path) -> _Worker:
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, root), daemon=False)
     # Blocked signals stay blocked in the child: Ctrl-C, and a signal to the whole group (a closed
-    # terminal, a batch system), are the parent's to handle.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals.ENDING)
+    # terminal, a batch system), are the parent's to handle. The child unblocks LEAVE when it can.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (*signals.ENDING, signals.LEAVE))
     try:
         process.start()
     finally:
@@ -145,34 +125,26 @@ def _start_worker(root: Path) -> _Worker:
     return _Worker(process, ours)
 
 
-def _listen(worker: _Worker, schedule: Schedule, reporter: Reporter) -> bool:
-    """Take in all messages of a worker; returns whether it is still alive."""
-    try:
-        while worker.pipe.poll():
-            kind, content = worker.pipe.recv()
-            if kind == "ready":
-                worker.ready = True
-                continue
-            stage = worker.stage
-            assert stage is not None, "a worker without a stage has nothing to say"
-            if kind == "progress":
-                reporter.progress(stage, *content)
-                continue
-            worker.stage = None
-            if kind == "failed":
-                failure = dataclasses.replace(content, title=stage.title)
-                schedule.fail(stage, failure, reporter)
-            else:
-                schedule.settle(stage, content, reporter)
-    except (EOFError, OSError):
-        return False
-    return worker.process.is_alive() or worker.pipe.poll()
+def _listen(worker: _Worker) -> Iterator[Event]:
+    """Take in one message of a worker."""
+    kind, content = worker.pipe.recv()
+    if kind == "ready":
+        worker.ready = True
+        return
+    if worker.fingerprint is None:  # its task was cancelled
+        return
+    if kind == "progress":
+        worker.progress(*content)
+        return
+    fingerprint, worker.fingerprint = worker.fingerprint, None
+    yield Failed(fingerprint, content) if kind == "failed" else Settled(fingerprint, content)
 
 
-def _bury(worker: _Worker, schedule: Schedule, reporter: Reporter) -> None:
+def _bury(worker: _Worker) -> Iterator[Event]:
+    """Clear up after a worker that died, with the task that it was at."""
     worker.pipe.close()
     worker.process.join()
-    if worker.stage is None:
+    if worker.fingerprint is None:
         return
     code = worker.process.exitcode
     if not worker.ready:
@@ -181,20 +153,25 @@ def _bury(worker: _Worker, schedule: Schedule, reporter: Reporter) -> None:
             " needs `if __name__ == '__main__':` around its entry point, or workers=1"
         )
     elif code == -signal.SIGKILL:
-        error = WorkerDied(
+        error = WorkerKilled(
             "its process was killed (signal 9); if the machine ran out of memory, use fewer"
             " --workers or a smaller micro_batch"
         )
     else:
         how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
         error = WorkerDied(f"its process died ({how})")
-    schedule.fail(worker.stage, Failure(worker.stage.title, error), reporter)
+    yield Failed(worker.fingerprint, Failure("", error))
 
 
 def _serve(pipe: connection.Connection, root: Path) -> None:
     """Life of a worker: perform the tasks that come through the pipe until it is closed."""
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    store = Store(root)
+    with signals.leaving(signals.LEAVE):
+        _perform_all(pipe, Store(root))
+
+
+def _perform_all(pipe: connection.Connection, store: Store) -> None:
+    """Perform what comes through the pipe."""
     pipe.send(("ready", None))
     while True:
         try:
@@ -208,6 +185,8 @@ def _serve(pipe: connection.Connection, root: Path) -> None:
             task = pickle.loads(content)
             report = Throttled(lambda done, total: pipe.send(("progress", (done, total))))
             outcomes = perform(task, store, report)
+        except signals.Leaving:
+            pipe.send(("settled", left_by(task)))
         except Exception as error:  # crosses to the parent, which raises it with the stage's name
             pipe.send(("failed", portable(error)))
         else:

@@ -1,7 +1,7 @@
 """What a run shows while it works: one line a stage, and the time left for all of them.
 
-On a terminal the lines of the running stages are redrawn in place;
-elsewhere (a log file, a notebook, a batch job) a line is written when a stage starts or ends, and
+On a terminal the lines of the running stages, each with a bar, and one for the whole are redrawn in
+place; elsewhere (a log file, a notebook, a batch job) a line is written when a stage starts or ends, and
 now and then in between. The time left comes from the stages' estimated costs, scaled by how fast
 this machine proved to be so far.
 """
@@ -15,10 +15,27 @@ from collections.abc import Callable
 from typing import Protocol, TextIO
 
 from overopt.base import escape
+from overopt.base.durations import duration
 from overopt.engine.graph import Plan, Stage, critical_path
 
 REDRAW_S = 0.1
 LOG_EVERY_S = 10.0
+BAR_WIDTH = 24
+
+
+class Throttled:
+    """Calls ``report(done, total)`` at most every ``pause_s`` seconds."""
+
+    def __init__(self, report: Callable[[int, int], None], pause_s: float = 0.2) -> None:
+        self._report = report
+        self._pause_s = pause_s
+        self._last = float("-inf")
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._last >= self._pause_s:
+            self._last = now
+            self._report(done, total)
 
 
 class Reporter(Protocol):
@@ -35,6 +52,9 @@ class Reporter(Protocol):
 
     def waiting(self, stage: Stage) -> None:
         """Another process is computing the stage; it will be tried again."""
+
+    def left(self, stage: Stage) -> None:
+        """The stage stopped, having saved a checkpoint if it does: its process was asked to leave."""
 
     def apart(self, stage: Stage, error: BaseException) -> None:
         """A computation of several stages failed; this one of them will be tried alone."""
@@ -56,6 +76,7 @@ class Silent:
     def started(self, stage: Stage) -> None: ...
     def progress(self, stage: Stage, done: int, total: int) -> None: ...
     def waiting(self, stage: Stage) -> None: ...
+    def left(self, stage: Stage) -> None: ...
     def apart(self, stage: Stage, error: BaseException) -> None: ...
     def finished(self, stage: Stage, computed: bool) -> None: ...
     def failed(self, stage: Stage, error: BaseException) -> None: ...
@@ -68,8 +89,10 @@ class Clock:
     def __init__(self, plan: Plan, workers: int, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._workers = max(1, workers)
-        self._path = critical_path(plan.todo)
+        self._seconds = plan.seconds
+        self._path = critical_path(plan.todo, plan.seconds)
         self._left = {stage.fingerprint: stage for stage in plan.todo}
+        self._total = sum(stage.cost_s for stage in plan.todo)
         self._fraction: dict[str, float] = {}
         self._started: dict[str, float] = {}
         self._first: dict[str, float] = {}
@@ -96,9 +119,15 @@ class Clock:
         fp = stage.fingerprint
         if computed and fp in self._started:
             self._wall += self._now() - self._started[fp]
-            self._cost += stage.cost_s * (1 - self._first.get(fp, 0.0))
+            self._cost += self._seconds(stage) * (1 - self._first.get(fp, 0.0))
         self._left.pop(fp, None)
         self.stopped(stage)
+
+    @property
+    def share(self) -> float:
+        """Share of the plan's estimated cost that is behind."""
+        costs = (s.cost_s * (1 - self._fraction.get(fp, 0.0)) for fp, s in self._left.items())
+        return 1 - sum(costs) / self._total if self._total > 0 else 1.0
 
     def seconds_left(self) -> float:
         """Estimated wall seconds until everything is done."""
@@ -108,9 +137,9 @@ class Clock:
             advance = fraction - self._first.get(fp, 0.0)
             if fp in self._started and advance > 0:
                 wall += self._now() - self._started[fp]
-                cost += stage.cost_s * advance
-            work += stage.cost_s * (1 - fraction)
-            path = max(path, self._path[fp] - stage.cost_s * fraction)
+                cost += self._seconds(stage) * advance
+            work += self._seconds(stage) * (1 - fraction)
+            path = max(path, self._path[fp] - self._seconds(stage) * fraction)
         scale = wall / cost if cost > 0 else 1.0
         return scale * max(work / self._workers, path)
 
@@ -168,6 +197,12 @@ class TextReporter:
             self._waiting.add(stage.fingerprint)
             self._line(f"wait   {stage.title} (another process is computing it)")
 
+    def left(self, stage: Stage) -> None:
+        """Say that the stage stopped."""
+        self._running.pop(stage.fingerprint, None)
+        self._clock.stopped(stage)
+        self._line(f"leave  {stage.title}")
+
     def apart(self, stage: Stage, error: BaseException) -> None:
         """Say that the stage will be tried alone."""
         self._running.pop(stage.fingerprint, None)
@@ -202,9 +237,18 @@ class TextReporter:
     def _status(self) -> list[str]:
         lines = []
         for stage, done, total, since in self._running.values():
-            share = f"{min(done, total) / total:4.0%}" if total > 0 else "    "
-            lines.append(f"  {share} {stage.title} ({duration(self._now() - since)})")
-        return [*lines, f"  {self._count}/{self._total} stages{self._left()}"]
+            part = min(done, total) / total if total > 0 else 0.0
+            share = f"{part:4.0%}" if total > 0 else "    "
+            lines.append(
+                f"  {self._bar(part)}{share} {stage.title} ({duration(self._now() - since)})"
+            )
+        whole = self._bar(self._clock.share)
+        return [*lines, f"  {whole}{self._count}/{self._total} stages{self._left()}"]
+
+    def _bar(self, share: float) -> str:
+        """A bar on a terminal, in characters that every one has; nothing elsewhere."""
+        filled = round(share * BAR_WIDTH)
+        return f"[{'#' * filled}{'.' * (BAR_WIDTH - filled)}] " if self._live else ""
 
     def _line(self, text: str) -> None:
         self._erase()
@@ -238,15 +282,3 @@ class TextReporter:
             self._stream.flush()
         except (OSError, ValueError):  # ValueError: it was closed
             self._stream = None
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a reader says them: 0.4 s, 12 s, 3 min 20 s, 2 h 05 min."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 from collections.abc import Sequence
@@ -11,7 +12,14 @@ from overopt.base.errors import StoreError
 from overopt.engine.graph import Plan, Stage, critical_path
 from overopt.engine.perform import uses_device
 from overopt.engine.progress import Reporter
-from overopt.engine.task import CannotStart, Failure, Outcome, StageError, describe_error
+from overopt.engine.task import (
+    CannotStart,
+    Failure,
+    Outcome,
+    StageError,
+    describe_error,
+    is_out_of_memory,
+)
 
 RETRY_S = 0.3
 
@@ -39,9 +47,14 @@ class Limit:
         return time.monotonic() >= self._start_until
 
     @property
+    def seconds_left(self) -> float:
+        """Seconds until everything stops."""
+        return self._end - time.monotonic()
+
+    @property
     def over(self) -> bool:
         """Whether everything stops."""
-        return time.monotonic() >= self._end
+        return self.seconds_left <= 0
 
 
 class Schedule:
@@ -50,36 +63,47 @@ class Schedule:
     def __init__(self, plan: Plan, runtime: RuntimeConfig, limit: Limit) -> None:
         self.limit = limit
         self._waiting = {stage.fingerprint: stage for stage in plan.todo}
-        self._length = critical_path(plan.todo)
+        self._length = critical_path(plan.todo, plan.seconds)
         self._running: dict[str, Stage] = {}
         self._companions: dict[str, tuple[Stage, ...]] = {}  # of a running stage
         self._alone: set[str] = set()  # what failed in company
+        self._beside: set[str] = set()  # what ran beside others
+        self._solo: set[str] = set()  # what ran out of memory beside others: nothing runs beside it
         self._stack = runtime.stack
         self._retry: dict[str, float] = {}
         self._skipped: list[Stage] = []
-        self._gpu_slots = runtime.gpu_jobs if runtime.device != "cpu" else len(plan.stages)
+        self._has_device = runtime.device != "cpu"
         self._uses_device = functools.partial(uses_device, runtime=runtime)
-        self._stopped = False
+        self._is_closed = False
         self.failures: list[Failure] = []
         self.computed = self.reused = 0
 
     @property
     def over(self) -> bool:
         """Whether nothing runs and nothing can be started any more."""
-        return not self._running and (not self._waiting or self.limit.winding_down)
+        return not self._running and (
+            not self._waiting or self._is_closed or self.limit.winding_down
+        )
+
+    def close(self) -> None:
+        """Start nothing more."""
+        self._is_closed = True
 
     @property
     def left(self) -> int:
         """Stages that were neither finished nor given up after a failure."""
         return len(self._running) + len(self._waiting)
 
-    def take(self) -> Stage | None:
-        """The most urgent stage that can start now, which then counts as running."""
-        if self.limit.winding_down:
+    def take(self, on_device: int) -> Stage | None:
+        """The most urgent stage that can start now, which then counts as running.
+
+        ``on_device``: how many calls may use the accelerator at the same time.
+        """
+        if self._is_closed or self.limit.winding_down:
             return None
         along = {s.fingerprint for others in self._companions.values() for s in others}
-        on_device = sum(self._uses_device(s) for fp, s in self._running.items() if fp not in along)
-        gpu_full = on_device >= self._gpu_slots
+        used = sum(self._uses_device(s) for fp, s in self._running.items() if fp not in along)
+        gpu_full = self._has_device and used >= on_device
         pending = self._waiting.keys() | self._running.keys()
         now = time.monotonic()
         ready = [
@@ -89,6 +113,12 @@ class Schedule:
             and not (gpu_full and self._uses_device(stage))
             and not any(source.fingerprint in pending for source in stage.upstream.values())
         ]
+        apart = [stage for stage in ready if stage.fingerprint in self._solo]
+        ready = [stage for stage in ready if stage.fingerprint not in self._solo]
+        if self._running.keys() & self._solo:
+            return None
+        if not ready and not self._running:
+            ready = apart[:1]
         if not ready:
             return None
         ready.sort(key=lambda stage: -self._length[stage.fingerprint])
@@ -97,6 +127,8 @@ class Schedule:
         self._companions[stage.fingerprint] = tuple(others[: self._stack - 1])
         for each in (stage, *self._companions[stage.fingerprint]):
             self._running[each.fingerprint] = self._waiting.pop(each.fingerprint)
+        if len(self._running) > 1:
+            self._beside |= self._running.keys()
         return stage
 
     def _go_together(self, stage: Stage, other: Stage) -> bool:
@@ -121,6 +153,10 @@ class Schedule:
                 self.put_back(each)
                 reporter.waiting(each)
                 continue
+            if outcome == "left":
+                self.put_back(each)
+                reporter.left(each)
+                continue
             self.computed += outcome == "computed"
             self.reused += outcome == "reused"
             reporter.finished(each, outcome == "computed")
@@ -131,18 +167,29 @@ class Schedule:
         self._waiting[stage.fingerprint] = stage
         self._retry[stage.fingerprint] = time.monotonic() + RETRY_S
 
-    def fail(self, stage: Stage, failure: Failure, reporter: Reporter) -> None:
-        """The stage failed: skip what needs it. In company: all are tried again, each alone."""
+    def fail(self, stage: Stage, failure: Failure, reporter: Reporter) -> bool:
+        """The stage failed: skip what needs it. In company: all are tried again, each alone.
+
+        What ran out of memory beside other stages is tried once more with nothing beside it.
+        Returns whether the failure is final.
+        """
         together = (stage, *self._companions.pop(stage.fingerprint))
         if len(together) > 1 and not isinstance(failure.error, StoreError | CannotStart):
             for each in together:
                 self._alone.add(each.fingerprint)
                 self.put_back(each)
                 reporter.apart(each, failure.error)
-            return
+            return False
         for companion in together[1:]:
             self.put_back(companion)
+        fp = stage.fingerprint
+        if is_out_of_memory(failure.error) and fp in self._beside and fp not in self._solo:
+            self._solo.add(fp)
+            self.put_back(stage)
+            reporter.apart(stage, failure.error)
+            return False
         del self._running[stage.fingerprint]
+        failure = dataclasses.replace(failure, title=stage.title)
         self.failures.append(failure)
         reporter.failed(stage, failure.error)
         lost = {stage.fingerprint}
@@ -153,6 +200,7 @@ class Schedule:
         if isinstance(failure.error, StoreError | CannotStart):
             self._skipped += self._waiting.values()
             self._waiting.clear()
+        return True
 
     def raise_failures(self) -> None:
         """Raise one StageError that tells of all failures, if there were any."""

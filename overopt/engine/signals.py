@@ -2,6 +2,9 @@
 
 The first is raised as KeyboardInterrupt, as Python does with SIGINT; `check` raises it once more
 where a library swallowed it. `deferred` is for the seconds in which records are written.
+
+A process of a batch system is asked more gently (`leaving`): SIGUSR2 some time before the end of its
+time, SIGTERM before it is preempted. It then has the stages at work save a checkpoint, and ends.
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ from collections.abc import Iterator
 from types import FrameType
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+LEAVE = signal.SIGUSR2
+"""Asks a process that computes stages to have them save a checkpoint, and stop."""
 
 
 class _State:
@@ -20,6 +25,7 @@ class _State:
 
     received: int | None = None
     is_deferred = False
+    is_leaving = False
     is_obeyed = False
 
 
@@ -72,3 +78,30 @@ def deferred() -> Iterator[None]:
         yield
     finally:
         _State.is_deferred = before
+
+
+class Leaving(BaseException):
+    """Ends a stage that has saved a checkpoint, because its process was asked to leave."""
+
+
+def is_leaving() -> bool:
+    """Whether this process was asked to leave."""
+    return _State.is_leaving
+
+
+def _ask(number: int, frame: FrameType | None) -> None:
+    _State.is_leaving = True
+
+
+@contextlib.contextmanager
+def leaving(*numbers: signal.Signals) -> Iterator[None]:
+    """Take the signals inside the block as a request to leave, which `is_leaving` tells of."""
+    _State.is_leaving = False
+    before = {number: signal.signal(number, _ask) for number in numbers}
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+    try:
+        yield
+    finally:
+        _State.is_leaving = False
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -4,17 +4,17 @@ An artefact is a directory
 ``root/<stage>/<fingerprint>/`` with a ``manifest.json`` that says how it came about and holds a
 checksum of every file::
 
-    root/store.json                      format version of the store
+    root/store.json                      format of the store, and how its locks work
     root/<stage>/<fingerprint>/          finished artefacts
-    root/.scratch/<stage>-<fingerprint>  files of a stage that is running; renamed when it is done
-    root/.inflight/<stage>-<fingerprint> its checkpoints, which survive the process
+    root/.scratch/                       files of attempts at work; renamed when they are done
+    root/.inflight/                      their checkpoints, which survive the process
     root/.locks/<stage>-<fingerprint>    held by the process that computes it
+    root/.failed/                        failures of stages (`overopt.engine.failures`)
     root/experiments/<name>.json         fingerprints that an experiment was last finished with
 
-Safety rests on two operations of the file system: ``rename`` of a directory, which happens or does
-not, and ``flock``, which the kernel releases when its holder dies in whatever way. Scratch files
-belong to whoever holds the lock of their artefact, so left-overs of a killed process are
-recognised without guessing from process numbers or clocks.
+Safety rests on ``rename`` of a directory, which happens or does not. Locks (`overopt.base.locks`) keep
+two processes from computing the same; where one is lost all the same, the later attempt fences the
+earlier one (`overopt.engine.attempts`).
 
 What it does differently from a cache: nothing here is ever deleted or recomputed behind the user's
 back. A damaged artefact is an error that names the file.
@@ -25,12 +25,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import logging
 import os
 import shutil
-import socket
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any
@@ -39,6 +39,8 @@ from overopt.base import files, folders, locks
 from overopt.base.config import RuntimeConfig
 from overopt.base.errors import DataError, StoreError
 from overopt.base.files import atomic_write, fsync, os_errors, save_json
+from overopt.base.locks import Hold
+from overopt.engine import attempts
 from overopt.engine.manifest import (
     FORMAT_VERSION,
     MANIFEST,
@@ -55,7 +57,9 @@ from overopt.engine.manifest import (
     sha256,
 )
 
-log = logging.getLogger(__name__)
+MARKER, FAILED = "store.json", ".failed"
+STALE_S = (0.2, 1.0, 3.0)
+"""Pauses between looks at an artefact that a file system may show us as it was a moment ago."""
 
 
 @dataclass(frozen=True)
@@ -75,33 +79,37 @@ class Store:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "root", Path(self.root))
+        files.given(self.root, "--store")
         with os_errors(self.root):
             exists, is_dir = os.path.lexists(self.root), self.root.is_dir()
         if exists and not is_dir:
             what = "a symbolic link to nothing" if self.root.is_symlink() else "a file"
             raise StoreError(f"{self.root}: is {what}; give a directory with --store")
-        marker = self.root / "store.json"
+        marker = self.root / MARKER
         if os.path.lexists(marker):
-            with _as_store_errors("; restore it, or give another directory with --store"):
-                version = files.load_object(marker, ("format",))["format"]
-            if version != FORMAT_VERSION:
-                raise StoreError(
-                    f"{marker}: format = {version!r}, this overopt reads format {FORMAT_VERSION};"
-                    " give a new directory with --store, or use the overopt that made it"
-                )
+            _read_marker(marker)
 
     def create(self) -> Store:
         """Make the store's directories, prove that they can be written, drop dead scratch files."""
         with os_errors(self.root), folders.group_umask(self.root):
             for name in (".scratch", ".inflight", ".locks", "experiments"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
-            if not (self.root / "store.json").exists():
-                save_json(self.root / "store.json", {"format": FORMAT_VERSION})
+            self._mark()
             probe = self.root / ".scratch" / files.temporary_name("probe")
             atomic_write(probe, b"writable")
             probe.unlink()
             self.sweep()
         return self
+
+    def _mark(self) -> None:
+        """Write the marker of a new store, which says how its locks work; all must agree on that."""
+        marker = self.root / MARKER
+        self.__dict__.pop("lease_s", None)  # another process may have made it since we looked
+        if marker.exists() and (self.lease_s or locks.excludes(self.root / ".locks")):
+            return
+        lease_s = locks.lease_for(self.root / ".locks")
+        save_json(marker, {"format": FORMAT_VERSION, **({"lease_s": lease_s} if lease_s else {})})
+        self.__dict__.pop("lease_s", None)
 
     def path(self, stage: str, fp: str) -> Path:
         """Where the artefact is, or would be."""
@@ -113,15 +121,23 @@ class Store:
 
     def has_checkpoint(self, stage: str, fp: str) -> bool:
         """Whether an unfinished attempt left checkpoints to resume from."""
-        directory = self.root / ".inflight" / f"{stage}-{fp}"
-        return directory.is_dir() and any(directory.iterdir())
+        return bool(attempts.checkpoints(self.root, stage, fp))
 
     def is_running(self, stage: str, fp: str) -> bool:
         """Whether some process is computing the artefact at this moment."""
-        return locks.is_taken(self._lock_path(stage, fp))
+        return locks.is_taken(self._lock_path(stage, fp), self.lease_s)
+
+    @cached_property
+    def lease_s(self) -> float | None:
+        """Seconds of a lease, or None where locks are the kernel's; decided when a store is made."""
+        marker = self.root / MARKER
+        return _read_marker(marker).get("lease_s") if os.path.lexists(marker) else None
 
     def open(self, stage: str, fp: str) -> Artefact:
         """The artefact, after comparing every file with its checksum.
+
+        On a shared file system a look may be older than the artefact: what is not sound is looked at
+        again for a few seconds.
 
         A file is hashed once per process, and again if its size, inode or time changed.
 
@@ -131,6 +147,14 @@ class Store:
             It is absent, damaged, incomplete, or holds files that are not its own; the message
             names the file.
         """
+        for pause_s in STALE_S if self.lease_s is not None else ():
+            try:
+                return self._open(stage, fp)
+            except StoreError:
+                time.sleep(pause_s)
+        return self._open(stage, fp)
+
+    def _open(self, stage: str, fp: str) -> Artefact:
         directory = self.path(stage, fp)
         if not directory.exists():
             raise StoreError(f"{directory}: no such artefact; compute it with `overopt run`")
@@ -171,93 +195,68 @@ class Store:
         return replace(self.open(asked.stage, asked.fingerprint), asked=asked)
 
     @contextlib.contextmanager
-    def lock(self, stage: str, fp: str) -> Iterator[bool]:
-        """Try to become the only process that computes the artefact; yields whether it did.
+    def lock(self, stage: str, fp: str) -> Iterator[Hold | None]:
+        """Try to become the only process that computes the artefact; yields None if it did not.
 
-        The kernel releases the lock of a process that dies.
+        The lock of a process that dies is free at once; where it is a lease, when that is over.
         """
         with contextlib.ExitStack() as stack:
             path = self._lock_path(stage, fp)
             with os_errors(path):
-                mine = stack.enter_context(locks.trying(path))
+                mine = stack.enter_context(locks.trying(path, self.lease_s))
             yield mine
 
     @contextlib.contextmanager
-    def workspace(self, identity: Identity) -> Iterator[Workspace]:
+    def workspace(self, identity: Identity, hold: Hold | None = None) -> Iterator[Workspace]:
         """Directories for a stage to write into; call while holding its lock.
 
-        Left-over scratch files of a dead attempt are removed, its checkpoints are kept. Whatever
-        is still in scratch at the end, because nothing was committed, is removed too.
+        See `overopt.engine.attempts.workspace`.
         """
-        name = f"{identity.stage}-{identity.fingerprint}"
-        out, checkpoint = self.root / ".scratch" / name, self.root / ".inflight" / name
-        with os_errors(out):
-            try:
-                _remove(out)
-            except PermissionError:
-                self._set_aside(out)
-            if checkpoint.exists() and not os.access(checkpoint, os.R_OK | os.W_OK | os.X_OK):
-                self._set_aside(checkpoint)
-            out.mkdir(parents=True)
-            checkpoint.mkdir(parents=True, exist_ok=True)
-        resumed = any(checkpoint.iterdir())
-        try:
-            yield Workspace(identity=identity, out=out, checkpoint=checkpoint, resumed=resumed)
-        finally:
-            _remove(out)
-            with contextlib.suppress(OSError):
-                checkpoint.rmdir()  # succeeds only where there is nothing to resume from
+        with attempts.workspace(self.root, identity, hold) as work:
+            yield work
 
-    def _set_aside(self, left: Path) -> None:
-        """Give what another user left, and we may not remove, another name."""
-        _warn(left)
-        os.rename(left, left.with_name(files.temporary_name(left.name)))
-
-    @contextlib.contextmanager
-    def claimed(self) -> Iterator[None]:
-        """Where locks exclude nobody, be the only run in the store: a marker file says which.
-
-        Raises
-        ------
-        StoreError
-            Locks do not work, and another run is, or was when it died, at work.
-        """
-        if locks.excludes(self.root / ".locks"):
-            yield
-            return
-        marker = self.root / "in-use"
-        try:
-            fd = os.open(marker, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        except FileExistsError:
-            user = files.read_bytes(marker)[:200].decode(errors="replace")
-            raise StoreError(
-                f"{self.root}: its file system has no working locks (flock excludes nobody), so it"
-                f" takes one run at a time, and {user} is at work there; if that has ended, delete"
-                f" {marker}; for runs side by side use another file system"
-            ) from None
-        with open(fd, "w") as file:
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        try:
-            yield
-        finally:
-            marker.unlink()
-
-    def commit(self, work: Workspace, runtime: RuntimeConfig, *, together: int = 1) -> Artefact:
+    def commit(
+        self,
+        work: Workspace,
+        runtime: RuntimeConfig,
+        *,
+        together: int = 1,
+        measured: Mapping[str, float | None] | None = None,
+    ) -> Artefact:
         """Turn ``work.out`` into the artefact by one rename; returns what is now in the store.
 
         If another process got there first, its artefact is checked and used, and this one dropped.
         ``together``: artefacts that were computed at once; each is charged its share of the seconds.
+        ``measured``: what the computation took beside seconds, for the manifest.
 
         Raises
         ------
         StoreError
             The file system refused, or the artefact found in the way is damaged or another's.
+        Fenced
+            Another attempt took the place of this one, and is not finished.
         """
         identity = work.identity
         target = self.path(identity.stage, identity.fingerprint)
+        try:
+            with os_errors(target):
+                sums = {name: describe_file(work.out / name) for name in files_in(work.out)}
+            manifest = make_manifest(work, runtime, sums, together, measured or {})
+            self._rename(work, target, manifest)
+        except FileNotFoundError:
+            # Fenced, unless it is there: then somebody finished it, or a network file system did
+            # the rename, lost its own answer, and found nothing to rename when it asked again.
+            if work.out.is_dir():
+                raise
+            if not target.is_dir():
+                raise attempts.Fenced(f"{target}: another attempt took over") from None
+        artefact = self.open(identity.stage, identity.fingerprint)
+        attempts.remove(work.checkpoint)
+        return artefact
+
+    def _rename(self, work: Workspace, target: Path, manifest: Mapping[str, Any]) -> None:
+        """Complete ``work`` with its manifest and make it the artefact, unless one is there."""
         with os_errors(target):
-            sums = {name: describe_file(work.out / name) for name in files_in(work.out)}
-            manifest = make_manifest(work, runtime, sums, together)
             save_json(work.out / MANIFEST, {**manifest, "checksum": checksum(manifest)})
             for directory in (work.out, *(p for p in work.out.rglob("*") if p.is_dir())):
                 fsync(directory)
@@ -268,9 +267,6 @@ class Store:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                     raise
             fsync(target.parent)
-        artefact = self.open(identity.stage, identity.fingerprint)
-        _remove(work.checkpoint)
-        return artefact
 
     def recorded(self, experiment: str) -> dict[str, Any] | None:
         """What ``record`` last wrote for the experiment, or None.
@@ -318,19 +314,19 @@ class Store:
 
         What belongs to another user and may not be removed is passed by, with a warning.
         """
-        for kind in (".scratch", ".inflight"):
-            for left in (self.root / kind).iterdir():
-                stage, dash, fp = left.name.rpartition("-")
-                if not dash or left.name.startswith("."):
+        for kind in (attempts.SCRATCH, attempts.INFLIGHT):
+            for left in attempts.folders(self.root, kind):
+                if kind == attempts.INFLIGHT and not self.has(left.stage, left.fingerprint):
                     continue
-                if kind == ".inflight" and not self.has(stage, fp):
-                    continue
-                try:
-                    with self.lock(stage, fp) as mine:
-                        if mine:
-                            _remove(left)
-                except PermissionError:
-                    _warn(left)
+                with self.lock(left.stage, left.fingerprint) as mine:
+                    if mine:
+                        attempts.retire(left.path)
+            folders.drop_temporary(self.root / kind)
+        attempts.drop_progress(self.root)
+        for noted in (self.root / FAILED).glob("*-*.json"):
+            stage, _, fp = noted.stem.rpartition("-")
+            if self.has(stage, fp):
+                noted.unlink(missing_ok=True)
         folders.drop_temporary(self.root / "experiments")
 
 
@@ -343,17 +339,17 @@ def _as_store_errors(remedy: str) -> Iterator[None]:
         raise StoreError(f"{str(error).removesuffix(files.RESTORE)}{remedy}") from error
 
 
-def _remove(directory: Path) -> None:
-    try:
-        shutil.rmtree(directory)
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        # rmtree names what it stumbled over by its last part only.
-        raise type(error)(error.errno, error.strerror, str(directory)) from error
-
-
-def _warn(left: Path) -> None:
-    log.warning(
-        "%s: was left by user %d and may not be removed; skipped", left, os.lstat(left).st_uid
-    )
+def _read_marker(path: Path) -> dict[str, Any]:
+    """What a store says of itself, checked."""
+    remedy = "; restore it, or give another directory with --store"
+    with _as_store_errors(remedy):
+        content = files.load_object(path, ("format",))
+    if content["format"] != FORMAT_VERSION:
+        raise StoreError(
+            f"{path}: format = {content['format']!r}, this overopt reads format {FORMAT_VERSION};"
+            " give a new directory with --store, or use the overopt that made it"
+        )
+    lease_s = content.get("lease_s")
+    if lease_s is not None and not (isinstance(lease_s, int | float) and lease_s > 0):
+        raise StoreError(f"{path}: lease_s = {lease_s!r}: is no number of seconds{remedy}")
+    return content

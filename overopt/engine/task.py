@@ -13,7 +13,8 @@ from overopt.base.errors import OveroptError
 from overopt.engine.graph import StageContext
 from overopt.engine.manifest import Asked, Identity
 
-Outcome = Literal["computed", "reused", "busy"]
+Outcome = Literal["computed", "reused", "busy", "left"]
+"""How a stage ended without an error: "busy" is left to another process, "left" to a later one."""
 
 
 class StageError(OveroptError, RuntimeError):
@@ -50,7 +51,7 @@ class Failure:
 class Task:
     """A stage as it travels to a worker: its inputs are named, not contained.
 
-    companions: tasks that ``stacked`` computes together with this one.
+    companions: tasks that ``stacked`` computes together with this one. cost_s: the stage's estimate.
     """
 
     identity: Identity
@@ -60,6 +61,13 @@ class Task:
     runtime: RuntimeConfig
     stacked: Callable[[Sequence[StageContext]], None] | None = None
     companions: tuple[Task, ...] = ()
+    cost_s: float = 1.0
+
+
+def left_by(task: Task) -> tuple[Outcome, ...]:
+    """Outcomes of a task whose process left before it was done."""
+    left: Outcome = "left"
+    return (left,) * (1 + len(task.companions))
 
 
 class CannotStart(OveroptError, RuntimeError):
@@ -68,6 +76,21 @@ class CannotStart(OveroptError, RuntimeError):
 
 class WorkerDied(OveroptError, RuntimeError):
     """A worker process died while it ran a stage."""
+
+
+class WorkerKilled(WorkerDied):
+    """A worker process was killed from outside: by the system that ran out of memory, as a rule."""
+
+
+_NO_MEMORY = ("OutOfMemoryError", "can't allocate memory", "out of memory", "Unable to allocate")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a stage failed for lack of memory, of the machine or of an accelerator."""
+    if isinstance(error, WorkerKilled | MemoryError):
+        return True
+    text = f"{type(error).__name__}: {error}"
+    return isinstance(error, RuntimeError) and any(word in text for word in _NO_MEMORY)
 
 
 def describe_error(error: BaseException) -> str:

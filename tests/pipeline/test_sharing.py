@@ -1,7 +1,8 @@
-"""A store that two users of a group share, and file systems whose locks do nothing."""
+"""A store that two users of a group share."""
 
-import fcntl
+import grp
 import os
+import pwd
 import shutil
 import signal
 import subprocess
@@ -12,26 +13,40 @@ from pathlib import Path
 import pytest
 from fake_graph import build, contents
 
-from overopt.base import locks
-from overopt.base.errors import StoreError
-from overopt.base.folders import locked
 from overopt.engine.execute import execute
 from overopt.engine.store import Store
 
 SCRIPT = Path(__file__).with_name("fake_graph.py")
-GROUP, ANNA, BEN = 61_000, 61_001, 61_002
 STEPS = 80
+TOOLS = ("useradd", "userdel", "groupadd", "groupdel", "setpriv")
 as_root = pytest.mark.skipif(
-    os.geteuid() != 0 or shutil.which("setpriv") is None, reason="needs root, to become others"
+    os.geteuid() != 0 or not all(map(shutil.which, TOOLS)),
+    reason=f"only root may make users and become them; needs {', '.join(TOOLS)}",
 )
 
 
+@pytest.fixture(scope="module")
+def users():
+    """Two new users of this system, Anna and Ben, and a new group with both; gone afterwards."""
+    mark = f"ovt{os.getpid()}"
+    group, names = mark, (f"{mark}a", f"{mark}b")
+    try:
+        subprocess.run(["groupadd", group], check=True)
+        for name in names:
+            made = ["useradd", "--no-create-home", "--user-group", "--groups", group, name]
+            subprocess.run(made, check=True)
+        yield grp.getgrnam(group).gr_gid, *(pwd.getpwnam(name) for name in names)
+    finally:
+        for tool, name in (*(("userdel", name) for name in names), ("groupdel", group)):
+            subprocess.run([tool, name], check=False)
+
+
 @pytest.fixture
-def shared():
+def shared(users):
     """A directory of the group; not pytest's, which other users may not enter."""
     folder = Path(f"/tmp/overopt-shared-{os.getpid()}")
     folder.mkdir()
-    os.chown(folder, 0, GROUP)
+    os.chown(folder, 0, users[0])
     folder.chmod(0o2775)
     yield folder
     shutil.rmtree(folder)
@@ -42,7 +57,7 @@ def start(root, user, workers=1):
     package = str(Path(__file__).parents[2])
     # The interpreter may lie where only root may look: they may read everything, as root may.
     become = [
-        "setpriv", f"--reuid={user}", f"--regid={user}", f"--groups={GROUP}",
+        "setpriv", f"--reuid={user.pw_name}", f"--regid={user.pw_gid}", "--init-groups",
         "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search",
     ]  # fmt: skip
     run = [str(SCRIPT), str(root), f"--steps={STEPS}", f"--workers={workers}"]
@@ -61,29 +76,31 @@ def finish(process):
 
 @as_root
 @pytest.mark.parametrize("workers", [1, 2])
-def test_two_users_of_a_group_compute_into_one_store(shared, tmp_path, workers):
+def test_two_users_of_a_group_compute_into_one_store(users, shared, tmp_path, workers):
+    _, anna_user, ben_user = users
     execute(build(STEPS, pause_s=0.005), Store(tmp_path / "expected"))
     root = shared / "runs"
-    anna = start(root, ANNA, workers)
+    anna = start(root, anna_user, workers)
     while not list(root.glob(".inflight/train-*/*.json")):
         assert anna.poll() is None, anna.stderr.read()
         time.sleep(0.01)
     anna.send_signal(signal.SIGKILL)  # leaves scratch, checkpoints and lock files of her own
     anna.communicate()
     owners = {path.stat().st_uid for path in root.rglob("*")}
-    assert owners == {ANNA}
-    finish(start(root, BEN, workers))
+    assert owners == {anna_user.pw_uid}
+    finish(start(root, ben_user, workers))
     assert contents(root) == contents(tmp_path / "expected")
-    assert {p.stat().st_uid for p in root.glob("merge/*")} == {BEN}
+    assert {p.stat().st_uid for p in root.glob("merge/*")} == {ben_user.pw_uid}
     assert all(path.stat().st_mode & 0o060 == 0o060 for path in root.rglob("*"))
     assert list((root / ".scratch").iterdir()) == []
-    finish(start(root, ANNA, workers))
+    finish(start(root, anna_user, workers))
 
 
 @as_root
-def test_what_another_user_left_and_keeps_is_passed_by_with_its_path(shared):
+def test_what_another_user_left_and_keeps_is_passed_by_with_its_path(users, shared):
+    _, anna_user, ben_user = users
     root = shared / "runs"
-    finish(start(root, ANNA))
+    finish(start(root, anna_user))
     source, train, *_ = build(STEPS)
     left = root / ".scratch" / f"{train.name}-{train.fingerprint}"
     (left / "sub").mkdir(parents=True)
@@ -92,22 +109,6 @@ def test_what_another_user_left_and_keeps_is_passed_by_with_its_path(shared):
         path.chmod(0o755)  # root's: Ben may not empty it
     shutil.rmtree(root / "train" / train.fingerprint)
     shutil.rmtree(root / "merge")
-    errors = finish(start(root, BEN))
+    errors = finish(start(root, ben_user))
     assert str(left) in errors and "may not be removed" in errors
     assert (root / "train" / train.fingerprint).exists()
-
-
-def test_locks_that_do_nothing_are_found_out_and_runs_side_by_side_refused(tmp_path, monkeypatch):
-    store = Store(tmp_path / "runs").create()
-    assert locks.excludes(tmp_path)
-    with store.claimed(), store.claimed():
-        pass
-    monkeypatch.setattr(fcntl, "flock", lambda fd, how: None)
-    assert not locks.excludes(tmp_path)
-    assert execute(build(8, pause_s=0.0), store).computed == 5, "alone it may be used"
-    refused = pytest.raises(StoreError, match=r"no working locks .* process \d+ on .* at work")
-    with store.claimed(), refused:
-        execute(build(9, pause_s=0.0), store)
-    with pytest.raises(StoreError, match="no working locks"), locked(tmp_path / "results"):
-        pass
-    assert execute(build(9, pause_s=0.0), store).computed == 4
