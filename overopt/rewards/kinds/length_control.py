@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from overopt.nets.backbone import Backbone
 from overopt.nets.heads import ScalarHeadModel
-from overopt.nets.llama import Llama
 from overopt.rewards.training.pairs import PairBatch
 from overopt.rewards.training.train import PairLoss, bradley_terry_loss
 
@@ -27,7 +27,7 @@ class _Orthogonal(nn.Module):
         return torch.stack([quality, length - along * quality])
 
 
-def two_headed(backbone: Llama, *, generator: torch.Generator) -> ScalarHeadModel:
+def two_headed(backbone: Backbone, *, generator: torch.Generator) -> ScalarHeadModel:
     """A model with a quality and a length head, orthogonal throughout training."""
     model = ScalarHeadModel(backbone, n_heads=2)
     model.init_head(generator)
