@@ -24,6 +24,7 @@ SHAPES = {
     "gpt2": dict(attn_pdrop=0.3, resid_pdrop=0.3, embd_pdrop=0.3),
     "gpt_neox": dict(intermediate_size=48, rotary_pct=0.5),
     "qwen2": dict(intermediate_size=48, num_key_value_heads=2),
+    "roberta": dict(intermediate_size=48, type_vocab_size=1),
 }
 
 

@@ -15,45 +15,51 @@ would draw it at random.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from overopt.base import files
-from overopt.base.errors import CheckpointError, ConfigError
+from overopt.base.errors import CheckpointError, ConfigError, DataError
+from overopt.nets import adapters
+from overopt.nets.backbone import Backbone
 from overopt.nets.block import LlamaConfig
 from overopt.nets.heads import ScalarHeadModel
 from overopt.nets.layout import from_transformers_state, to_transformers_state
 from overopt.nets.llama import Llama
 from overopt.nets.sources import (
+    base_dir,
     checkpoint_dir,
     quiet_transformers,
     read_config,
+    source_dir,
     special_ids,
     weight_files,
 )
 
+if TYPE_CHECKING:
+    from overopt.nets.hf import HFBackbone
+
 # --- from a directory to networks -----------------------------------------------------------------
 
 
-def load_lm(source: str, *, layers: int = 0) -> Llama:
+def load_lm(source: str, *, layers: int = 0) -> Backbone:
     """The causal language model of ``source``, float32, in evaluation mode.
 
-    A `Llama`, or where that does not compute the architecture, a `hf_nets.HFBackbone`.
+    A `Llama`, or where that does not compute the architecture, an `overopt.nets.hf.HFBackbone`.
     ``layers`` > 0 keeps the first so many layers, with the final norm behind them.
     """
     return _load(source, layers, output=True)
 
 
-def load_trunk(source: str, *, layers: int = 0) -> Llama:
+def load_trunk(source: str, *, layers: int = 0) -> Backbone:
     """The same without an output layer of its own: what a scalar head is put on."""
     return _load(source, layers, output=False)
 
 
-def _load(source: str, layers: int, *, output: bool) -> Llama:
+def _load(source: str, layers: int, *, output: bool) -> Backbone:
     path = checkpoint_dir(source)
     spec = read_config(path)
     found = spec.get("num_hidden_layers", spec.get("n_layer"))
@@ -63,7 +69,7 @@ def _load(source: str, layers: int, *, output: bool) -> Llama:
     if cfg is None:
         return _load_hf(source, path, layers, output=output)
     try:
-        return from_transformers_state(_read_weights(path), cfg).eval()
+        return from_transformers_state(read_weights(path), cfg).eval()
     except (KeyError, RuntimeError) as e:
         raise CheckpointError(f"checkpoint {source!r} does not match its config.json: {e}") from e
 
@@ -109,13 +115,22 @@ def _llama_config(source: str, spec: dict, layers: int, *, output: bool) -> Llam
         raise CheckpointError(f"config.json of checkpoint {source!r}: {e}") from e
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """All weights of a checkpoint's folder, an adapter merged in.
+
+    Raises
+    ------
+    CheckpointError
+        A file cannot be read, or a weight is not finite.
+    """
     state: dict[str, Tensor] = {}
     for file in weight_files(path):
         try:
-            state |= load_file(file)
-        except (SafetensorError, OSError) as e:
-            raise CheckpointError(f"{file} cannot be read: {e}") from e
+            state |= files.load_tensors(file)
+        except DataError as e:
+            raise CheckpointError(f"checkpoint {str(path)!r}: {e}") from e
+    if adapters.is_adapter(path):
+        state = adapters.merge(path, state)
     _check_finite(path, state)
     return state
 
@@ -131,13 +146,15 @@ def _check_finite(path: Path, weights: Mapping[str, Tensor]) -> None:
             )
 
 
-def _load_hf(source: str, path: Path, layers: int, *, output: bool) -> Llama:
+def _load_hf(source: str, path: Path, layers: int, *, output: bool) -> Backbone:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from overopt.nets.hf import HFBackbone
 
     try:
-        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(
+            base_dir(path), local_files_only=True, trust_remote_code=False
+        )
     except (ValueError, OSError, KeyError) as e:
         raise CheckpointError(f"config.json of checkpoint {source!r} cannot be used: {e}") from e
     if layers:
@@ -147,11 +164,17 @@ def _load_hf(source: str, path: Path, layers: int, *, output: bool) -> Llama:
     model = from_pretrained(AutoModelForCausalLM, source, path, config=config)
     backbone = HFBackbone(model, output=output, **special_ids(source, read_config(path))).eval()
     backbone.verify(model if output else None)
-    return cast(Llama, backbone)  # it has the interface of one
+    return backbone
 
 
-def from_pretrained(auto: Any, source: str, path: Path, **options: Any) -> Any:
-    """A transformers model in float32 and evaluation mode, every weight of it from the file."""
+def from_pretrained(
+    auto: Any, source: str, path: Path, *, head: Mapping[str, Tensor] | None = None, **options: Any
+) -> Any:
+    """A transformers model in float32 and evaluation mode, every weight of it from the file.
+
+    An adapter is merged into its base. ``head``: weights by the model's names, which the file has under
+    other ones.
+    """
     import torch
 
     from overopt.base.seeding import scoped_torch_seed
@@ -159,7 +182,7 @@ def from_pretrained(auto: Any, source: str, path: Path, **options: Any) -> Any:
     try:
         with quiet_transformers(), scoped_torch_seed(0):
             model, info = auto.from_pretrained(
-                path,
+                base_dir(path),
                 dtype=torch.float32,
                 local_files_only=True,
                 trust_remote_code=False,
@@ -167,10 +190,20 @@ def from_pretrained(auto: Any, source: str, path: Path, **options: Any) -> Any:
                 output_loading_info=True,
                 **options,
             )
-    except (ValueError, OSError, RuntimeError, KeyError, SafetensorError) as e:
-        reason = str(e).strip().splitlines()[0][:300]
+    except (ValueError, OSError, RuntimeError, KeyError, ImportError, SafetensorError) as e:
+        reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:300]
         raise CheckpointError(f"checkpoint {source!r} cannot be loaded: {reason}") from e
-    missing = sorted(info["missing_keys"]) + sorted(map(str, info["mismatched_keys"]))
+    given = dict(head or {})
+    own = set(given)
+    if adapters.is_adapter(path):
+        own |= adapters.replaced(path)
+        state = dict(model.named_parameters())
+        merged = adapters.merge(path, dict(state))
+        given |= {name: weight for name, weight in merged.items() if name not in state}
+    for name, weight in given.items():
+        module, _, kind = name.rpartition(".")
+        setattr(model.get_submodule(module), kind, torch.nn.Parameter(weight.float()))
+    missing = sorted(set(info["missing_keys"]) - own) + sorted(map(str, info["mismatched_keys"]))
     if missing:
         raise CheckpointError(
             f"checkpoint {source!r} is no complete {type(model).__name__}: {missing[0]} is missing or"
@@ -187,7 +220,7 @@ def load_reward_model(source: str) -> tuple[ScalarHeadModel, float, float]:
     statistics, taken under the initial policy, stand in config.json as ``overopt_score``.
     """
     path = checkpoint_dir(source)
-    spec, state = read_config(path), _read_weights(path)
+    spec, state = read_config(path), read_weights(path)
     if not {"score.weight", "score.bias"} <= state.keys() or "overopt_score" not in spec:
         raise CheckpointError(
             f"checkpoint {source!r} is no reward model: score.weight or overopt_score is missing; use"
@@ -200,22 +233,41 @@ def load_reward_model(source: str) -> tuple[ScalarHeadModel, float, float]:
     return model.eval(), float(spec["overopt_score"]["mean"]), float(spec["overopt_score"]["std"])
 
 
-def load_policy(source: str, weights: Path) -> Llama:
+def load_labelled_llama(source: str) -> ScalarHeadModel | None:
+    """A sequence classifier of transformers as a trunk and a head for each label.
+
+    None where `Llama` does not compute its architecture.
+    """
+    path = source_dir(source)
+    spec = read_config(path)
+    if _llama_config(source, spec, 0, output=False) is None:
+        return None
+    state = read_weights(path)
+    if "score.weight" not in state:
+        return None
+    model = ScalarHeadModel(load_trunk(source), len(state["score.weight"]))
+    model.head.load_state_dict(
+        {"weight": state["score.weight"].float(), "bias": torch.zeros(len(state["score.weight"]))}
+    )
+    return model.eval()
+
+
+def load_policy(source: str, weights: Path) -> Backbone:
     """The initial policy ``source`` with the weights that PPO ended with."""
-    policy: Any = load_lm(source)
+    policy = load_lm(source)
     state = files.load_tensors(weights)
     if isinstance(policy, Llama):
         return from_transformers_state(state, policy.cfg).eval()
     from overopt.nets.hf import from_spec  # transformers takes seconds to import
 
-    return cast(Llama, from_spec(policy.spec(), state))  # it has the interface of one
+    return from_spec(cast("HFBackbone", policy).spec(), state)
 
 
-def backbone_state(backbone: Any) -> dict[str, torch.Tensor]:
+def backbone_state(backbone: Backbone) -> dict[str, torch.Tensor]:
     """Weights under transformers' names."""
     if isinstance(backbone, Llama):
         return to_transformers_state(backbone)
-    return backbone.transformers_state()
+    return cast("HFBackbone", backbone).transformers_state()
 
 
 def n_params(model: torch.nn.Module) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Any causal language model of transformers behind the interface of `overopt.nets.Llama`.
+"""Any causal language model of transformers as a `overopt.nets.backbone.Backbone`.
 
 The loaders in `overopt.nets.checkpoints` fall back on this class where the compact Llama does not
 compute the architecture. It is the trunk of a ``...ForCausalLM`` and, for a policy, its output
@@ -12,7 +12,7 @@ code, `HFBackbone.verify` tests it on the loaded weights before anything is samp
 
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
-from overopt.base.datatypes import Responses
 from overopt.base.errors import CheckpointError
 from overopt.base.seeding import scoped_torch_seed
 from overopt.nets import sources
+from overopt.nets.backbone import Backbone
 from overopt.nets.block import at_positions
 
 _AGREE = 1e-3  # largest difference in `verify`, relative to the largest hidden state or logit
@@ -45,7 +45,7 @@ class BackboneConfig:
     eos_token_id: int
 
 
-class HFBackbone(nn.Module):
+class HFBackbone(Backbone):
     """Trunk of a transformers causal LM; call it for hidden states, `logits` for the vocabulary.
 
     Parameters
@@ -65,8 +65,6 @@ class HFBackbone(nn.Module):
         output: bool = True,
     ) -> None:
         super().__init__()
-        # Of a scorer whose tokenizer is not the policy's: responses in its own tokens.
-        self.reader: Callable[[Responses], Responses] | None = None
         self.trunk = cast(PreTrainedModel, model.base_model)
         if self.trunk is model:
             raise CheckpointError(
@@ -81,7 +79,7 @@ class HFBackbone(nn.Module):
         # Renamed in transformers 5.24, architecture by architecture.
         self._cache_name = "cache" if "cache" in parameters else "past_key_values"
         text: Any = model.config.get_text_config()
-        self.cfg = BackboneConfig(
+        self.cfg: BackboneConfig = BackboneConfig(
             vocab_size=self.embed.weight.shape[0],
             hidden_size=text.hidden_size,
             num_hidden_layers=text.num_hidden_layers,

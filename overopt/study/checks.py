@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from overopt.base.config import build, require
+from overopt.base.config import require
+from overopt.base.errors import CheckpointError, ConfigError
 from overopt.base.kinds import kind_of, module_of
 from overopt.base.lazy import lazy
-from overopt.nets import sources
+from overopt.nets import examine, sources
+from overopt.pools import selection
+from overopt.rewards.labels.people import read_pairs
+from overopt.stages import people
 from overopt.stages.settings import RunConfig
 from overopt.worlds import tokenizers
-from overopt.worlds.prompts import read_prompts
+from overopt.worlds.prompts import read_prompts, turns_of
 from overopt.worlds.world import World
 
 if TYPE_CHECKING:
@@ -25,6 +30,7 @@ else:
 RESERVED = (
     *("calibration", "gold", "comparisons", "labels", "pool", "proxy", "heads", "reward", "scores"),
     *("bon", "round_data", "experiments", "policy", "start"),
+    *selection.names(),
 )
 """Names of stages, their inputs and folders of the store, which a user's method may not take."""
 
@@ -42,7 +48,7 @@ def source_checksums(run: RunConfig) -> tuple[str, ...]:
         named += run.method.sources.values()
     found = []
     if run.world.prompts_file.startswith("datasets:"):
-        texts = json.dumps(read_prompts(run.world.prompts_file)).encode()
+        texts = json.dumps(read_prompts(run.world.prompts_file).texts).encode()
         found.append(hashlib.sha256(texts).hexdigest())
     files = [*run.world.prompt_files, *run.gold.files, *run.proxy.files]
     for source in named:
@@ -60,8 +66,99 @@ def check_transform(run: RunConfig, transform: Reward) -> None:
     )
 
 
+def check_checkpoints(run: RunConfig) -> None:
+    """Raise unless the files of every checkpoint can be what the run makes of them.
+
+    Reads headers and configurations, and renders a chat in each template; torch is not imported.
+    """
+    greeting = [{"role": "user", "content": "Hello"}]
+    examine.examine("world.policy", run.world.policy, "policy")
+    examine.render("world.policy", run.world.policy, greeting, answer=True)
+    for role, settings in (("gold", run.gold), ("proxy", run.proxy)):
+        if hasattr(module_of(settings), "check"):
+            _of_role(role, partial(module_of(settings).check, settings))
+    for field, source in _trunks(run).items():
+        examine.examine(field, source, "trunk")
+        examine.render(field, source, greeting, answer=True)
+
+
+def check_texts(run: RunConfig, world: World) -> None:
+    """Raise unless chat templates take the roles of the prompts, and what reads text has the context."""
+    by_roles = {tuple(t["role"] for t in turns_of(text)): text for text in reversed(world.texts)}
+    if run.labels.pairs_file:
+        read_pairs(run.labels.pairs_file)  # its errors before what takes longer
+    for text in by_roles.values():
+        examine.render("world.policy", run.world.policy, turns_of(text), answer=True)
+    for role, settings in (("gold", run.gold), ("proxy", run.proxy)):
+        if hasattr(module_of(settings), "check_texts"):
+            check = module_of(settings).check_texts
+            _of_role(role, partial(check, settings, world.texts, run.world.max_response_tokens))
+
+
+def _of_role(role: str, check: Callable[[], None]) -> None:
+    """Run a check of a kind; its errors get the role in front of the setting that they name."""
+    try:
+        check()
+    except (CheckpointError, ConfigError) as e:
+        if str(e).startswith(role):
+            raise
+        raise type(e)(f"{role}.{e}") from e
+
+
+def _trunks(run: RunConfig) -> dict[str, str]:
+    """Checkpoints under a head or a value, by the name of the setting."""
+    used: dict[str, str] = {}
+    for role, settings in (("gold", run.gold), ("proxy", run.proxy)):
+        if settings.reads_tokens:
+            used |= {f"{role}.{name}": source for name, source in settings.sources.items()}
+    used |= {f"world.{name}": source for name, source in run.world.sources.items()}
+    used |= {f"reward.backbones[{i}]": name for i, name in enumerate(run.reward.backbones)}
+    if run.method is not None:
+        used |= {f"method.{name}": source for name, source in run.method.sources.items()}
+    return used
+
+
+def check_pairs(run: RunConfig, world: World) -> tuple[str, ...]:
+    """Draw the pairs of people that the run asks for; what is to be said of them.
+
+    Raises
+    ------
+    ConfigError or DataError
+        A pairs file cannot be read, has too few pairs, or pairs that are too long.
+    """
+    notes: tuple[str, ...] = ()
+    gold_file = getattr(run.gold, "pairs_file", "")
+    if gold_file:
+        notes += read_pairs(gold_file).notes
+    if run.labels.pairs_file:
+        drawn = people.draw(people.settings_of(run), world)
+        notes += drawn.notes
+        for role, settings in (("gold", run.gold), ("proxy", run.proxy)):
+            if hasattr(module_of(settings), "check_texts"):
+                texts = (*drawn.train.prompts, *drawn.validation.prompts)
+                check = module_of(settings).check_texts
+                _of_role(role, partial(check, settings, texts, run.world.max_response_tokens))
+    return notes
+
+
 def check_prompts(run: RunConfig, world: World) -> None:
     """Raise ConfigError or DataError unless every split has the prompts that the run asks for."""
+    if not run.labels.pairs_file:
+        _check_comparisons(run, world)
+    available = world.n_prompts("gold")
+    require(
+        run.gold.prompts <= available,
+        "gold.n_prompts",
+        run.gold.prompts,
+        f"must be at most {available}, the gold prompts of this world",
+    )
+    if run.bon is not None:
+        world.rows("eval", run.bon.eval_offset + run.bon.n_prompts)
+    if run.method is not None:
+        world.rows("eval", run.method.eval_offset + run.method.eval_prompts)
+
+
+def _check_comparisons(run: RunConfig, world: World) -> None:
     labels, available = run.labels, world.n_prompts("train")
     n_prompts = run.rounds.k * run.labels_per_round.n_prompts  # no round uses another's
     require(
@@ -78,17 +175,6 @@ def check_prompts(run: RunConfig, world: World) -> None:
         labels.n_validation_prompts,
         f"must be 2 to {available}, the validation prompts of this world",
     )
-    available = world.n_prompts("gold")
-    require(
-        run.gold.prompts <= available,
-        "gold.n_prompts",
-        run.gold.prompts,
-        f"must be at most {available}, the gold prompts of this world",
-    )
-    if run.bon is not None:
-        world.rows("eval", run.bon.eval_offset + run.bon.n_prompts)
-    if run.method is not None:
-        world.rows("eval", run.method.eval_offset + run.method.eval_prompts)
 
 
 def check_sources(run: RunConfig, world: World) -> None:
@@ -105,29 +191,21 @@ def check_sources(run: RunConfig, world: World) -> None:
         )
     policy, longest = run.world.policy, world.longest_prompt + run.world.max_response_tokens
     sources.checkpoint_dir(policy)
+    _check_pieces("world.policy", policy)
     require(
         tokenizers.shares_vocabulary(policy, world.tokenizer),
         "world.policy",
         policy,
         "has another tokenizer than the embedded world: use world.kind=hf",
     )
-    used: dict[str, str] = {}
-    of_method: set[str] = set()
     for role, settings in (("gold", run.gold), ("proxy", run.proxy)):
-        if hasattr(module_of(settings), "check"):
-            build(partial(module_of(settings).check, settings), role)
-        if settings.reads_tokens:
-            used |= {f"{role}.{name}": source for name, source in settings.sources.items()}
-    used |= {f"world.{name}": source for name, source in run.world.sources.items()}
-    used |= {f"reward.backbones[{i}]": name for i, name in enumerate(run.reward.backbones)}
-    if run.method is not None:
-        of_method = {f"method.{name}" for name in run.method.sources}
-        used |= {f"method.{name}": source for name, source in run.method.sources.items()}
-    for field, source in used.items():
+        for name, source in settings.sources.items():
+            _check_pieces(f"{role}.{name}", source)
+    for field, source in _trunks(run).items():
         sources.checkpoint_dir(source)
         is_shared = tokenizers.shares_vocabulary(source, world.tokenizer)
         require(
-            is_shared or field not in of_method,
+            is_shared or not field.startswith("method."),
             field,
             source,
             f"has another tokenizer than the policy, and values are per token: use {policy!r} or a "
@@ -141,3 +219,11 @@ def check_sources(run: RunConfig, world: World) -> None:
             f"has a context of {context} tokens; the longest prompt and world.max_response_tokens "
             f"make {longest}: shorten them",
         )
+
+
+def _check_pieces(field: str, source: str) -> None:
+    """Raise unless the embedding has a row for each piece that transformers' tokenizer has."""
+    try:
+        sources.special_ids(source, sources.read_config(sources.source_dir(source)))
+    except CheckpointError as e:
+        raise CheckpointError(f"{field} = {source!r}: {e}") from e

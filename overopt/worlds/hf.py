@@ -7,7 +7,9 @@ but the rubric of stories can be taken as one, which is how a gold is learned wi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,8 +18,9 @@ from overopt.base.errors import DataError
 from overopt.base.lazy import lazy
 from overopt.nets import sources
 from overopt.worlds import prompts, rubric
+from overopt.worlds.prompts import PromptSet
 from overopt.worlds.rubric import Read, RubricConfig
-from overopt.worlds.world import PLAIN_TILTS, Tilt, World, WorldSettings, own_file
+from overopt.worlds.world import PLAIN_TILTS, Tilt, World, WorldSettings, line_of, own_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,7 +76,11 @@ def load(settings: Settings) -> HFWorld:
     ConfigError
         A response may be as long as the policy's context.
     """
-    own = tuple(prompts.read_prompts(settings.prompts_file)) if settings.prompts_file else ()
+    read = (
+        prompts.read_prompts(settings.prompts_file)
+        if settings.prompts_file
+        else prompts.PromptSet(tuple(prompts.load_instructions()))
+    )
     context = sources.context_tokens(settings.policy) or sources.UNLIMITED_CONTEXT
     require(
         settings.max_response_tokens < context,
@@ -81,19 +88,24 @@ def load(settings: Settings) -> HFWorld:
         settings.max_response_tokens,
         f"must be below {context}, the context of {settings.policy!r}, to leave room for a prompt",
     )
-    return HFWorld(
-        own or tuple(prompts.load_instructions()),
-        codecs.load_codec(settings.policy),
-        context - settings.max_response_tokens,
-        settings.rubric if settings.has_intent else None,
-    )
+    most = context - settings.max_response_tokens
+    if settings.too_long != "refuse":
+        codec = codecs.load_codec(settings.policy)
+
+        def sizes(texts: Sequence[str]) -> list[int]:
+            return [len(row) for row in codec.encode_prompts(texts)]
+
+        read = prompts.fitted(read, sizes, most, settings.too_long, codec.shorten)
+    intent = settings.rubric if settings.has_intent else None
+    return HFWorld(read.texts, settings.policy, most, intent, read)
 
 
 @dataclass(frozen=True)
 class HFWorld(World):
-    """Prompts of every split as text, and the codec of the policy.
+    """Prompts of every split as text, and the codec of the policy, loaded when it is first used.
 
-    ``max_prompt_tokens``: what the policy's context leaves for a prompt.
+    ``policy``: its checkpoint; ``max_prompt_tokens``: what its context leaves for a prompt; ``read``:
+    where the prompts stand.
 
     Raises
     ------
@@ -102,19 +114,34 @@ class HFWorld(World):
     """
 
     texts: tuple[str, ...]
-    codec: TextCodec
+    policy: str
     max_prompt_tokens: int
     rubric: RubricConfig | None = None
+    read: PromptSet | None = None
     device: str = "cpu"
-    tokenizer: Tokenizer = field(init=False)
+    more: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tokenizer", self.codec.tokenizer.backend_tokenizer)
         if len(self.texts) < MIN_PROMPTS:
             raise DataError(
                 f"world.prompts_file has {len(self.texts)} prompts: the five splits need at least "
                 f"{MIN_PROMPTS}"
             )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was left out or cut."""
+        return self.read.notes if self.read is not None else ()
+
+    @cached_property
+    def codec(self) -> TextCodec:
+        """How the policy turns text into tokens."""
+        return codecs.load_codec(self.policy)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:  # type: ignore[override]
+        """The policy's."""
+        return self.codec.tokenizer.backend_tokenizer
 
     @property
     def is_chat(self) -> bool:
@@ -146,8 +173,9 @@ class HFWorld(World):
         for i, row in enumerate(rows):
             if not 0 < len(row) <= self.max_prompt_tokens:
                 raise DataError(
-                    f"prompt {start + i} has {len(row)} tokens, 1 to {self.max_prompt_tokens} fit "
-                    f"beside world.max_response_tokens: change {self.texts[start + i][:60]!r}"
+                    f"{line_of(self.read or PromptSet(self.texts), start + i)} has {len(row)} tokens, 1"
+                    f" to {self.max_prompt_tokens} fit beside world.max_response_tokens: change it, or"
+                    " set world.too_long to drop or truncate"
                 )
         return rows
 

@@ -7,6 +7,7 @@ same proportions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,10 @@ from overopt.base.config import require
 from overopt.base.errors import DataError
 from overopt.base.lazy import lazy
 from overopt.worlds import prompts, rubric
+from overopt.worlds.prompts import PromptSet
 from overopt.worlds.rubric import Read, RubricConfig
 from overopt.worlds.splits import split_bounds
-from overopt.worlds.world import Tilt, World, WorldSettings, longest_row
+from overopt.worlds.world import Tilt, World, WorldSettings, line_of, longest_row
 
 if TYPE_CHECKING:
     import numpy as np
@@ -71,13 +73,22 @@ class Settings(WorldSettings):
 
 def load(settings: Settings) -> StoriesWorld:
     """Openings and tokenizer, read from the package or from the user's file."""
-    own = tuple(prompts.read_prompts(settings.prompts_file)) if settings.prompts_file else ()
-    if own:
-        return StoriesWorld(own, tokenizers.load_tokenizer(), settings.rubric)
-    texts, more = prompts.load_openings(), prompts.load_train_openings()
-    _, at = split_bounds(len(texts))["train"]
-    texts = (*texts[:at], *more, *texts[at:])
-    return StoriesWorld(texts, tokenizers.load_tokenizer(), settings.rubric, n_more=len(more))
+    tokenizer = tokenizers.load_tokenizer()
+    if not settings.prompts_file:
+        texts, more = prompts.load_openings(), prompts.load_train_openings()
+        _, at = split_bounds(len(texts))["train"]
+        texts = (*texts[:at], *more, *texts[at:])
+        return StoriesWorld(texts, tokenizer, settings.rubric, n_more=len(more))
+
+    def sizes(texts: Sequence[str]) -> list[int]:
+        return [1 + len(e.ids) for e in tokenizer.encode_batch(list(texts))]
+
+    def shorten(text: str, n: int) -> str:
+        return prompts.without_first(text, n, tokenizer.encode(text).offsets)
+
+    read = prompts.read_prompts(settings.prompts_file)
+    read = prompts.fitted(read, sizes, MAX_PROMPT_TOKENS, settings.too_long, shorten)
+    return StoriesWorld(read.texts, tokenizer, settings.rubric, read=read)
 
 
 @dataclass(frozen=True)
@@ -92,6 +103,13 @@ class StoriesWorld(World):
     cfg: RubricConfig = field(default_factory=RubricConfig)
     n_more: int = 0
     device: str = "cpu"
+    read: PromptSet | None = None
+    more: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was left out or cut."""
+        return self.read.notes if self.read is not None else ()
 
     @property
     def longest_prompt(self) -> int:
@@ -120,8 +138,9 @@ class StoriesWorld(World):
         for i, row in enumerate(rows):
             if len(row) > MAX_PROMPT_TOKENS:
                 raise DataError(
-                    f"prompt {start + i} has {len(row)} tokens, at most {MAX_PROMPT_TOKENS} fit: "
-                    f"shorten {self.texts[start + i][:60]!r}"
+                    f"{line_of(self.read or PromptSet(self.texts), start + i)} has {len(row)} tokens, at"
+                    f" most {MAX_PROMPT_TOKENS} fit: shorten it, or set world.too_long to drop or"
+                    " truncate"
                 )
         return rows
 

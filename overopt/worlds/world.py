@@ -10,6 +10,8 @@ This file is read in order to plan, so it does not import torch.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Protocol
@@ -18,6 +20,7 @@ from overopt.base.config import check_types, require
 from overopt.base.errors import DataError
 from overopt.base.kinds import Kind
 from overopt.base.lazy import lazy
+from overopt.worlds.prompts import PromptSet, TooLong
 from overopt.worlds.splits import SPLITS, split_bounds
 
 if TYPE_CHECKING:
@@ -44,12 +47,17 @@ class WorldSettings:
         Longest response, end token included.
     prompts_file : str
         Prompts to use instead of the embedded ones: a JSONL file (strings, or objects with a field
-        "prompt"), or ``datasets:NAME[:SPLIT[:COLUMN]]``; empty for none.
+        "prompt"; a prompt is text or a list of messages), or ``datasets:NAME[:SPLIT[:COLUMN]]``; empty
+        for none.
+    too_long : "refuse", "drop" or "truncate"
+        What becomes of prompts that do not fit the context beside the longest response: an error before
+        any work, left out, or cut at their beginning.
     """
 
     policy: str = "ladder:policy-0.8m"
     max_response_tokens: int = 48
     prompts_file: str = ""
+    too_long: TooLong = "refuse"
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -127,6 +135,19 @@ def own_file(settings: WorldSettings) -> tuple[Path, ...]:
     return (Path(settings.prompts_file),) if is_file else ()
 
 
+def line_of(prompts: PromptSet, index: int) -> str:
+    """Where a prompt comes from: its line, counted from 1, and how it begins."""
+    line = prompts.lines[index] if prompts.lines else index + 1
+    return f"prompt {prompts.texts[index][:60]!r} (line {line})"
+
+
+def with_prompts(world: World, more: Sequence[str]) -> World:
+    """The same world, which knows prompts behind its own by their numbers; they are in no split."""
+    made = copy.copy(world)
+    object.__setattr__(made, "more", tuple(more))
+    return made
+
+
 def longest_row(world: World) -> int:
     """Tokens of the longest prompt in any split; reads all of them."""
     sizes = {split: world.n_prompts(split) for split in SPLITS}
@@ -136,11 +157,17 @@ def longest_row(world: World) -> int:
 class World(Protocol):
     """What stages and scorers ask of a world. R responses.
 
-    texts : every prompt; tokenizer : the policy's.
+    texts : every prompt; tokenizer : the policy's; more : prompts of other origin, see `with_prompts`.
     """
 
     texts: tuple[str, ...]
     tokenizer: Tokenizer
+    more: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is to be said of the prompts: how many were left out or cut."""
+        return ()
 
     @property
     def is_chat(self) -> bool:
@@ -177,7 +204,8 @@ class World(Protocol):
 
     def prompt_texts(self, responses: Responses) -> list[str]:
         """Text of the prompt of each response."""
-        return [self.texts[i] for i in responses.prompts.prompt_id.tolist()]
+        known = (*self.texts, *self.more)
+        return [known[i] for i in responses.prompts.prompt_id.tolist()]
 
     def response_texts(self, responses: Responses) -> list[str]:
         """Text of each response, without its end token."""
@@ -186,6 +214,13 @@ class World(Protocol):
     def on(self, device: str) -> World:
         """The same world with the networks that its intent reads, if any, on ``device``."""
         return self
+
+    def asking(self, texts: Sequence[str]) -> World:
+        """The same world with other prompts, numbered from 0, which belong to no split."""
+        other = copy.copy(self)
+        # Not by `replace`: a world may refuse too few prompts to split, and these are not split.
+        object.__setattr__(other, "texts", tuple(texts))
+        return other
 
     @property
     def tilts(self) -> tuple[Tilt, ...]:
@@ -212,6 +247,15 @@ class World(Protocol):
 
     def verdicts(self, responses: Responses) -> list[Verdict]:
         """What is right and wrong in each response, exactly."""
+        raise DataError("this world has no judge of right and wrong: use world.kind=sums")
+
+    @property
+    def verdict_tokens(self) -> tuple[int, int]:
+        """The tokens that say yes and no, for a model that is trained to judge in words."""
+        raise DataError("this world has no judge of right and wrong: use world.kind=sums")
+
+    def critiques(self, responses: Responses) -> list[list[int]]:
+        """Tokens of what the judge would write behind each response, before its verdict."""
         raise DataError("this world has no judge of right and wrong: use world.kind=sums")
 
     def step_ends(self, responses: Responses) -> list[tuple[int, ...]]:

@@ -154,7 +154,7 @@ def test_gradients_reach_every_weight(folder):
 
 def _world(source, n=60, **options):
     texts = tuple(load_instructions()[:n])
-    return HFWorld(texts, codecs.load_codec(source), 100, **options)
+    return HFWorld(texts, source, 100, **options)
 
 
 def _made(world, source, copies=3):

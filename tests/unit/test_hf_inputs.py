@@ -216,7 +216,7 @@ def test_classifiers_with_other_heads_are_refused(tmp_path, gpt2):
     with pytest.raises(CheckpointError, match="GPT2LMHeadModel"):
         pretrained.check(pretrained.Settings(source=gpt2))
     three = write_checkpoint(tmp_path, "gpt2", labels=3)
-    with pytest.raises(CheckpointError, match="3 labels"):
+    with pytest.raises(ConfigError, match="3 labels"):
         pretrained.check(pretrained.Settings(source=str(three)))
     spec = json.loads((three / "config.json").read_text())
     del spec["architectures"], spec["id2label"], spec["label2id"]
@@ -291,18 +291,17 @@ def test_settings_of_layers_and_worlds():
 
 
 def test_a_dataset_becomes_prompts(monkeypatch):
-    class Table(dict):
-        column_names = ("question", "other")
-
     def load_dataset(name, split):
         assert (name, split) == ("org/name", "test")
-        return Table(question=["Why?", "Why?", " ", None, "How?"], other=[])
+        texts = ["Why?", "Why?", " ", None, "How?", [{"role": "user", "content": "Who?"}]]
+        return [{"question": text, "other": None} for text in texts]
 
     fake = types.ModuleType("datasets")
     fake.load_dataset = load_dataset
     fake.__spec__ = types.SimpleNamespace(name="datasets")
     monkeypatch.setitem(sys.modules, "datasets", fake)
-    assert read_prompts("datasets:org/name:test:question") == ["Why?", "How?"]
+    read = read_prompts("datasets:org/name:test:question")
+    assert read.texts == ("Why?", "How?", "Who?") and read.lines == (1, 5, 6)
     with pytest.raises(DataError, match="no column 'prompt'"):
         read_prompts("datasets:org/name:test")
     with pytest.raises(DataError, match="holds no text"):

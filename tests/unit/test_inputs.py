@@ -1,6 +1,7 @@
 """Bad prompts, checkpoints and experiments: one clear error before any work."""
 
 import json
+import pickle
 
 import pytest
 
@@ -11,17 +12,19 @@ from overopt.nets.sources import checkpoint_dir
 from overopt.study.presets import load_experiment
 from overopt.worlds import stories
 from overopt.worlds.load import load_world
-from overopt.worlds.prompts import read_prompts_file
+from overopt.worlds.prompts import read_prompts_file, turns_of
 from overopt.worlds.splits import SPLITS, split_bounds
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'"Once"\n\n"Two"\n', "line 2"),
         (b'"Once"\n"caf\xe9"\n', "line 2: byte 4 is not valid UTF-8"),
         (b'"Once"\n"  "\n', "line 2: no text"),
-        (b'"Once"\n"Once"\n', "repeats line 1"),
+        (b'"Once"\n[{"role": "user"}]\n', "line 2: .*no message"),
+        (b'[{"role": "tool", "content": "x"}]\n', "line 1: .*'role'"),
+        (b'\xff\xfe"\x00', "is UTF-16"),
+        (b"\x1f\x8bno gzip", "damaged gzip"),
         (b'{"text": "Once"}\n', "'prompt'"),
         (b"", "empty"),
     ],
@@ -31,6 +34,43 @@ def test_prompts_files(tmp_path, content, message):
     path.write_bytes(content)
     with pytest.raises(DataError, match=message):
         read_prompts_file(str(path))
+
+
+def test_prompts_as_they_come(tmp_path):
+    turns = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
+    rows = ["Once", {"prompt": "Two"}, [turns[1]], {"messages": turns}, "Once"]
+    parts = [{"role": "user", "content": [{"type": "text", "text": "Look"}]}]
+    text = "\r\n\r\n".join(json.dumps(row) for row in [*rows, parts])
+    path = tmp_path / "prompts.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    read = read_prompts_file(str(path))
+    said = "System: Be kind.\n\nUser: Hi\n\nAssistant:"
+    assert read.texts == ("Once", "Two", "Hi", said, "Look")
+    assert read.lines == (1, 3, 5, 7, 11)
+    assert [turns_of(t) for t in read.texts[2:4]] == [[turns[1]], turns]
+    assert "1 of 6 lines repeat another and are left out (line 9 repeats line 1)" in read.notes[0]
+    again = pickle.loads(pickle.dumps(read.texts[3]))
+    assert again == said and turns_of(again) == turns
+
+
+@pytest.mark.parametrize("too_long", ["refuse", "drop", "truncate"])
+def test_prompts_that_are_too_long(tmp_path, too_long):
+    path = tmp_path / "prompts.jsonl"
+    long = "cat " * 200 + "The end"
+    rows = ["dog " * 200 + "The end", *(f"Tim saw {i} cats" for i in range(60)), long]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    settings = stories.Settings(prompts_file=str(path), too_long=too_long)
+    world = load_world(settings)
+    if too_long == "refuse":
+        with pytest.raises(DataError, match=r"\(line 1\) has .* at most .*world.too_long to drop"):
+            world.prompts("gold", 2)
+        return
+    (note,) = world.notes
+    assert "2 of 62 prompts have more than" in note and "first: line 1" in note
+    assert len(world.texts) == (60 if too_long == "drop" else 62)
+    if too_long == "truncate":
+        assert world.texts[-1].endswith("cat The end") and long.endswith(world.texts[-1])
+    assert world.longest_prompt <= stories.MAX_PROMPT_TOKENS
 
 
 def test_prompts_file_that_is_absent():
@@ -79,7 +119,7 @@ def test_checkpoints(tmp_path):
         checkpoint_dir(str(tmp_path))
     spec = json.loads((checkpoint_dir("ladder:0.05m") / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(spec))
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match="is not a safetensors file"):
         load_lm(str(tmp_path))
     with pytest.raises(CheckpointError, match="no reward model"):
         load_reward_model("ladder:0.05m")
