@@ -1,5 +1,6 @@
 """One block of a Llama: configuration, rotary tables, attention and MLP, with fused projections."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import NamedTuple, cast
 
@@ -121,6 +122,17 @@ class Prefix(NamedTuple):
         """Row i continues what row ``row[i]`` did; differentiable."""
         layers = [(k.index_select(0, row), v.index_select(0, row)) for k, v in self.layers]
         return Prefix(layers, self.length[row])
+
+    @staticmethod
+    def joined(parts: Sequence["Prefix"]) -> "Prefix":
+        """The rows of all parts, whose tokens are padded to the same number."""
+        if len(parts) == 1:
+            return parts[0]
+        pairs = zip(*(part.layers for part in parts), strict=True)
+        layers = [
+            (torch.cat([k for k, _ in each]), torch.cat([v for _, v in each])) for each in pairs
+        ]
+        return Prefix(layers, torch.cat([part.length for part in parts]))
 
     def split(self, sizes: list[int]) -> list["Prefix"]:
         """Consecutive rows."""

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from overopt.nets.backbone import Backbone
 from overopt.nets.block import Prefix
 from overopt.nets.llama import Llama
 
@@ -13,12 +14,18 @@ class ScalarHeadModel(nn.Module):
     With ``n_heads`` = k > 1 it has k scalars, the members of an ensemble on one trunk.
     """
 
-    def __init__(self, backbone: Llama, n_heads: int = 1) -> None:
+    def __init__(self, backbone: Backbone, n_heads: int = 1) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = nn.Linear(backbone.cfg.hidden_size, n_heads)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
+
+    @property
+    def compact(self) -> Llama:
+        """The backbone as a compact `Llama`, for code that can take no other."""
+        assert isinstance(self.backbone, Llama), type(self.backbone)
+        return self.backbone
 
     @torch.no_grad()
     def init_head(self, generator: torch.Generator) -> None:
@@ -34,5 +41,5 @@ class ScalarHeadModel(nn.Module):
         if before is None:
             hidden = self.backbone.at_last_token(ids, length)
         else:
-            hidden = self.backbone.at_last_token(ids, length, before=before)
+            hidden = self.compact.at_last_token(ids, length, before=before)
         return self.head(hidden).squeeze(-1)

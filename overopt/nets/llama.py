@@ -11,15 +11,14 @@ start at N(0, 1/(D+1)) as in Stiennon et al. 2020; value heads start at 0.
 """
 
 import math
-from collections.abc import Callable
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from overopt.base.datatypes import Responses
 from overopt.nets import cuda
+from overopt.nets.backbone import Backbone
 from overopt.nets.block import (
     Layer,
     LlamaConfig,
@@ -29,17 +28,17 @@ from overopt.nets.block import (
 from overopt.nets.fused import Normalise
 
 
-class Llama(nn.Module):
+class Llama(Backbone):
     """Llama trunk and output matrix.
 
     Call it for hidden states; `logits` maps hidden states to the vocabulary; `decoder` generates.
     """
 
+    cfg: LlamaConfig
+
     def __init__(self, cfg: LlamaConfig) -> None:
         super().__init__()
         self.cfg = cfg
-        # Of a scorer whose tokenizer is not the policy's: responses in its own tokens.
-        self.reader: Callable[[Responses], Responses] | None = None
         self.embed = nn.Embedding(cfg.vocab_size, cfg.hidden_size)
         self.layers = nn.ModuleList(Layer(cfg) for _ in range(cfg.num_hidden_layers))
         self.norm = nn.Parameter(torch.ones(cfg.hidden_size))
@@ -176,7 +175,7 @@ class Llama(nn.Module):
         return hidden @ (self.embed if tied else self.lm_head).weight.T
 
     def decoder(self, ids: Tensor, mask: Tensor, row: Tensor, n_tokens: int) -> "LlamaDecoder":
-        """Decoding state after the prompts ``ids[row]``; see `overopt.nets.sampling.Decoder`."""
+        """Decoding state after the prompts ``ids[row]``; see `overopt.nets.backbone.Decoder`."""
         return LlamaDecoder(self, ids, mask, row, n_tokens)
 
 

@@ -33,6 +33,7 @@ from overopt.base.datatypes import (
 from overopt.base.errors import DataError
 from overopt.base.seeding import torch_generator
 from overopt.nets import lanes
+from overopt.nets.backbone import Backbone, Decoder, PolicyShape
 from overopt.nets.block import Prefix
 from overopt.nets.compute import Compute, Precision, tokens_at_once
 from overopt.nets.llama import Llama
@@ -41,48 +42,6 @@ SAMPLE_BLOCK = 256  # rows sampled together; semantic: it defines the random str
 _TABLE_IDS = 1 << 26  # token ids of a table that goes to another device at once
 _BIN = 64  # vocabulary entries per first-level bin of the inverse CDF
 _COMPACT_BELOW = 0.8  # finished rows leave the batch when fewer than this share of it still runs
-
-
-class Decoder(Protocol):
-    """State of R rows that grow by one token a row at a time.
-
-    hidden (R, D): last hidden state of each row, from which `Policy.logits` gives the distribution
-    of its next token. It stays valid until the next `step`.
-    """
-
-    hidden: Tensor
-
-    def step(self, token: Tensor) -> Tensor:
-        """Append one token a row, (R,) int64; returns the new ``hidden``."""
-        ...
-
-    def keep(self, rows: Tensor) -> None:
-        """Drop all other rows: row i becomes what row ``rows[i]`` was, ``hidden`` included."""
-        ...
-
-
-class PolicyShape(Protocol):
-    """What the sampler must know of a model, under transformers' names."""
-
-    @property
-    def max_position_embeddings(self) -> int:
-        """Longest sequence, prompt and response together, in tokens."""
-        ...
-
-    @property
-    def pad_token_id(self) -> int:
-        """Stands behind the end of a response; never looked at."""
-        ...
-
-    @property
-    def bos_token_id(self) -> int:
-        """What a prompt without words consists of."""
-        ...
-
-    @property
-    def eos_token_id(self) -> int:
-        """Ends a response."""
-        ...
 
 
 class Policy(Protocol):
@@ -121,6 +80,7 @@ def sample(
     temperature: float = 1.0,
     logit_bias: Tensor | None = None,
     first_block: int = 0,
+    uniform: Tensor | None = None,
     compute: Compute | None = None,
     precision: Precision = "fp32",
 ) -> Responses:
@@ -135,6 +95,8 @@ def sample(
     logit_bias : (V,) added to the logits before the temperature, or None.
     first_block : number of the first block of SAMPLE_BLOCK rows, for a caller that samples a large
         table in pieces of whole blocks and wants the same responses as from one call.
+    uniform : (P·copies, n_tokens) float64 in [0, 1): the random numbers of each row, in place of
+        those of ``seed``, for a caller whose rows are to have the same ones in any batch.
     compute : shares the batches over its processes; each gets all responses, on a CPU in float32
         bit-identical to those of one process. None: this process samples alone.
     precision : of matrix products and of the cache; the softmax is float32 or better. ``logprobs``
@@ -155,22 +117,23 @@ def sample(
     prompt_of_row = torch.arange(len(prompts)).repeat_interleave(copies)
     batches: list[tuple[Tensor, Tensor]] = []
     for i, rows in enumerate(prompt_of_row.split(SAMPLE_BLOCK)):
+        if uniform is not None:
+            batches.append((rows, uniform[i * SAMPLE_BLOCK :][: len(rows)]))
+            continue
         generator = torch_generator(seed, "uniform", first_block + i)
         # The whole block's table, also where fewer rows are left: a row's numbers never depend on
         # how many rows follow it.
-        uniform = torch.rand((SAMPLE_BLOCK, n_tokens), generator=generator, dtype=torch.float64)[
-            : len(rows)
-        ]
-        batches.append((rows, uniform))
+        drawn = torch.rand((SAMPLE_BLOCK, n_tokens), generator=generator, dtype=torch.float64)
+        batches.append((rows, drawn[: len(rows)]))
 
     in_lanes = isinstance(policy, Llama) and (policy.device.type == "cuda" or precision != "fp32")
 
     def run(share: list[tuple[Tensor, Tensor]]) -> list[Responses]:
         if in_lanes and share:
-            rows, uniform = (torch.cat(parts) for parts in zip(*share, strict=True))
+            rows, drawn = (torch.cat(parts) for parts in zip(*share, strict=True))
             assert isinstance(policy, Llama)
             return [
-                _sample_in_lanes(policy, prompts, rows, uniform, temperature, logit_bias, precision)
+                _sample_in_lanes(policy, prompts, rows, drawn, temperature, logit_bias, precision)
             ]
         return [_sample_batch(policy, prompts, *b, temperature, logit_bias) for b in share]
 
@@ -362,7 +325,7 @@ def response_view(seq: Sequences, width: int | None = None) -> ResponseView:
     return ResponseView((at - 1).clamp_min(0), seq.ids.gather(1, at) * mask, mask)
 
 
-def response_hidden(model: Llama, seq: Sequences, view: ResponseView) -> Tensor:
+def response_hidden(model: Backbone, seq: Sequences, view: ResponseView) -> Tensor:
     """Hidden states (R, T, D) that predict each response token; differentiable."""
     return model(seq.ids, view.position)
 
@@ -401,7 +364,7 @@ class Continuations(NamedTuple):
 
 
 def continuations(
-    model: Llama, responses: Responses, batch_tokens: int, *, with_last: bool = False
+    model: Backbone, responses: Responses, batch_tokens: int, *, with_last: bool = False
 ) -> Iterator[Continuations] | None:
     """Responses in batches of similar length, each distinct prompt computed once for all of them.
 
@@ -415,7 +378,9 @@ def continuations(
     shared = shared_prompts(Sequences(seq.ids, seq.length, seq.n_prompt - int(with_last)))
     if shared is None:
         return None
-    prompts = model.prefix(shared.prompt_ids, shared.n_prompt)
+    at_once = max(1, batch_tokens // shared.prompt_ids.shape[1])
+    pieces = zip(shared.prompt_ids.split(at_once), shared.n_prompt.split(at_once), strict=True)
+    prompts = Prefix.joined([model.prefix(ids, length) for ids, length in pieces])
     return (
         Continuations(
             rows,
@@ -429,7 +394,7 @@ def continuations(
 
 @torch.no_grad()
 def score_logprobs(
-    policy: Llama, responses: Responses, *, batch_tokens: int | None = None
+    policy: Backbone, responses: Responses, *, batch_tokens: int | None = None
 ) -> Tensor:
     """Log-probabilities (R, T) in nats of given tokens under ``policy``; 0 where masked.
 

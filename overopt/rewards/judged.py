@@ -3,48 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from overopt.base.config import check_types, require
-from overopt.rewards.kind import RewardSettings
+from overopt.base.config import require
+from overopt.rewards.fitted import Fitted
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged(RewardSettings):
+class Judged(Fitted):
     """Heads on a backbone, fitted to what the judge says of the comparisons' responses.
 
-    Attributes
-    ----------
-    backbone : str
-        Pretrained causal LM under the heads: any source that ``world.policy`` takes.
-    layers : int
-        How many of the backbone's first layers to keep; 0 for all.
-    epochs, lr, weight_decay : int, float, float
-        Passes over the responses, peak AdamW learning rate (linear decay), its weight decay.
-    precision : "fp32" or "bf16"
-        Of matrix products in training.
-    rm_seed : int
-        Head initialisation, data order, and what is random in the labels.
+    Backbone, training and seed are those of `Fitted`.
     """
 
     backbone: str = "ladder:sums-0.2m"
-    layers: int = 0
-    epochs: int = 2
     lr: float = 1e-3
-    weight_decay: float = 0.01
-    precision: Literal["fp32", "bf16"] = "fp32"
-    rm_seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        require(self.layers >= 0, "proxy.layers", self.layers, "must be at least 0 (0: all)")
-        require(self.epochs >= 1, "proxy.epochs", self.epochs, "must be at least 1")
-        require(self.lr > 0, "proxy.lr", self.lr, "must be positive")
-
-    @property
-    def serves(self) -> tuple[str, ...]:
-        """A proxy: it is fitted to labels."""
-        return ("proxy",)
 
     @property
     def needs_judge(self) -> bool:
@@ -56,17 +29,40 @@ class Judged(RewardSettings):
         """It learns from the judge, not from gold."""
         return False
 
-    @property
-    def sources(self) -> dict[str, str]:
-        """The backbone."""
-        return {"backbone": self.backbone}
+
+@dataclass(frozen=True, kw_only=True)
+class Verifying(Judged):
+    """Heads that say of single responses whether something holds.
+
+    Backbone, training and seed are those of `Fitted`.
+
+    Attributes
+    ----------
+    loss : "pointwise" or "within_prompt"
+        Cross-entropy of each response; or Bradley-Terry on all pairs of a right and a wrong response
+        to the same prompt.
+    flip_rate : float
+        Probability in [0, 0.5) that a response's label is inverted.
+    batch_prompts : int
+        Prompts a step.
+    """
+
+    loss: Literal["pointwise", "within_prompt"] = "pointwise"
+    flip_rate: float = 0.0
+    batch_prompts: int = 16
+
+    def __post_init__(self) -> None:
+        Judged.__post_init__(self)
+        require(self.batch_prompts >= 1, "proxy.batch_prompts", self.batch_prompts, "at least 1")
+        require(
+            0 <= self.flip_rate < 0.5,
+            "proxy.flip_rate",
+            self.flip_rate,
+            "must be in [0, 0.5): at 0.5 labels carry nothing, above it they are inverted",
+        )
 
     @property
-    def seed(self) -> int:
-        """Head initialisation, data order, and what is random in the labels."""
-        return self.rm_seed
-
-    @property
-    def columns(self) -> dict[str, Any]:
-        """Record columns; the kind stands before the backbone, so that kinds are told apart."""
-        return {"backbone": self.title, "rm_seed": self.rm_seed, "proxy_lr": self.lr}
+    def treated(self) -> str:
+        """Size, loss and flips, for titles."""
+        within = " within prompt" if self.loss == "within_prompt" else ""
+        return self.size + within + (f" flips {self.flip_rate:g}" if self.flip_rate else "")

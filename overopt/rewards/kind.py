@@ -18,19 +18,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Protocol, Self
 
 from overopt.base.errors import StoreError
 from overopt.base.kinds import Kind, kind_of
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from overopt.base.datatypes import Responses
+    from overopt.nets.backbone import Backbone
     from overopt.nets.compute import Compute
-    from overopt.nets.llama import Llama
     from overopt.rewards.training.pairs import TrainingPairs
-    from overopt.worlds.world import World
+    from overopt.worlds.world import World, WorldSettings
 
 
 class Unit(NamedTuple):
@@ -66,6 +66,11 @@ class Scorer(Protocol):
         """``n_params`` (non-embedding) and ``n_params_total``; 0 where nothing was trained."""
         return {"n_params": 0, "n_params_total": 0}
 
+    @property
+    def trained(self) -> nn.Module | None:
+        """The network that training it further goes on with; None where nothing was trained."""
+        return None
+
     def score(self, responses: Responses) -> Tensor:
         """Scores (R,) float32: mean 0, standard deviation 1 under the initial policy."""
         ...
@@ -89,6 +94,26 @@ class Scorer(Protocol):
     def save(self, folder: Path, info: dict[str, Any]) -> None:
         """Write ``scorer.json`` and whatever ``load`` of the same file needs; ``info`` is added."""
         ...
+
+
+class Standardised(Scorer):
+    """A scorer that keeps zero and unit of its raw score as ``mean`` and ``std``; a dataclass each."""
+
+    mean: float
+    std: float
+
+    @property
+    def unit(self) -> Unit:
+        """Zero and unit of the score."""
+        return Unit(self.mean, self.std)
+
+    def score(self, responses: Responses) -> Tensor:
+        """Normalised scores (R,) float32."""
+        return (self.raw(responses) - self.mean) / self.std
+
+    def with_unit(self, unit: Unit) -> Self:
+        """The same with another zero and unit."""
+        return replace(self, mean=unit.mean, std=unit.std)  # type: ignore[type-var]
 
 
 class Place(NamedTuple):
@@ -246,6 +271,8 @@ class Job:
         The scorer to train further.
     place : Place
         For ``load``.
+    world_settings : WorldSettings
+        What the world was loaded from.
     """
 
     world: World
@@ -255,10 +282,11 @@ class Job:
     seed: int
     base: Responses
     progress: Callable[[int, int], None]
-    policy: Callable[[], Llama]
+    policy: Callable[[], Backbone]
     intent: Callable[[Responses], Tensor]
     keep: Callable[[Any], Any]
     place: Place
+    world_settings: WorldSettings
     pairs: Callable[[Any], TrainingPairs] | None = None
     responses: Callable[[], Responses] | None = None
     validate: Callable[[Callable[[Responses], Tensor]], dict[str, float]] | None = None

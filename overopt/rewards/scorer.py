@@ -23,7 +23,6 @@ from overopt.worlds.codecs import in_own_tokens
 _BATCH_TOKENS, _BATCH_TOKENS_CPU = 8192, 2048
 
 
-@torch.no_grad()
 def raw_scores(
     model: ScalarHeadModel, responses: Responses, *, batch_tokens: int | None = None
 ) -> Tensor:
@@ -32,7 +31,14 @@ def raw_scores(
     (R, k) of a model with k > 1 heads. A model of another tokenizer reads the responses' text.
     ``batch_tokens``: padded tokens of one call; None: what suits the device.
     """
-    responses = in_own_tokens(model.backbone, responses)
+    return head_outputs(model, in_own_tokens(model.backbone, responses), batch_tokens=batch_tokens)
+
+
+@torch.no_grad()
+def head_outputs(
+    model: ScalarHeadModel, responses: Responses, *, batch_tokens: int | None = None
+) -> Tensor:
+    """What `raw_scores` gives, of responses that are in the model's own tokens."""
     n_heads = model.head.out_features
     out = torch.zeros(len(responses), n_heads).squeeze(-1)
     device = model.head.weight.device

@@ -1,14 +1,16 @@
 """Settings of labels, and of the reward that is made of reward models."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from overopt.base.config import check_types, require
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelsConfig:
-    """Synthetic preferences.
+    """Preferences that proxies learn from: of gold, or of people.
 
     Attributes
     ----------
@@ -24,6 +26,10 @@ class LabelsConfig:
         Prompts, disjoint from training, whose comparisons validate the proxy.
     data_seed : int
         Which prompts and flips; one value per independent data replicate.
+    pairs_file : str
+        Preferences from people in place of gold's: a JSONL file with ``prompt``, ``chosen`` and
+        ``rejected``, or in another layout of docs/checkpoints.md, or ``datasets:NAME[:SPLIT]``. Gold
+        scores the same responses, and how far it agrees is recorded.
     """
 
     n_pairs: int = 6000
@@ -32,9 +38,16 @@ class LabelsConfig:
     label_flip_rate: float = 0.0
     n_validation_prompts: int = 150
     data_seed: int = 0
+    pairs_file: str = ""
 
     def __post_init__(self) -> None:
         check_types(self)
+        require(
+            self.pairs_file == "" or self.label_rule == "argmax",
+            "labels.label_rule",
+            self.label_rule,
+            f"has no effect: people chose in labels.pairs_file = {self.pairs_file!r}; leave it out",
+        )
         require(self.n_pairs >= 1, "labels.n_pairs", self.n_pairs, "must be at least 1")
         require(
             self.responses_per_prompt >= 2,
@@ -60,12 +73,149 @@ class LabelsConfig:
         return -(-self.n_pairs // self.pairs_per_prompt)
 
 
-COMBINE_STRENGTH = {
-    "mean_minus_variance": "lambda >= 0, per sd of a score",
-    "mean_minus_std": "lambda >= 0",
-    "log_mean_exp": "beta > 0, in sd of a score",
+UNUSED_STRENGTH = 0.5
+"""``reward.strength`` where nothing was set: what combinations that do not use it must have."""
+
+
+class Combination:
+    """A way in which members become one score; subclasses say what is different for theirs.
+
+    `overopt.rewards.transforms.ensembles` has what they compute, under the same names.
+
+    Attributes
+    ----------
+    title : str
+        In labels and tables.
+    strength : str
+        What ``reward.strength`` is, with its range; empty: it means nothing here.
+    least_members : int
+        Members that it needs.
+    averages_weights : bool
+        It makes one model of the members before anything is scored.
+    """
+
+    title: ClassVar[str]
+    strength: ClassVar[str] = ""
+    least_members: ClassVar[int] = 2
+    averages_weights: ClassVar[bool] = False
+
+    def check(self, reward: RewardConfig) -> None:
+        """Raise ConfigError where ``reward`` sets what does not fit this combination."""
+        require(
+            reward.members >= self.least_members,
+            "reward.members",
+            reward.members,
+            f"reward.combine = {reward.combine!r} needs at least {self.least_members} members",
+        )
+        if reward.transform != "":
+            self.check_transform(reward)
+        elif self.strength:
+            require(
+                self.allows(reward.strength),
+                "reward.strength",
+                reward.strength,
+                f"must be {self.strength}",
+            )
+        else:
+            require(reward.strength >= 0, "reward.strength", reward.strength, "must be at least 0")
+            others = [name for name, other in COMBINATIONS.items() if other.strength]
+            require(
+                reward.strength == UNUSED_STRENGTH,
+                "reward.strength",
+                reward.strength,
+                f"has no effect on reward.combine = {reward.combine!r}: leave it out, or use one of"
+                f" {', '.join(others)}",
+            )
+
+    def allows(self, strength: float) -> bool:
+        """Whether ``reward.strength`` may have this value, where it is used."""
+        return strength >= 0
+
+    def check_transform(self, reward: RewardConfig) -> None:
+        """Raise: a user's file takes the place of every combination but the default."""
+        require(
+            False,
+            "reward.combine",
+            reward.combine,
+            f"reward.transform = {reward.transform!r} takes its place: leave it at 'mean'",
+        )
+
+
+class Mean(Combination):
+    """The default, of a single model too; a user's file replaces it, and takes any strength."""
+
+    title = "mean"
+    least_members = 1
+
+    def check_transform(self, reward: RewardConfig) -> None:
+        """Nothing: this is what is left where a user's file combines."""
+
+
+class WorstCase(Combination):
+    """The lowest member."""
+
+    title = "WCO"
+
+
+class Median(Combination):
+    """The middle one."""
+
+    title = "median"
+
+
+class MeanMinusVariance(Combination):
+    """Uncertainty-weighted optimisation."""
+
+    title = "UWO"
+    strength = "lambda >= 0, per sd of a score"
+
+
+class MeanMinusStd(Combination):
+    """A lower confidence bound."""
+
+    title = "LCB"
+    strength = "lambda >= 0"
+
+
+class LogMeanExp(Combination):
+    """A soft minimum."""
+
+    title = "soft min"
+    strength = "beta > 0, in sd of a score"
+
+    def allows(self, strength: float) -> bool:
+        """Not 0: it is divided by."""
+        return strength > 0
+
+
+class WeightAverage(Combination):
+    """One model with the mean of the members' weights."""
+
+    title = "WARM"
+    averages_weights = True
+
+    def check(self, reward: RewardConfig) -> None:
+        """Members must be of one shape and one pretraining."""
+        require(
+            reward.members < 2 or reward.members_by in ("seed", "bootstrap"),
+            "reward.combine",
+            reward.combine,
+            f"cannot average members by {reward.members_by!r}: weights of one shape and one"
+            " pretraining are needed; use reward.members_by=bootstrap or seed",
+        )
+        super().check(reward)
+
+
+COMBINATIONS: dict[str, Combination] = {
+    "mean": Mean(),
+    "worst_case": WorstCase(),
+    "median": Median(),
+    "mean_minus_variance": MeanMinusVariance(),
+    "mean_minus_std": MeanMinusStd(),
+    "log_mean_exp": LogMeanExp(),
+    "weight_average": WeightAverage(),
 }
-"""What ``reward.strength`` means to the combinations that use it."""
+"""By the value of ``reward.combine``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +260,7 @@ class RewardConfig:
         "log_mean_exp",
         "weight_average",
     ] = "mean"
-    strength: float = 0.5
+    strength: float = UNUSED_STRENGTH
     length_penalty: Literal["none", "linear", "hinge"] = "none"
     length_coef: float = 0.0
     length_budget: float = 1.0
@@ -119,7 +269,8 @@ class RewardConfig:
     def __post_init__(self) -> None:
         check_types(self)
         require(self.members >= 1, "reward.members", self.members, "must be at least 1")
-        self._check_combine()
+        self.combination.check(self)
+        self._check_members()
         require(
             self.length_coef >= 0 and (self.length_penalty != "none" or self.length_coef == 0),
             "reward.length_coef",
@@ -135,18 +286,16 @@ class RewardConfig:
         )
 
     @property
+    def combination(self) -> Combination:
+        """What ``combine`` names."""
+        return COMBINATIONS[self.combine]
+
+    @property
     def uses_strength(self) -> bool:
         """Whether ``strength`` means anything to the combination or the user's file."""
-        return self.combine in COMBINE_STRENGTH or self.transform != ""
+        return self.combination.strength != "" or self.transform != ""
 
-    def _check_combine(self) -> None:
-        name = self.combine
-        require(
-            self.members > 1 or name == "mean",
-            "reward.members",
-            self.members,
-            f"reward.combine = {name!r} needs at least 2 members",
-        )
+    def _check_members(self) -> None:
         require(
             self.members > 1 or self.members_by == "seed",
             "reward.members_by",
@@ -166,31 +315,4 @@ class RewardConfig:
                 "reward.backbones",
                 self.backbones,
                 f"has no effect on reward.members_by = {self.members_by!r}: set it to pretraining",
-            )
-        require(
-            name != "weight_average" or self.members_by in ("seed", "bootstrap"),
-            "reward.combine",
-            name,
-            f"cannot average members by {self.members_by!r}: weights of one shape and one"
-            " pretraining are needed; use reward.members_by=bootstrap or seed",
-        )
-        require(
-            self.transform == "" or name == "mean",
-            "reward.combine",
-            name,
-            f"reward.transform = {self.transform!r} takes its place: leave it at 'mean'",
-        )
-        if self.transform == "":
-            require(
-                self.strength >= 0 and (self.strength > 0 or name != "log_mean_exp"),
-                "reward.strength",
-                self.strength,
-                f"must be {COMBINE_STRENGTH.get(name, 'at least 0')}",
-            )
-            require(
-                name in COMBINE_STRENGTH or self.strength == 0.5,
-                "reward.strength",
-                self.strength,
-                f"has no effect on reward.combine = {name!r}: leave it out, or use one of"
-                f" {', '.join(COMBINE_STRENGTH)}",
             )

@@ -11,7 +11,15 @@ from overopt.base.userfile import loaded_kinds
 from overopt.cli.main import main
 from overopt.methods import ppo
 from overopt.records.series import group_curves
-from overopt.rewards.kinds import outcome, process, regression
+from overopt.rewards.kinds import (
+    judge,
+    mixture,
+    outcome,
+    pairwise,
+    process,
+    regression,
+    two_models,
+)
 from overopt.stages.settings import RunConfig
 from overopt.study.presets import load_experiment
 
@@ -110,11 +118,19 @@ def test_only_files_of_kinds_go_to_other_processes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changed", [{"layers": 1}, {"flip_rate": 0.1}, {"noise": 0.5}], ids=lambda c: next(iter(c))
+    "changed",
+    [
+        *({"layers": 1}, {"flip_rate": 0.1}, {"noise": 0.5}, {"opponents": 2}),
+        *({"score": "win_rate"}, {"order": "debias_first"}, {"gate": "constant"}),
+        *({"threshold": 0.5}, {"tagged": ""}, {"safe": "no_checks"}, {"critique": True}),
+        {"critique": True, "samples": 2},
+    ],
+    ids=lambda c: list(c)[-1],
 )
 def test_titles_tell_settings_apart(changed):
     """Curves are grouped by title: what two proxies differ in has to be in it."""
-    for kind in (outcome, process, regression):
+    known = (judge, mixture, outcome, pairwise, process, regression, two_models)
+    for kind in known:
         if set(changed) <= {field.name for field in fields(kind.Settings)}:
             assert kind.Settings(**changed).title != kind.Settings().title
 
@@ -126,6 +142,7 @@ class FakeCurve:
 
     def __init__(self, backbone, n_params):
         self.meta = {
+            "run_id": f"{backbone} {id(self)}",
             "backbone": backbone,
             "n_params": n_params,
             "n_pairs": 10,

@@ -34,24 +34,39 @@ def verdict(right, valid=True):
     )
 
 
+def is_right(v):
+    return v.right
+
+
 def job(verdicts, seed=0):
     return SimpleNamespace(world=SimpleNamespace(verdicts=lambda r: verdicts), seed=seed)
 
 
-def test_labels_are_the_judges():
+@pytest.mark.parametrize(
+    ("label", "expected"), [("right", [1, 1, 0]), ("right_and_valid", [1, 0, 0])]
+)
+def test_labels_are_the_judges(label, expected, monkeypatch):
     found = [verdict(True), verdict(True, valid=False), verdict(False)]
-    asked = responses([0, 0, 1])
-    assert outcome.outcomes(outcome.Settings(), job(found), asked).tolist() == [1, 1, 0]
-    strict = outcome.Settings(label="right_and_valid")
-    assert outcome.outcomes(strict, job(found), asked).tolist() == [1, 0, 0]
+    seen = []
+
+    def fit(settings, job, model, holds):
+        seen.extend(outcome.outcomes(settings, job, responses([0, 0, 1]), holds).tolist())
+        return {}
+
+    monkeypatch.setattr(outcome, "fit", fit)
+    monkeypatch.setattr(outcome.reward_model, "fresh", lambda *a, **k: torch.nn.Identity())
+    asked = SimpleNamespace(**vars(job(found)), start=None)
+    outcome.train(outcome.Settings(label=label), asked)
+    assert seen == expected
 
 
 def test_flips_are_as_many_as_asked_for_and_of_their_own_stream():
     found, asked = [verdict(True)] * 2000, responses([0] * 2000)
-    flipped = outcome.outcomes(outcome.Settings(flip_rate=0.2), job(found), asked)
+    settings = outcome.Settings(flip_rate=0.2)
+    flipped = outcome.outcomes(settings, job(found), asked, is_right)
     assert 0.77 < flipped.mean() < 0.83
-    again = outcome.outcomes(outcome.Settings(flip_rate=0.2), job(found), asked)
-    other = outcome.outcomes(outcome.Settings(flip_rate=0.2), job(found, seed=1), asked)
+    again = outcome.outcomes(settings, job(found), asked, is_right)
+    other = outcome.outcomes(settings, job(found, seed=1), asked, is_right)
     assert flipped.equal(again) and not flipped.equal(other)
 
 

@@ -10,10 +10,11 @@ import torch
 
 from overopt.base.datatypes import Prompts, Responses
 from overopt.base.errors import CheckpointError, ConfigError
+from overopt.nets.checkpoints import load_trunk
 from overopt.nets.compute import Compute
 from overopt.nets.heads import ScalarHeadModel
-from overopt.rewards.kind import Place, Unit
-from overopt.rewards.kinds import process
+from overopt.rewards.kind import Place, Scorer, Unit
+from overopt.rewards.kinds import process, reward_model
 from overopt.rewards.kinds.ensemble import average_weights
 from overopt.rewards.labels.rollouts import roll_out, step_values
 from overopt.rewards.load import load_scorer
@@ -222,6 +223,19 @@ def test_a_scorer_comes_back_from_its_folder(tiny_llama, tmp_path):
     assert scorer.sizes["n_params_total"] > 0
     with pytest.raises(CheckpointError, match="cannot be averaged"):
         average_weights([scorer, scorer], asked)
+
+
+def test_training_goes_on_with_what_a_scorer_says_was_trained():
+    model = ScalarHeadModel(load_trunk("ladder:0.05m"))
+    assert reward_model.network(process.ProcessScorer(model, None, "min")) is model
+    assert reward_model.network(reward_model.RewardModelScorer(model, 0.0, 1.0)) is model
+
+    class Counted(Scorer):
+        pass
+
+    assert Counted().trained is None
+    with pytest.raises(CheckpointError, match="a Counted has no network with a scalar head"):
+        reward_model.network(Counted())
 
 
 def test_a_backbone_of_another_tokenizer_is_refused():

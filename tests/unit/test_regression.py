@@ -10,6 +10,7 @@ from overopt.base.errors import ConfigError, DataError
 from overopt.base.seeding import torch_generator
 from overopt.nets.heads import ScalarHeadModel
 from overopt.rewards.kinds import outcome, regression
+from overopt.rewards.labels import ratings
 from overopt.rewards.training.train import train_reward_model
 from overopt.worlds.world import Verdict
 
@@ -28,9 +29,10 @@ def verdict(i):
     return Verdict(right, valid, right, True, -1, 1 + i % 2, i % 5, (True,) * (i % 4 + 1))
 
 
-def job(n, seed=0):
-    return SimpleNamespace(
-        world=SimpleNamespace(verdicts=lambda r: [verdict(i) for i in range(n)]), seed=seed
+def rated(settings, n, seed=0):
+    world = SimpleNamespace(verdicts=lambda r: [verdict(i) for i in range(n)])
+    return ratings.ratings(
+        world, responses(n), settings.attributes, noise=settings.noise, seed=seed
     )
 
 
@@ -39,7 +41,7 @@ def test_ratings_are_standardised_counts():
     settings = regression.Settings(
         attributes=("right", "checks", "steps", "tokens"), weights=(1, 0, 0, 0)
     )
-    found = regression.ratings(settings, job(60), asked)
+    found = rated(settings, 60)
     assert found.shape == (60, 4)
     assert found.mean(0).abs().max() < 1e-6 and (found.std(0, correction=0) - 1).abs().max() < 1e-6
     assert (found[::2, 0] > 0).all() and (found[1::2, 0] < 0).all()
@@ -49,16 +51,16 @@ def test_ratings_are_standardised_counts():
 
 def test_noise_is_added_to_each_rating():
     settings = regression.Settings(noise=0.5)
-    plain = regression.ratings(regression.Settings(), job(4000), responses(4000))
-    noisy = regression.ratings(settings, job(4000), responses(4000))
+    plain = rated(regression.Settings(), 4000)
+    noisy = rated(settings, 4000)
     assert (noisy - plain).std() == pytest.approx(0.5, rel=0.05)
-    assert not noisy.equal(regression.ratings(settings, job(4000, seed=1), responses(4000)))
+    assert not noisy.equal(rated(settings, 4000, seed=1))
 
 
 def test_an_attribute_without_spread_is_an_error():
     settings = regression.Settings(attributes=("formatted",), weights=(1.0,))
     with pytest.raises(DataError, match="formatted.*same for all 8"):
-        regression.ratings(settings, job(8), responses(8))
+        rated(settings, 8)
 
 
 def test_the_weighted_head_is_the_weighted_sum(tiny_llama):
@@ -83,14 +85,14 @@ def test_heads_recover_planted_attributes(tiny_llama):
     planted.init_head(torch.Generator().manual_seed(5))
     seq = asked.sequences()
     with torch.no_grad():
-        rated = planted.at_last_token(seq.ids, seq.length)
-    rated = (rated - rated.mean(0)) / rated.std(0)
+        wanted = planted.at_last_token(seq.ids, seq.length)
+    wanted = (wanted - wanted.mean(0)) / wanted.std(0)
     for p in backbone.parameters():
         p.requires_grad_(False)
     model = ScalarHeadModel(backbone, 2)
 
     def loss(scores, batch):
-        return (scores[batch.first] - rated[batch.pairs]).square().mean()
+        return (scores[batch.first] - wanted[batch.pairs]).square().mean()
 
     train_reward_model(
         model, outcome.single_responses(asked, torch.zeros(240)), epochs=30, lr=0.1, batch_prompts=20,
@@ -99,7 +101,7 @@ def test_heads_recover_planted_attributes(tiny_llama):
     one = regression.weighed(model, (1.0, -0.5))
     with torch.no_grad():
         score = one.at_last_token(seq.ids, seq.length)
-    assert torch.corrcoef(torch.stack([score, rated @ torch.tensor([1.0, -0.5])]))[0, 1] > 0.99
+    assert torch.corrcoef(torch.stack([score, wanted @ torch.tensor([1.0, -0.5])]))[0, 1] > 0.99
 
 
 def test_settings_are_checked():

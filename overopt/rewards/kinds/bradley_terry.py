@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from overopt.base.config import check_types, require
+from overopt.base.config import require
 from overopt.base.lazy import lazy
 from overopt.base.seeding import torch_generator
-from overopt.rewards.kind import Job, RewardSettings, Trained
+from overopt.rewards.fitted import Fitted
+from overopt.rewards.kind import Job, Trained
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,69 +40,37 @@ WRITES = ("reward_model",)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(RewardSettings):
+class Settings(Fitted):
     """A scalar head on a pretrained language model, fitted to the comparisons.
+
+    Backbone, training and seed are those of `Fitted`.
 
     Attributes
     ----------
-    backbone : str
-        Pretrained causal LM under the scalar head: any source that ``world.policy`` takes.
-    layers : int
-        How many of the backbone's first layers to keep, a size axis from one checkpoint; 0 for all.
-    epochs, lr, batch_prompts, weight_decay : int, float, int, float
-        Passes over the pairs, peak AdamW learning rate (linear decay), prompts a step.
+    batch_prompts : int
+        Prompts a step.
     length_control : float
         λ_L of ODIN (Chen et al. 2024): a second head takes up what correlates with length and is
         dropped after training; 0 trains one head as usual.
-    precision : "fp32" or "bf16"
-        Of matrix products in training.
-    rm_seed : int
-        Head initialisation and data order.
     """
 
-    backbone: str = "ladder:0.2m"
-    layers: int = 0
-    epochs: int = 2
-    lr: float = 3e-3
     batch_prompts: int = 4
-    weight_decay: float = 0.01
     length_control: float = 0.0
-    precision: Literal["fp32", "bf16"] = "fp32"
-    rm_seed: int = 0
 
     def __post_init__(self) -> None:
-        check_types(self)
-        require(self.layers >= 0, "proxy.layers", self.layers, "must be at least 0 (0: all)")
-        require(self.epochs >= 1, "proxy.epochs", self.epochs, "must be at least 1")
+        Fitted.__post_init__(self)
         require(
             self.length_control >= 0,
             "proxy.length_control",
             self.length_control,
             "must be at least 0",
         )
-        require(self.lr > 0, "proxy.lr", self.lr, "must be positive")
         require(self.batch_prompts >= 1, "proxy.batch_prompts", self.batch_prompts, "at least 1")
-
-    @property
-    def serves(self) -> tuple[str, ...]:
-        """A proxy: it is fitted to labels, and labels are gold's."""
-        return ("proxy",)
-
-    @property
-    def sources(self) -> dict[str, str]:
-        """The backbone."""
-        return {"backbone": self.backbone}
-
-    @property
-    def seed(self) -> int:
-        """Head initialisation and data order."""
-        return self.rm_seed
 
     @property
     def title(self) -> str:
         """Size, and layers where not all are kept."""
-        kept = f" {self.layers} layers" if self.layers else ""
-        return self.backbone.removeprefix("ladder:") + kept
+        return self.size
 
     @property
     def columns(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ for each batch that no text in it ends with.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,23 +21,36 @@ from torch import Tensor, nn
 from overopt.base import files
 from overopt.base.datatypes import Responses, length_sorted
 from overopt.base.errors import DataError
-from overopt.nets.checkpoints import from_pretrained, n_params
-from overopt.nets.sources import auto_tokenizer, source_dir
-from overopt.rewards.kind import Place, Scorer, Unit
-from overopt.worlds.codecs import whole_texts
+from overopt.nets import examine
+from overopt.nets.checkpoints import from_pretrained, n_params, read_weights
+from overopt.nets.sources import (
+    auto_tokenizer,
+    context_tokens,
+    read_config,
+    source_dir,
+    tokenizer_dir,
+)
+from overopt.rewards.kind import Place, Standardised
+from overopt.worlds.codecs import controls_as_text, encode_pieces, in_template, whole_texts
+from overopt.worlds.prompts import turns_of
 from overopt.worlds.world import World
+
+Encoded = Mapping[str, list[int]]
+"""Token ids of one text, and segment ids for models that have them."""
 
 
 @dataclass(frozen=True)
-class ClassifierScorer(Scorer):
+class ClassifierScorer(Standardised):
     """A sequence classifier with the mean and std of its raw score under the initial policy.
 
     Attributes
     ----------
-    model : a ``...ForSequenceClassification`` with one label, or two.
+    model : a ``...ForSequenceClassification``.
     tokenizer : its own.
     source : where it came from.
     world : decodes responses.
+    mean, std : of the raw score under the initial policy.
+    weights : of each label in the score; empty for the one label, or the second minus the first of two.
     """
 
     model: Any
@@ -46,34 +59,23 @@ class ClassifierScorer(Scorer):
     world: World
     mean: float = 0.0
     std: float = 1.0
-
-    @property
-    def unit(self) -> Unit:
-        """Zero and unit of the score."""
-        return Unit(self.mean, self.std)
+    weights: tuple[float, ...] = ()
 
     @property
     def sizes(self) -> dict[str, int]:
         """Parameters of the network."""
         return n_params(self.model)
 
-    def with_unit(self, unit: Unit) -> "ClassifierScorer":
-        """The same classifier with another zero and unit."""
-        return replace(self, mean=unit.mean, std=unit.std)
-
     def save(self, folder: Path, info: dict[str, Any]) -> None:
         """Its name, not its weights: they may be large, and every identity has their checksum."""
         source = {"kind": "classifier", "source": self.source, "scored_by": "text"}
-        info = info | {"mean": self.mean, "std": self.std} | source
+        own = {"weights": list(self.weights)} if self.weights else {}
+        info = info | {"mean": self.mean, "std": self.std} | own | source
         files.save_json(folder / "scorer.json", info)
-
-    def score(self, responses: Responses) -> Tensor:
-        """Normalised scores (R,) float32."""
-        return (self.raw(responses) - self.mean) / self.std
 
     @torch.no_grad()
     def raw(self, responses: Responses, *, batch_tokens: int = 8192) -> Tensor:
-        """The one logit (R,), or the second minus the first of two, before normalisation.
+        """The one logit (R,), the second minus the first of two, or their weighted sum; not normalised.
 
         Raises
         ------
@@ -82,7 +84,7 @@ class ClassifierScorer(Scorer):
         """
         rows = encode_dialogues(self.tokenizer, self.world, responses)
         length = torch.tensor([len(row["input_ids"]) for row in rows])
-        context = getattr(self.model.config, "max_position_embeddings", None)
+        context = context_tokens(self.source)
         if context and int(length.max()) > context:
             raise DataError(
                 f"response {int(length.argmax())} makes {int(length.max())} tokens for gold.source "
@@ -91,40 +93,46 @@ class ClassifierScorer(Scorer):
             )
         out = torch.zeros(len(rows))
         for at in length_sorted(length, batch_tokens):
-            out[at] = classifier_logits(self.model, [rows[i] for i in at.tolist()])
+            logits = label_logits(self.model, [rows[i] for i in at.tolist()])
+            out[at] = one_score(logits, self.weights)
         return out
 
 
-def encode_dialogues(
-    tokenizer: Any, world: World, responses: Responses
-) -> list[Mapping[str, list[int]]]:
+def encode_dialogues(tokenizer: Any, world: World, responses: Responses) -> list[Encoded]:
     """Token ids (and segment ids, for models that have them) of prompt and response, R rows."""
     if tokenizer.chat_template:
-        pairs = zip(world.prompt_texts(responses), world.response_texts(responses), strict=True)
-        texts = [
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": p}, {"role": "assistant", "content": r}],
-                tokenize=False,
-            )
-            for p, r in pairs
-        ]
-        found = tokenizer(texts, add_special_tokens=False)
-    elif not world.is_chat:
-        found = tokenizer(whole_texts(world.tokenizer, responses))
-    else:
-        prompts, answers = world.prompt_texts(responses), world.response_texts(responses)
-        added = tokenizer.num_special_tokens_to_add
+        texts = zip(world.prompt_texts(responses), world.response_texts(responses), strict=True)
+        said = [[*turns_of(p), {"role": "assistant", "content": r}] for p, r in texts]
+        return encode_turns(tokenizer, said)
+    if not world.is_chat:
+        with controls_as_text(tokenizer):
+            return _rows(tokenizer(whole_texts(world.tokenizer, responses)))
+    return encode_pairs(tokenizer, world.prompt_texts(responses), world.response_texts(responses))
+
+
+def encode_turns(tokenizer: Any, dialogues: Sequence[list[dict[str, str]]]) -> list[Encoded]:
+    """Whole dialogues, their last message the response, in the tokenizer's chat template."""
+    ids = encode_pieces(tokenizer, [in_template(tokenizer, t, answer=False) for t in dialogues])
+    return [{"input_ids": row} for row in ids]
+
+
+def encode_pairs(tokenizer: Any, prompts: Sequence[str], answers: Sequence[str]) -> list[Encoded]:
+    """Prompts and answers as pairs, for encoders; for decoders with a line break between them."""
+    added = tokenizer.num_special_tokens_to_add
+    with controls_as_text(tokenizer):
         if added(pair=True) > added(pair=False):
-            found = tokenizer(prompts, answers)
-        else:
-            both = zip(prompts, answers, strict=True)
-            found = tokenizer([f"{p}\n{r}" for p, r in both])
+            return _rows(tokenizer(list(prompts), list(answers)))
+        both = zip(prompts, answers, strict=True)
+        return _rows(tokenizer([f"{p}\n{r}" for p, r in both]))
+
+
+def _rows(found: Any) -> list[Encoded]:
     names = [n for n in ("input_ids", "token_type_ids") if n in found]
-    return [{name: found[name][i] for name in names} for i in range(len(responses))]
+    return [{n: found[n][i] for n in names} for i in range(len(found["input_ids"]))]
 
 
-def classifier_logits(model: Any, rows: Sequence[Mapping[str, list[int]]]) -> Tensor:
-    """Score (R,) float32 of each encoded text, as if it were alone in its batch."""
+def label_logits(model: Any, rows: Sequence[Encoded]) -> Tensor:
+    """Logits (R, labels) float32 of each encoded text, as if it were alone in its batch."""
     given = model.config.pad_token_id
     ends = {row["input_ids"][-1] for row in rows}
     free = next(i for i in range(len(ends) + 1) if i not in ends)
@@ -138,9 +146,15 @@ def classifier_logits(model: Any, rows: Sequence[Mapping[str, list[int]]]) -> Te
         inputs[name] = table
     model.config.pad_token_id = pad
     try:
-        logits = model(**{k: v.to(model.device) for k, v in inputs.items()}).logits.float().cpu()
+        return model(**{k: v.to(model.device) for k, v in inputs.items()}).logits.float().cpu()
     finally:
         model.config.pad_token_id = given
+
+
+def one_score(logits: Tensor, weights: Sequence[float]) -> Tensor:
+    """Score (R,) from logits (R, labels)."""
+    if weights:
+        return logits @ torch.tensor(weights, dtype=logits.dtype)
     return logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
 
 
@@ -152,18 +166,27 @@ class Classifier(NamedTuple):
 
 
 def load_classifier(source: str) -> Classifier:
-    """A pretrained reward model: a sequence classifier with one label, or with two.
+    """A pretrained reward model: a sequence classifier, or a language model with a head on it.
 
     Raises
     ------
     CheckpointError
-        It is a language model without a trained score, has more labels, or no tokenizer.
+        It is a language model without a trained score, or has no tokenizer.
     """
     from transformers import AutoModelForSequenceClassification
 
     path = source_dir(source)
-    tokenizer = auto_tokenizer(source, path)
-    model = from_pretrained(AutoModelForSequenceClassification, source, path)
+    tokenizer = auto_tokenizer(source, tokenizer_dir(source))
+    found = None if examine.is_classifier(read_config(path)) else examine.read_value_head(path)
+    auto = AutoModelForSequenceClassification
+    if found is None:
+        return Classifier(from_pretrained(auto, source, path), tokenizer)
+    head = {
+        f"score.{kind}": weight
+        for kind in ("weight", "bias")
+        if (weight := read_weights(path).get(f"{found.name}.{kind}")) is not None
+    }
+    model = from_pretrained(auto, source, path, head=head, num_labels=found.labels)
     return Classifier(model, tokenizer)
 
 
@@ -178,4 +201,5 @@ def load(folder: Path, info: dict[str, Any], place: Place) -> ClassifierScorer:
         place.world,
         info["mean"],
         info["std"],
+        tuple(info.get("weights", ())),
     )

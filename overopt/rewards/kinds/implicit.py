@@ -7,22 +7,22 @@ which prefers short responses unless it is divided by their length (RewardBench 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from overopt.base import files
 from overopt.base.config import check_types, require
 from overopt.base.lazy import lazy
-from overopt.rewards.kind import Job, Place, RewardSettings, Scorer, Trained, Unit
+from overopt.rewards.kind import Job, Place, RewardSettings, Standardised, Trained
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from overopt.base.datatypes import Responses
     from overopt.nets import checkpoints, sampling
-    from overopt.nets.llama import Llama
+    from overopt.nets.backbone import Backbone
     from overopt.rewards.kinds import reward_model
     from overopt.rewards.training import dpo
 else:
@@ -95,7 +95,8 @@ class Settings(RewardSettings):
 def train(settings: Settings, job: Job) -> Trained:
     """Fit a copy of the initial policy to the pairs; a job's start goes on."""
     reference = job.policy()
-    policy = job.start.policy if isinstance(job.start, ImplicitScorer) else job.policy()
+    start = None if job.start is None else job.start.trained
+    policy = job.policy() if start is None else cast("Backbone", start)
     scorer = ImplicitScorer(policy, reference, settings.score)
     assert job.pairs is not None and job.validate is not None
     validate = job.validate
@@ -124,27 +125,27 @@ def train(settings: Settings, job: Job) -> Trained:
 
 
 @dataclass(frozen=True)
-class ImplicitScorer(Scorer):
+class ImplicitScorer(Standardised):
     """A policy as a reward model, with the mean and std of its raw score under the initial policy.
 
     reference : what the policy started from; used by ``read`` = "log_ratio" alone.
     """
 
-    policy: Llama
-    reference: Llama
+    policy: Backbone
+    reference: Backbone
     read: Read
     mean: float = 0.0
     std: float = 1.0
 
     @property
-    def unit(self) -> Unit:
-        """Zero and unit of the score."""
-        return Unit(self.mean, self.std)
-
-    @property
     def sizes(self) -> dict[str, int]:
         """Parameters of the policy."""
         return checkpoints.n_params(self.policy)
+
+    @property
+    def trained(self) -> Backbone:
+        """The policy."""
+        return self.policy
 
     def raw(self, responses: Responses) -> Tensor:
         """Σ log π/π_ref (R,) in nats, or what is read instead."""
@@ -152,14 +153,6 @@ class ImplicitScorer(Scorer):
         if self.read == "log_ratio":
             return found - sampling.score_logprobs(self.reference, responses).sum(1)
         return found / responses.length if self.read == "mean_log_prob" else found
-
-    def score(self, responses: Responses) -> Tensor:
-        """Normalised scores (R,) float32."""
-        return (self.raw(responses) - self.mean) / self.std
-
-    def with_unit(self, unit: Unit) -> ImplicitScorer:
-        """The same policy with another zero and unit."""
-        return replace(self, mean=unit.mean, std=unit.std)
 
     def save(self, folder: Path, info: dict[str, Any]) -> None:
         """Weights of both, shape and unit."""

@@ -8,15 +8,16 @@ response to the same prompt, so that this gains nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from overopt.base.config import require
 from overopt.base.errors import DataError
 from overopt.base.lazy import lazy
 from overopt.base.seeding import torch_generator
-from overopt.rewards.judged import Judged
+from overopt.rewards.judged import Verifying
 from overopt.rewards.kind import Job, Trained
+from overopt.worlds.world import Verdict
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from overopt.base.datatypes import Responses
+    from overopt.nets.heads import ScalarHeadModel
     from overopt.rewards import scorer
     from overopt.rewards.kinds import reward_model
     from overopt.rewards.training import pairs
@@ -44,48 +46,24 @@ WRITES = ("reward_model",)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(Judged):
+class Settings(Verifying):
     """A scalar head fitted to whether single responses are right, by the world's judge.
 
-    Backbone, training and seed are those of `Judged`.
+    Backbone, training and seed are those of `Fitted`, loss and flips those of `Verifying`.
 
     Attributes
     ----------
     label : "right" or "right_and_valid"
         What counts as right: the answer, or the answer by right steps.
-    loss : "pointwise" or "within_prompt"
-        Cross-entropy of each response; or Bradley-Terry on all pairs of a right and a wrong response
-        to the same prompt.
-    flip_rate : float
-        Probability in [0, 0.5) that a response's label is inverted.
-    batch_prompts : int
-        Prompts a step.
     """
 
     label: Literal["right", "right_and_valid"] = "right"
-    loss: Literal["pointwise", "within_prompt"] = "pointwise"
-    flip_rate: float = 0.0
-    batch_prompts: int = 16
-
-    def __post_init__(self) -> None:
-        Judged.__post_init__(self)
-        require(self.batch_prompts >= 1, "proxy.batch_prompts", self.batch_prompts, "at least 1")
-        require(
-            0 <= self.flip_rate < 0.5,
-            "proxy.flip_rate",
-            self.flip_rate,
-            "must be in [0, 0.5): at 0.5 labels carry nothing, above it they are inverted",
-        )
 
     @property
     def title(self) -> str:
         """Kind, size, and what is not the default."""
-        parts = ["outcome", self.backbone.removeprefix("ladder:")]
-        parts += [f"{self.layers} layers"] if self.layers else []
-        parts += ["right and valid"] if self.label == "right_and_valid" else []
-        parts += ["within prompt"] if self.loss == "within_prompt" else []
-        parts += [f"flips {self.flip_rate:g}"] if self.flip_rate else []
-        return " ".join(parts)
+        strict = "right and valid " if self.label == "right_and_valid" else ""
+        return f"outcome {strict}{self.treated}"
 
 
 def train(settings: Settings, job: Job) -> Trained:
@@ -100,16 +78,27 @@ def train(settings: Settings, job: Job) -> Trained:
         model = reward_model.network(job.start).to(job.device)
     else:
         model = reward_model.fresh(settings.backbone, job, layers=settings.layers)
+    is_strict = settings.label == "right_and_valid"
+    history = fit(settings, job, model, lambda v: v.right and (v.valid or not is_strict))
+    return Trained(reward_model.RewardModelScorer(model.eval(), 0.0, 1.0), history)
+
+
+def fit(
+    settings: Verifying, job: Job, model: ScalarHeadModel, holds: Callable[[Verdict], bool]
+) -> dict[str, Any]:
+    """Fit a head, in place, to what holds of the comparisons' responses; what it is remembered by.
+
+    Raises
+    ------
+    DataError
+        No prompt has both kinds of responses, and the loss compares within prompts.
+    """
     assert job.responses is not None and job.validate is not None
     responses, validate = job.responses(), job.validate
-    target = outcomes(settings, job, responses)
+    target = outcomes(settings, job, responses, holds)
     read = codecs.in_own_tokens(model.backbone, responses)
     is_pointwise = settings.loss == "pointwise"
     labelled = single_responses(read, target) if is_pointwise else right_over_wrong(read, target)
-
-    def validation() -> dict[str, float]:
-        return validate(lambda some: scorer.raw_scores(model, some))
-
     with job.keep(model):
         log = training.train_reward_model(
             model,
@@ -119,25 +108,33 @@ def train(settings: Settings, job: Job) -> Trained:
             batch_prompts=settings.batch_prompts,
             weight_decay=settings.weight_decay,
             seed=job.seed,
-            validate=validation,
+            validate=lambda: validate(lambda some: scorer.raw_scores(model, some)),
             progress=job.progress,
             compute=job.compute,
             pair_loss=outcome_loss if is_pointwise else training.preference_loss,
         )
-    history = {
+    return {
         "train_loss": log.loss,
         "validation": log.validation,
         "responses": len(responses),
         "share_right": float(target.mean()),
     }
-    return Trained(reward_model.RewardModelScorer(model.eval(), 0.0, 1.0), history)
 
 
-def outcomes(settings: Settings, job: Job, responses: Responses) -> Tensor:
-    """Labels (R,) float32: 1 for a right response, 0 for a wrong one; some inverted."""
-    is_strict = settings.label == "right_and_valid"
-    verdicts = job.world.verdicts(responses)
-    target = torch.tensor([float(v.right and (v.valid or not is_strict)) for v in verdicts])
+class Flipping(Protocol):
+    """Settings by which labels are inverted."""
+
+    @property
+    def flip_rate(self) -> float:
+        """Probability that a label is inverted."""
+        ...
+
+
+def outcomes(
+    settings: Flipping, job: Job, responses: Responses, holds: Callable[[Verdict], bool]
+) -> Tensor:
+    """Labels (R,) float32: 1 for a response of which it holds, 0 for others; some inverted."""
+    target = torch.tensor([float(holds(v)) for v in job.world.verdicts(responses)])
     generator = torch_generator(job.seed, "flips")
     is_flipped = torch.rand(len(target), generator=generator) < settings.flip_rate
     return torch.where(is_flipped, 1 - target, target)

@@ -8,7 +8,7 @@ a sum grows with every further step.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,7 +17,7 @@ from overopt.base.errors import CheckpointError
 from overopt.base.lazy import lazy
 from overopt.base.seeding import derive_seed
 from overopt.rewards.judged import Judged
-from overopt.rewards.kind import Job, Place, Scorer, Trained, Unit
+from overopt.rewards.kind import Job, Place, Standardised, Trained
 from overopt.worlds.world import World
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ Aggregation = Literal["min", "product", "mean", "sum", "last"]
 class Settings(Judged):
     """A scalar head fitted to whether each step of a response is right, and how steps make a score.
 
-    Backbone, training and seed are those of `Judged`.
+    Backbone, training and seed are those of `Fitted`.
 
     Attributes
     ----------
@@ -82,8 +82,7 @@ class Settings(Judged):
         """Kind, aggregation, labels and size."""
         by = {"exact": "", "soft_rollouts": " soft", "hard_rollouts": " hard"}[self.labels]
         by += f" rollouts {self.rollouts}" if by else ""
-        kept = f" {self.layers} layers" if self.layers else ""
-        return f"process {self.aggregation}{by} {self.backbone.removeprefix('ladder:')}{kept}"
+        return f"process {self.aggregation}{by} {self.size}"
 
     def cost_s(self, n_pairs: int) -> float:
         """Estimated CPU seconds: training, and rollouts where labels need them."""
@@ -140,11 +139,7 @@ def _network(settings: Settings, job: Job) -> ScalarHeadModel:
     """The untrained network on the device, or the one to train further."""
     if job.start is None:
         return reward_model.fresh(settings.backbone, job, layers=settings.layers)
-    if not isinstance(job.start, ProcessScorer):
-        raise CheckpointError(
-            f"a {type(job.start).__name__} is no process reward model: it cannot go on"
-        )
-    return job.start.network.to(job.device)
+    return reward_model.network(job.start).to(job.device)
 
 
 def step_labels(
@@ -190,7 +185,7 @@ def aggregate(logits: Tensor, mask: Tensor, how: Aggregation) -> Tensor:
 
 
 @dataclass(frozen=True)
-class ProcessScorer(Scorer):
+class ProcessScorer(Standardised):
     """A process reward model with the mean and std of its raw score under the initial policy.
 
     network : gives log-odds at every token; world : says where steps end.
@@ -203,14 +198,14 @@ class ProcessScorer(Scorer):
     std: float = 1.0
 
     @property
-    def unit(self) -> Unit:
-        """Zero and unit of the score."""
-        return Unit(self.mean, self.std)
-
-    @property
     def sizes(self) -> dict[str, int]:
         """Parameters of the network."""
         return checkpoints.n_params(self.network)
+
+    @property
+    def trained(self) -> ScalarHeadModel:
+        """The network."""
+        return self.network
 
     def step_logits(self, responses: Responses) -> tuple[Tensor, Tensor]:
         """Log-odds (R, S) that each step is right, and where there is one, (R, S)."""
@@ -220,14 +215,6 @@ class ProcessScorer(Scorer):
     def raw(self, responses: Responses) -> Tensor:
         """Aggregated steps (R,) float32."""
         return aggregate(*self.step_logits(responses), self.aggregation)
-
-    def score(self, responses: Responses) -> Tensor:
-        """Normalised scores (R,) float32."""
-        return (self.raw(responses) - self.mean) / self.std
-
-    def with_unit(self, unit: Unit) -> ProcessScorer:
-        """The same network with another zero and unit."""
-        return replace(self, mean=unit.mean, std=unit.std)
 
     def save(self, folder: Path, info: dict[str, Any]) -> None:
         """Weights, shape, aggregation and unit."""

@@ -8,24 +8,23 @@ The sum of linear heads is a linear head, so what is kept is an ordinary reward 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from overopt.base.config import require
-from overopt.base.errors import DataError
 from overopt.base.lazy import lazy
 from overopt.base.seeding import torch_generator
-from overopt.rewards.judged import Judged
 from overopt.rewards.kind import Job, Trained
+from overopt.rewards.rated import Rated
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from overopt.base.datatypes import Responses
     from overopt.nets import heads
     from overopt.nets.heads import ScalarHeadModel
     from overopt.rewards import scorer
     from overopt.rewards.kinds import outcome, reward_model
+    from overopt.rewards.labels import ratings
     from overopt.rewards.training import pairs
     from overopt.rewards.training import train as training
     from overopt.rewards.training.pairs import PairBatch
@@ -37,49 +36,29 @@ else:
         lazy("overopt.rewards.kinds.reward_model"),
     )
     pairs, training = lazy("overopt.rewards.training.pairs"), lazy("overopt.rewards.training.train")
+    ratings = lazy("overopt.rewards.labels.ratings")
     outcome, codecs = lazy("overopt.rewards.kinds.outcome"), lazy("overopt.worlds.codecs")
-
-Attribute = Literal["right", "valid", "listed", "formatted", "checks", "answers", "steps", "tokens"]
-
 
 WRITES = ("reward_model",)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(Judged):
+class Settings(Rated):
     """A linear head an attribute, fitted to the judge's ratings, and the weights that make a score.
 
-    Backbone, training and seed are those of `Judged`.
+    Backbone, training and seed are those of `Fitted`, attributes and noise those of `Rated`.
 
     Attributes
     ----------
-    attributes : tuple of str
-        Whether the answer is right, the steps are valid, the right answer is listed, there is an
-        answer; numbers of redundant checks, answers, steps and tokens.
     weights : tuple of float
         Of each attribute in the score, per standard deviation of its ratings. The weight of
         ``tokens`` is the one on verbosity.
-    noise : float
-        Standard deviation of what raters add to each rating, in standard deviations of the ratings.
-    batch_prompts : int
-        Prompts a step.
     """
 
-    attributes: tuple[Attribute, ...] = ("right", "valid", "checks", "tokens")
     weights: tuple[float, ...] = (0.8, 0.4, 0.2, -0.2)
-    noise: float = 0.0
-    batch_prompts: int = 16
 
     def __post_init__(self) -> None:
-        Judged.__post_init__(self)
-        require(self.batch_prompts >= 1, "proxy.batch_prompts", self.batch_prompts, "at least 1")
-        require(self.noise >= 0, "proxy.noise", self.noise, "must be at least 0")
-        require(
-            len(set(self.attributes)) == len(self.attributes) > 0,
-            "proxy.attributes",
-            self.attributes,
-            "name at least one, each once",
-        )
+        Rated.__post_init__(self)
         require(
             len(self.weights) == len(self.attributes),
             "proxy.weights",
@@ -93,8 +72,7 @@ class Settings(Judged):
         weighed = zip(self.weights, self.attributes, strict=True)
         score = " ".join(f"{weight:+g} {name}" for weight, name in weighed)
         noise = f" noise {self.noise:g}" if self.noise else ""
-        kept = f" {self.layers} layers" if self.layers else ""
-        return f"regression {score} {self.backbone.removeprefix('ladder:')}{kept}{noise}"
+        return f"regression {score} {self.size}{noise}"
 
 
 def train(settings: Settings, job: Job) -> Trained:
@@ -107,7 +85,9 @@ def train(settings: Settings, job: Job) -> Trained:
     model.to(job.device)
     assert job.responses is not None and job.validate is not None
     responses, validate = job.responses(), job.validate
-    rated = ratings(settings, job, responses)
+    rated = ratings.ratings(
+        job.world, responses, settings.attributes, noise=settings.noise, seed=job.seed
+    )
     read = codecs.in_own_tokens(model.backbone, responses)
 
     def loss(scores: Tensor, batch: PairBatch) -> Tensor:
@@ -137,35 +117,6 @@ def train(settings: Settings, job: Job) -> Trained:
     history = {"train_loss": log.loss, "validation": log.validation, "responses": len(read)}
     one = weighed(model, settings.weights)
     return Trained(reward_model.RewardModelScorer(one.eval(), 0.0, 1.0), history)
-
-
-def ratings(settings: Settings, job: Job, responses: Responses) -> Tensor:
-    """Ratings (R, K) float32 of the attributes, each with mean 0 and standard deviation 1, and noise.
-
-    Raises
-    ------
-    DataError
-        An attribute is the same for all responses.
-    """
-    verdicts = job.world.verdicts(responses)
-    columns: dict[str, list[float]] = {
-        "tokens": responses.length.tolist(),
-        "checks": [v.n_checks for v in verdicts],
-        "answers": [v.n_answers for v in verdicts],
-        "steps": [len(v.step_ok) for v in verdicts],
-    }
-    for name in ("right", "valid", "listed", "formatted"):
-        columns[name] = [float(getattr(v, name)) for v in verdicts]
-    table = torch.tensor([columns[name] for name in settings.attributes], dtype=torch.float32).T
-    std = table.std(0, correction=0)
-    for name, spread in zip(settings.attributes, std.tolist(), strict=True):
-        if spread == 0:
-            raise DataError(
-                f"attribute {name!r} is the same for all {len(table)} responses: nothing can be"
-                " learned about it; leave it out of proxy.attributes or take more labels.n_pairs"
-            )
-    noise = torch.randn(table.shape, generator=torch_generator(job.seed, "noise"))
-    return (table - table.mean(0)) / std + settings.noise * noise
 
 
 def weighed(model: ScalarHeadModel, weights: tuple[float, ...]) -> ScalarHeadModel:

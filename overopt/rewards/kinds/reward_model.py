@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -11,20 +11,24 @@ from overopt.base import files
 from overopt.base.datatypes import Responses
 from overopt.base.errors import CheckpointError, StoreError
 from overopt.base.seeding import torch_generator
+from overopt.nets.backbone import Backbone
 from overopt.nets.block import LlamaConfig
 from overopt.nets.checkpoints import backbone_state, n_params
 from overopt.nets.heads import ScalarHeadModel
 from overopt.nets.layout import from_transformers_state
 from overopt.nets.llama import Llama
-from overopt.rewards.kind import Job, Place, Scorer, Unit
+from overopt.rewards.kind import Job, Place, Scorer, Standardised, Unit
 from overopt.rewards.scorer import raw_scores
 from overopt.rewards.training.pairs import load_backbone
 from overopt.worlds import codecs
 from overopt.worlds.codecs import TextReader
 
+if TYPE_CHECKING:
+    from overopt.nets.hf import HFBackbone
+
 
 @dataclass(frozen=True)
-class RewardModelScorer(Scorer):
+class RewardModelScorer(Standardised):
     """A reward model with the mean and std of its raw score under the initial policy."""
 
     model: ScalarHeadModel
@@ -32,26 +36,18 @@ class RewardModelScorer(Scorer):
     std: float
 
     @property
-    def unit(self) -> Unit:
-        """Zero and unit of the score."""
-        return Unit(self.mean, self.std)
-
-    @property
     def sizes(self) -> dict[str, int]:
         """Parameters of the network."""
         return n_params(self.model)
 
+    @property
+    def trained(self) -> ScalarHeadModel:
+        """The network."""
+        return self.model
+
     def raw(self, responses: Responses) -> Tensor:
         """Head output (R,)."""
         return raw_scores(self.model, responses)
-
-    def score(self, responses: Responses) -> Tensor:
-        """Normalised scores (R,) float32."""
-        return (raw_scores(self.model, responses) - self.mean) / self.std
-
-    def with_unit(self, unit: Unit) -> "RewardModelScorer":
-        """The same network with another zero and unit."""
-        return replace(self, mean=unit.mean, std=unit.std)
 
     def save(self, folder: Path, info: dict[str, Any]) -> None:
         """Weights, shape and unit."""
@@ -90,6 +86,11 @@ class MultiHeadScorer(Scorer):
         """Parameters of the network."""
         return n_params(self.model)
 
+    @property
+    def trained(self) -> ScalarHeadModel:
+        """The network."""
+        return self.model
+
     def member_scores(self, responses: Responses) -> Tensor:
         """Normalised scores (k, R) float32 of each head."""
         raw = raw_scores(self.model, responses)
@@ -110,7 +111,7 @@ class MultiHeadScorer(Scorer):
 
 def save_network(model: ScalarHeadModel, folder: Path, info: dict[str, Any]) -> None:
     """Write weights, and ``scorer.json`` with the shape and ``info``."""
-    backbone: Any = model.backbone
+    backbone = model.backbone
     state = backbone_state(backbone)
     state |= {f"score.{k}": v.detach().clone() for k, v in model.head.state_dict().items()}
     files.save_tensors(folder / "model.safetensors", state)
@@ -120,14 +121,14 @@ def save_network(model: ScalarHeadModel, folder: Path, info: dict[str, Any]) -> 
     files.save_json(folder / "scorer.json", info)
 
 
-def shape_of(backbone: Any) -> dict[str, Any]:
+def shape_of(backbone: Backbone) -> dict[str, Any]:
     """What `backbone_of` must know beside the weights, as JSON."""
     if isinstance(backbone, Llama):
         return {"shape": vars(backbone.cfg)}
-    return {"transformers": backbone.spec()}
+    return {"transformers": cast("HFBackbone", backbone).spec()}
 
 
-def backbone_of(info: dict[str, Any], weights: dict[str, Tensor], file: Path) -> Any:
+def backbone_of(info: dict[str, Any], weights: dict[str, Tensor], file: Path) -> Backbone:
     """The network with these weights, under transformers' names, of the shape that ``info`` has.
 
     file: where ``info`` stands. A config that asks for code which is not transformers' own is refused.
@@ -170,6 +171,28 @@ def fresh(source: str, job: Job, *, layers: int = 0) -> ScalarHeadModel:
     return model.to(job.device)
 
 
+def with_room(backbone: Backbone, longest: int, source: str) -> Backbone:
+    """The same network with a context of at least ``longest`` tokens.
+
+    Positions are rotations, so that a compact Llama has no weights for them; what lies beyond the
+    context of its pretraining, it learns here.
+    """
+    if backbone.cfg.max_position_embeddings >= longest:
+        return backbone
+    if not isinstance(backbone, Llama):
+        if backbone.reader is not None:
+            return backbone  # its texts may well fit
+        raise CheckpointError(
+            f"proxy.backbone = {source!r}: has a context of {backbone.cfg.max_position_embeddings}"
+            f" tokens; what it is to read makes {longest}: lower"
+            " world.max_response_tokens"
+        )
+    longer = Llama(replace(backbone.cfg, max_position_embeddings=longest))
+    longer.load_state_dict(backbone.state_dict())
+    longer.reader = backbone.reader
+    return longer.to(backbone.device)
+
+
 def check_plain(spec: dict[str, Any], file: Path) -> None:
     """Raise StoreError where a transformers config asks for code that is not transformers' own."""
     config = files.need(spec.get("config"), f"{file}: transformers.config")
@@ -189,10 +212,9 @@ def network(scorer: Scorer) -> ScalarHeadModel:
     CheckpointError
         The scorer is no reward model of this package.
     """
-    model = getattr(scorer, "model", None)
-    if not isinstance(model, ScalarHeadModel):
+    if not isinstance(scorer.trained, ScalarHeadModel):
         raise CheckpointError(
             f"a {type(scorer).__name__} has no network with a scalar head: it can be neither trained"
             " further nor averaged"
         )
-    return model
+    return scorer.trained

@@ -7,7 +7,7 @@ those given rewards the listing of answers; one that looks for an answer at all 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +16,7 @@ from overopt.base.config import check_types, require
 from overopt.base.errors import DataError, StoreError
 from overopt.base.lazy import lazy
 from overopt.base.userfile import by_checksum, checksum_of, load_module
-from overopt.rewards.kind import Job, Place, RewardSettings, Scorer, Trained, Unit
+from overopt.rewards.kind import Job, Place, RewardSettings, Standardised, Trained
 from overopt.worlds.world import World
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def train(settings: Settings, job: Job) -> Trained:
 
 
 @dataclass(frozen=True)
-class RuleScorer(Scorer):
+class RuleScorer(Standardised):
     """A rule with the mean and std of what it gives under the initial policy.
 
     world : judges, or gives texts to ``checker``, the user's file.
@@ -103,11 +103,6 @@ class RuleScorer(Scorer):
     checker: ModuleType | None = None
     mean: float = 0.0
     std: float = 1.0
-
-    @property
-    def unit(self) -> Unit:
-        """Zero and unit of the score."""
-        return Unit(self.mean, self.std)
 
     def raw(self, responses: Responses) -> Tensor:
         """What the rule gives (R,) float32.
@@ -127,14 +122,6 @@ class RuleScorer(Scorer):
         }
         value = values[self.rule]
         return torch.tensor([float(value(v)) for v in self.world.verdicts(responses)])
-
-    def score(self, responses: Responses) -> Tensor:
-        """Normalised scores (R,) float32."""
-        return (self.raw(responses) - self.mean) / self.std
-
-    def with_unit(self, unit: Unit) -> RuleScorer:
-        """The same rule with another zero and unit."""
-        return replace(self, mean=unit.mean, std=unit.std)
 
     def save(self, folder: Path, info: dict[str, Any]) -> None:
         """The rule and its unit; of a user's file the checksum, never the code."""

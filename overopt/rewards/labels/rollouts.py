@@ -12,7 +12,7 @@ from torch import Tensor
 
 from overopt.base.datatypes import Prompts, Responses
 from overopt.base.seeding import derive_seed
-from overopt.nets.llama import Llama
+from overopt.nets.backbone import Backbone
 from overopt.nets.sampling import sample
 from overopt.rewards.training.steps import Steps
 from overopt.worlds.world import World
@@ -27,7 +27,7 @@ class StepValues(NamedTuple):
 
 
 def step_values(
-    policy: Llama,
+    policy: Backbone,
     world: World,
     responses: Responses,
     steps: Steps,
@@ -70,7 +70,7 @@ def step_values(
 
 
 def roll_out(
-    policy: Llama, responses: Responses, *, n_prefix: int, n_tokens: int, copies: int, seed: int
+    policy: Backbone, responses: Responses, *, n_prefix: int, n_tokens: int, copies: int, seed: int
 ) -> Responses:
     """Responses with the same first ``n_prefix`` tokens, each ``copies`` times, written on anew."""
     asked = responses.prompts

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from overopt.base.datatypes import Sequences
 from overopt.base.errors import DivergenceError
+from overopt.nets.backbone import Backbone
 from overopt.nets.compute import Compute
-from overopt.nets.llama import Llama
 from overopt.nets.sampling import response_hidden, response_view, token_logprobs
 from overopt.rewards.training.pairs import PairBatches, TrainingPairs
 from overopt.rewards.training.train import (
@@ -21,7 +21,7 @@ from overopt.rewards.training.train import (
 )
 
 
-def response_logprob(policy: Llama, seq: Sequences) -> Tensor:
+def response_logprob(policy: Backbone, seq: Sequences) -> Tensor:
     """log π(response | prompt) (R,) float32 in nats of joined sequences; differentiable."""
     seq = Sequences(*(t.to(policy.device) for t in seq))
     view = response_view(seq)
@@ -30,8 +30,8 @@ def response_logprob(policy: Llama, seq: Sequences) -> Tensor:
 
 
 def train_dpo(
-    policy: Llama,
-    reference: Llama,
+    policy: Backbone,
+    reference: Backbone,
     pairs: TrainingPairs,
     *,
     beta: float,

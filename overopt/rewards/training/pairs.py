@@ -11,13 +11,13 @@ from torch import Tensor
 from overopt.base.datatypes import Responses, Sequences
 from overopt.base.seeding import torch_generator
 from overopt.nets import checkpoints
-from overopt.nets.llama import Llama
+from overopt.nets.backbone import Backbone
 from overopt.worlds import codecs, tokenizers
 from overopt.worlds.codecs import TextReader
 from overopt.worlds.world import World
 
 
-def load_backbone(source: str, world: World, *, layers: int = 0) -> Llama:
+def load_backbone(source: str, world: World, *, layers: int = 0) -> Backbone:
     """What a scorer's head is put on; reads text where the source has another tokenizer."""
     backbone = checkpoints.load_trunk(source, layers=layers)
     if not tokenizers.shares_vocabulary(source, world.tokenizer):

@@ -100,11 +100,11 @@ def _check_shapes(models: Sequence[ScalarHeadModel]) -> LlamaConfig:
     """
     if not models:
         raise ConfigError("models has 0 members: pass at least one")
-    cfg = models[0].backbone.cfg
+    cfg = models[0].compact.cfg
     for i, model in enumerate(models):
-        if model.backbone.cfg != cfg:
+        if model.compact.cfg != cfg:
             raise ConfigError(
-                f"models[{i}] has shape {model.backbone.cfg}, models[0] {cfg}: only members of one"
+                f"models[{i}] has shape {model.compact.cfg}, models[0] {cfg}: only members of one"
                 " shape can be stacked; train the others apart"
             )
     return cfg
@@ -190,8 +190,9 @@ def _scores(stack: _Stack, ids: Tensor, length: Tensor, rope: tuple[Tensor, Tens
 
 
 def _half_rope(model: ScalarHeadModel) -> tuple[Tensor, Tensor]:
-    half = model.backbone.cfg.head_dim // 2
-    return model.backbone.rope_cos[:, :half], model.backbone.rope_sin[:, :half]
+    trunk = model.compact
+    half = trunk.cfg.head_dim // 2
+    return trunk.rope_cos[:, :half], trunk.rope_sin[:, :half]
 
 
 # --- training -------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from torch import Tensor
 from overopt.base.datatypes import Responses, Sequences
 from overopt.base.errors import DivergenceError
 from overopt.base.seeding import torch_generator
+from overopt.nets.backbone import Backbone
 from overopt.nets.compute import Compute, fit_memory, tokens_at_once
 from overopt.nets.heads import ScalarHeadModel
 from overopt.nets.sampling import sequence_batches
@@ -20,6 +21,7 @@ from overopt.rewards.training.train import (
     learning_rate,
     reward_optimizer,
 )
+from overopt.worlds.codecs import in_own_tokens
 
 _BATCH_TOKENS, _BATCH_TOKENS_CPU = 8192, 2048
 
@@ -45,6 +47,26 @@ def logits_at(model: ScalarHeadModel, seq: Sequences, position: Tensor) -> Tenso
     """Head output (R, S) float32 at the response tokens ``position`` (R, S) of sequences."""
     hidden = model.backbone(seq.ids, seq.n_prompt[:, None] + position)
     return model.head(hidden)[..., 0].float()
+
+
+@torch.no_grad()
+def hidden_at_ends(backbone: Backbone, responses: Responses) -> Tensor:
+    """Last hidden states (R, 2, D) float32 at the last token of each prompt and of each response.
+
+    A backbone of another tokenizer reads the responses' text.
+    """
+    read = in_own_tokens(backbone, responses)
+    out = torch.zeros(len(read), 2, backbone.cfg.hidden_size)
+    device = backbone.device
+    elsewhere = _BATCH_TOKENS_CPU if device.type == "cpu" else _BATCH_TOKENS
+
+    def fill(batch_tokens: int) -> None:
+        for rows, seq in sequence_batches(read, batch_tokens, device):
+            ends = torch.stack([seq.n_prompt - 1, seq.length - 1], 1).clamp_min(0)
+            out[rows] = backbone(seq.ids, ends).float().cpu()
+
+    fit_memory(fill, tokens_at_once(device, elsewhere), "padded tokens")
+    return out
 
 
 @torch.no_grad()

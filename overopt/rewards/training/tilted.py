@@ -11,7 +11,7 @@ from torch import Tensor
 
 from overopt.base.datatypes import Prompts, Responses, concat_responses
 from overopt.base.seeding import derive_seed, torch_generator
-from overopt.nets.llama import Llama
+from overopt.nets.backbone import Backbone
 from overopt.nets.sampling import sample
 from overopt.rewards.training.pairs import TrainingPairs
 from overopt.worlds.world import Tilt, World
@@ -31,7 +31,7 @@ def tilt_bias(world: World, tilt: Tilt) -> Tensor:
 
 
 def sample_tilted(
-    policy: Llama, prompts: Prompts, world: World, *, copies: int, n_tokens: int, seed: int
+    policy: Backbone, prompts: Prompts, world: World, *, copies: int, n_tokens: int, seed: int
 ) -> Responses:
     """``copies`` responses a prompt, copies adjacent, copy c from tilt c modulo their number."""
     # An embedding may have more rows than the tokenizer has pieces.

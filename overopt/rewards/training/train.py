@@ -87,7 +87,7 @@ def forward_scores(model: ScalarHeadModel, seq: Sequences, compute: Compute) -> 
     with compute.autocast(device):
         before: list[Prefix | None] = [None] * len(batches)
         if shared is not None:
-            prompts = backbone.prefix(shared.prompt_ids, shared.n_prompt)
+            prompts = model.compact.prefix(shared.prompt_ids, shared.n_prompt)
             before = [*prompts.select(shared.prompt[order]).split([len(b) for b in batches])]
         for rows, prefix in zip(batches, before, strict=True):
             n = length[rows]
