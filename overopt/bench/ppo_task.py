@@ -8,6 +8,7 @@ import torch
 
 from overopt.base.datatypes import Prompts
 from overopt.base.seeding import derive_seed, torch_generator
+from overopt.bench.models import ladder
 from overopt.bench.random_inputs import random_lm, random_responses, random_reward_model
 from overopt.bench.sizes import Sizes
 from overopt.nets.checkpoints import load_lm, load_reward_model
@@ -59,7 +60,7 @@ def story_task(
     world = load_world(stories.Settings())
 
     def policy() -> Llama:
-        return endless(load_lm("ladder:policy-0.8m"))
+        return endless(ladder("policy-0.8m"))
 
     def prompts(split: str, n: int) -> Prompts:
         return cut_prompts(world.prompts(split, n), n_prompt_tokens)

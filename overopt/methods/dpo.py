@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from overopt.base.datatypes import PreferenceSet, Responses, Sequences
     from overopt.methods import pair_losses, rollouts
     from overopt.nets import sampling
+    from overopt.nets.backbone import Backbone
     from overopt.nets.compute import Compute
-    from overopt.nets.llama import Llama
 else:
     torch = lazy("torch")
     datatypes = lazy("overopt.base.datatypes")
@@ -165,7 +165,7 @@ class DpoState:
     pairs: PreferenceSet | None
 
     @property
-    def policy(self) -> Llama:
+    def policy(self) -> Backbone:
         """The policy."""
         return self.trained.policy
 
@@ -175,7 +175,7 @@ class DpoState:
         return self.trained.step
 
 
-def start(policy: Llama, settings: Settings, problem: Problem) -> DpoState:
+def start(policy: Backbone, settings: Settings, problem: Problem) -> DpoState:
     """A fresh optimizer around the policy, and the comparisons, if they are read.
 
     Raises
@@ -282,7 +282,7 @@ def _fresh_pairs(
 def _loss(
     rows: Tensor,
     *,
-    policy: Llama,
+    policy: Backbone,
     seq: Sequences,
     ref_logp: Tensor,
     settings: Settings,

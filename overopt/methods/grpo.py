@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from overopt.methods import policy_gradient, rollouts
-    from overopt.nets.llama import Llama
+    from overopt.nets.backbone import Backbone
 else:
     policy_gradient = lazy("overopt.methods.policy_gradient")
     rollouts = lazy("overopt.methods.rollouts")
@@ -70,6 +70,13 @@ class Settings(OnPolicy):
     def __post_init__(self) -> None:
         OnPolicy.__post_init__(self)
         on_policy.check_group(self)
+        require(
+            self.proxy_target == 0 or not self.sd or self.kl_in.endswith("_reward"),
+            "method.proxy_target",
+            self.proxy_target,
+            "needs method.sd=false or a penalty in the reward: division by the sd would undo the"
+            " multiplier",
+        )
         require(self.epochs >= 1, "method.epochs", self.epochs, "must be at least 1")
         require(self.clip > 0, "method.clip", self.clip, "must be above 0")
 
@@ -93,7 +100,7 @@ class Settings(OnPolicy):
 columns = on_policy.columns
 
 
-def start(policy: Llama, settings: Settings, problem: Problem) -> rollouts.PolicyState:
+def start(policy: Backbone, settings: Settings, problem: Problem) -> rollouts.PolicyState:
     """A fresh optimizer around the policy."""
     return rollouts.PolicyState(policy, rollouts.adam(policy, settings.lr))
 

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from overopt.base.datatypes import PreferenceSet, Prompts, Scorer
+    from overopt.nets.backbone import Backbone
     from overopt.nets.compute import Compute
-    from overopt.nets.llama import Llama
 
     Shape = Callable[[Tensor, Tensor, Tensor], Tensor]
     """Reward (R,) from score (R,), response tokens (R,) and the numbers (R,) of the prompts."""
@@ -177,7 +177,7 @@ class Problem:
 
     Attributes
     ----------
-    ref_policy : Llama
+    ref_policy : Backbone
         π_ref, frozen: the initial policy.
     proxy : Scorer
         Scores whole responses; it is never gold.
@@ -195,7 +195,7 @@ class Problem:
         Gives the proxy's own comparisons, for methods whose settings say ``reads_comparisons``.
     """
 
-    ref_policy: Llama
+    ref_policy: Backbone
     proxy: Scorer
     prompts: Prompts
     n_tokens: int
@@ -208,5 +208,5 @@ class Problem:
 class State(Protocol):
     """Everything that changes during a run of a method."""
 
-    policy: Llama
+    policy: Backbone
     step: int

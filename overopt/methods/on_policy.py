@@ -12,13 +12,13 @@ from typing import Any, Literal
 
 from overopt.base.config import require
 from overopt.methods.method import shaping_name
-from overopt.methods.pace import Paced
+from overopt.methods.targets import Targeted, constraint_name
 
 KlIn = Literal["k3_loss", "exact_loss", "k1_reward", "chi2_reward"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnPolicy(Paced):
+class OnPolicy(Targeted):
     """What a method of policy gradients without a value model can be set to.
 
     Attributes
@@ -49,7 +49,7 @@ class OnPolicy(Paced):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        Paced.__post_init__(self)
+        Targeted.__post_init__(self)
         for name in ("batch", "minibatches"):
             require(getattr(self, name) >= 1, f"method.{name}", getattr(self, name), "at least 1")
         for name in ("grad_clip", "max_update_kl_token_nats"):
@@ -90,9 +90,10 @@ class OnPolicy(Paced):
 
 
 def treatment(settings: OnPolicy, *more: str) -> str:
-    """Shaping, a penalty other than k3 in the loss, and ``more``; what is empty drops out."""
+    """Shaping, constraint, a penalty other than k3 in the loss, and ``more``; without empty ones."""
     penalty = "" if settings.kl_in == "k3_loss" else settings.kl_in.replace("_", " in ")
-    return ", ".join(filter(None, [shaping_name(settings), penalty, *more]))
+    parts = [shaping_name(settings), constraint_name(settings), penalty, *more]
+    return ", ".join(filter(None, parts))
 
 
 def check_group(settings: Any) -> None:

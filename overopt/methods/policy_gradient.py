@@ -20,9 +20,10 @@ from overopt.methods.method import Problem
 from overopt.methods.on_policy import OnPolicy
 from overopt.methods.pace import KL_LOGGED
 from overopt.methods.rollouts import PolicyState
+from overopt.methods.targets import next_multiplier
 from overopt.nets import sampling
+from overopt.nets.backbone import Backbone
 from overopt.nets.compute import Compute, clear_gradients
-from overopt.nets.llama import Llama
 
 Weights = Literal["grpo", "bnpo", "dr_grpo", "sequence"]
 _CHI2_LOG_RATIO = (
@@ -147,13 +148,16 @@ def step(state: PolicyState, settings: OnPolicy, problem: Problem, how: How) -> 
     """
     batch = _roll_out(state, settings, problem, how)
     updates = _update(state, batch, settings, problem, how)
+    score, weight = float(batch.score.mean()), state.multiplier
+    state.multiplier = next_multiplier(weight, score, settings)
     pace = rollouts.adapt_rate(state, settings, batch.responses, batch.old_logp, problem.compute)
     state.step += 1
     return {
-        "train_proxy_score": float(batch.score.mean()),
+        "train_proxy_score": score,
         "train_reward": float(batch.reward.mean()),
         "kl_coef": settings.kl_coef,
         **({KL_LOGGED: batch.kl_seq_nats} if _reads_ref(settings) else {}),
+        **({"multiplier": weight} if settings.proxy_target > 0 else {}),
         **pace,
         "train_response_tokens": float(batch.length.float().mean()),
         "entropy_token_nats": updates[0].entropy_token_nats,
@@ -191,7 +195,7 @@ def _roll_out(state: PolicyState, settings: OnPolicy, problem: Problem, how: How
             ref_logp = shared(ways, partial(logprobs, problem.ref_policy), responses)[:, :width]
     # 3.
     penalty = penalty_in_reward((old_logp - ref_logp).sum(1), settings.kl_in)
-    reward = shaped - settings.kl_coef * penalty
+    reward = state.multiplier * shaped - settings.kl_coef * penalty
     device = state.policy.device
     seq = Sequences(*(t.to(device) for t in responses.sequences()))
     return Batch(
@@ -269,8 +273,8 @@ def _is_too_far(update: _Update, settings: OnPolicy) -> bool:
 def _losses(
     rows: Tensor,
     *,
-    policy: Llama,
-    ref_policy: Llama,
+    policy: Backbone,
+    ref_policy: Backbone,
     batch: Batch,
     weights: Tensor,
     settings: OnPolicy,

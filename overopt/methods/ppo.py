@@ -5,7 +5,7 @@ policy and value losses, whitened advantages. One call of `step` is one rollout 
 
 1. sample responses from the policy                      4. advantages by GAE, whitened
 2. score them with the proxy, log-probs of reference     5. minibatch updates of policy and value
-3. shape the score; per-token rewards                    6. adapt the KL penalty, if it has a target
+3. shape the score; per-token rewards                    6. adapt penalty and multiplier to targets
 
 Random numbers of step k come from (seed, name, k), so a resumed run needs no generator state: the
 policy, the value model, both Adam states, the KL penalty's weight and the step number are the whole
@@ -25,7 +25,13 @@ from overopt.base.lazy import lazy
 from overopt.base.seeding import torch_generator
 from overopt.base.shown import Shown
 from overopt.methods.method import Problem, shaping_name
-from overopt.methods.pace import KL_LOGGED, Paced
+from overopt.methods.pace import KL_LOGGED
+from overopt.methods.targets import (
+    Targeted,
+    adapted_kl_coef,
+    constraint_name,
+    next_multiplier,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -35,8 +41,8 @@ if TYPE_CHECKING:
     from overopt.base.datatypes import Responses, Sequences
     from overopt.methods import losses, rollouts, values
     from overopt.nets import checkpoints, compute, heads, sampling
+    from overopt.nets.backbone import Backbone
     from overopt.nets.heads import ScalarHeadModel
-    from overopt.nets.llama import Llama
 else:
     torch = lazy("torch")
     datatypes = lazy("overopt.base.datatypes")
@@ -56,7 +62,7 @@ SHOWN = Shown(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(Paced):
+class Settings(Targeted):
     """PPO against the proxy, in the form of Ziegler et al. 2019.
 
     Attributes
@@ -105,7 +111,7 @@ class Settings(Paced):
     ppo_seed: int = 0
 
     def __post_init__(self) -> None:
-        Paced.__post_init__(self)
+        Targeted.__post_init__(self)
         for name in ("batch", "ppo_epochs", "minibatches"):
             require(getattr(self, name) >= 1, f"method.{name}", getattr(self, name), "at least 1")
         require(
@@ -161,7 +167,7 @@ class Settings(Paced):
     @property
     def treatment(self) -> str:
         """Shaping and adaptive KL penalty."""
-        parts = [shaping_name(self)]
+        parts = [shaping_name(self), constraint_name(self)]
         if self.kl_target > 0:
             gain = "" if self.kl_gain == Settings.kl_gain else f" gain {self.kl_gain:g}"
             parts.append(f"KL target {self.kl_target:g}{gain}")
@@ -196,16 +202,17 @@ class PpoState:
     """Everything that changes during PPO.
 
     ``lr``: the policy's in the next step where it is adapted; ``adv_scale``: what advantages are divided
-    by where it is fixed. 0 before the first step.
+    by where it is fixed; both 0 before the first step. ``multiplier``: of the proxy.
     """
 
-    policy: Llama
+    policy: Backbone
     value: ScalarHeadModel
     policy_opt: torch.optim.Adam
     value_opt: torch.optim.Adam
     kl_coef: float = 0.0
     lr: float = 0.0
     adv_scale: float = 0.0
+    multiplier: float = 1.0
     step: int = 0
     grad_steps: int = 0
 
@@ -218,13 +225,13 @@ class PpoState:
         ]
 
 
-def start(policy: Llama, settings: Settings, problem: Problem) -> PpoState:
+def start(policy: Backbone, settings: Settings, problem: Problem) -> PpoState:
     """Fresh optimizers around the policy and a value model that starts at 0."""
     trunk = checkpoints.load_trunk(settings.value_backbone)
     return new_state(policy, heads.ScalarHeadModel(trunk).to(policy.device), settings)
 
 
-def new_state(policy: Llama, value: ScalarHeadModel, settings: Settings) -> PpoState:
+def new_state(policy: Backbone, value: ScalarHeadModel, settings: Settings) -> PpoState:
     """Fresh optimizers around a policy and a value model."""
     return PpoState(
         policy,
@@ -237,19 +244,18 @@ def new_state(policy: Llama, value: ScalarHeadModel, settings: Settings) -> PpoS
 
 def state_tensors(state: PpoState) -> dict[str, Tensor]:
     """The state as named tensors, for a checkpoint."""
-    numbers = {"kl_coef": torch.tensor(state.kl_coef, dtype=torch.float64)}
-    if state.adv_scale > 0:
-        numbers["adv_scale"] = torch.tensor(state.adv_scale, dtype=torch.float64)
-    counters = {"counters": torch.tensor([state.step, state.grad_steps])}
-    return counters | numbers | rollouts.saved_rate(state) | rollouts.saved(state.parts)
+    return {
+        "counters": torch.tensor([state.step, state.grad_steps]),
+        "kl_coef": torch.tensor(state.kl_coef, dtype=torch.float64),
+        **rollouts.saved_numbers(state),
+    } | rollouts.saved(state.parts)
 
 
 def load_state_tensors(state: PpoState, tensors: dict[str, Tensor]) -> None:
     """Restore what `state_tensors` saved, in place, whatever device it was saved from."""
     state.step, state.grad_steps = (int(x) for x in tensors["counters"])
     state.kl_coef = float(tensors["kl_coef"])
-    state.adv_scale = float(tensors["adv_scale"]) if "adv_scale" in tensors else 0.0
-    rollouts.restore_rate(state, tensors)
+    rollouts.restore_numbers(state, tensors)
     rollouts.restore(state.parts, tensors)
 
 
@@ -314,12 +320,15 @@ def step(state: PpoState, settings: Settings, problem: Problem) -> dict[str, flo
         state.kl_coef = adapted_kl_coef(
             kl_coef, kl_seq_nats, target=settings.kl_target, gain=settings.kl_gain
         )
+    score, weight = float(batch.score.mean()), state.multiplier
+    state.multiplier = next_multiplier(weight, score, settings)
     state.step += 1
     return {
-        "train_proxy_score": float(batch.score.mean()),
+        "train_proxy_score": score,
         "train_reward": float(batch.reward.mean()),
         "kl_coef": kl_coef,
         **({KL_LOGGED: kl_seq_nats} if kl_coef > 0 or settings.measures_kl else {}),
+        **({"multiplier": weight} if settings.proxy_target > 0 else {}),
         **pace,
         "train_response_tokens": float(batch.mask.sum(1).float().mean()),
         "entropy_token_nats": updates[0].entropy_token_nats,
@@ -358,7 +367,7 @@ def _roll_out(state: PpoState, settings: Settings, problem: Problem) -> _Batch:
         ref_logp = old_logp
         if has_penalty or settings.measures_kl:
             ref_logp = shared(ways, partial(logprobs, problem.ref_policy), responses)[:, :width]
-    reward = rollouts.shaped(problem, score, responses.length, draw)
+    reward = rollouts.shaped(problem, score, responses.length, draw) * state.multiplier
     log_ratio = (old_logp - ref_logp) * mask
     return _Batch(responses, seq, mask, score, reward, old_logp, value, log_ratio)
 
@@ -483,13 +492,3 @@ def _check_finite(update: _Update, state: PpoState, settings: Settings) -> None:
             f"PPO loss is {update.loss} at step {state.step} (value {update.value_loss}):"
             f" lower method.{rate} = {getattr(settings, rate)}"
         )
-
-
-def adapted_kl_coef(kl_coef: float, kl_seq_nats: float, *, target: float, gain: float) -> float:
-    """Next weight of the KL penalty: β·(1 + K_β·clip((KL − target)/target, −0.2, 0.2)).
-
-    Ziegler et al. 2019, sec. 2.2, with KL(π‖π_ref) per response in nats. Implementations that speak
-    of a horizon (in responses) have K_β = batch / horizon.
-    """
-    error = (kl_seq_nats - target) / target
-    return kl_coef * (1 + gain * min(max(error, -0.2), 0.2))

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from overopt.base.datatypes import Responses, Sequences
     from overopt.methods import rollouts
     from overopt.nets import sampling
+    from overopt.nets.backbone import Backbone
     from overopt.nets.compute import Compute
-    from overopt.nets.llama import Llama
 else:
     torch, datatypes = lazy("torch"), lazy("overopt.base.datatypes")
     rollouts, sampling = lazy("overopt.methods.rollouts"), lazy("overopt.nets.sampling")
@@ -168,7 +168,7 @@ class RejectionState:
     winners: dict[str, Tensor] = field(default_factory=dict)
 
     @property
-    def policy(self) -> Llama:
+    def policy(self) -> Backbone:
         """The policy."""
         return self.trained.policy
 
@@ -178,7 +178,7 @@ class RejectionState:
         return self.trained.step
 
 
-def start(policy: Llama, settings: Settings, problem: Problem) -> RejectionState:
+def start(policy: Backbone, settings: Settings, problem: Problem) -> RejectionState:
     """A fresh optimizer around the policy, and no winners."""
     return RejectionState(rollouts.PolicyState(policy, rollouts.adam(policy, settings.lr)))
 
@@ -316,7 +316,9 @@ def _fine_tune(
     return losses
 
 
-def _nats(rows: Tensor, *, policy: Llama, seq: Sequences, ways: Compute, n_tokens: int) -> Tensor:
+def _nats(
+    rows: Tensor, *, policy: Backbone, seq: Sequences, ways: Compute, n_tokens: int
+) -> Tensor:
     """−log π a token (1,) of some rows, as part of the mean over ``n_tokens`` tokens."""
     width = int(seq.length[rows].max())
     part = (seq.ids[rows, :width], seq.length[rows], seq.n_prompt[rows])

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from overopt.methods import policy_gradient, rollouts
-    from overopt.nets.llama import Llama
+    from overopt.nets.backbone import Backbone
 else:
     policy_gradient = lazy("overopt.methods.policy_gradient")
     rollouts = lazy("overopt.methods.rollouts")
@@ -65,7 +65,7 @@ class Settings(OnPolicy):
 columns = on_policy.columns
 
 
-def start(policy: Llama, settings: Settings, problem: Problem) -> rollouts.PolicyState:
+def start(policy: Backbone, settings: Settings, problem: Problem) -> rollouts.PolicyState:
     """A fresh optimizer around the policy."""
     return rollouts.PolicyState(policy, rollouts.adam(policy, settings.lr))
 

@@ -16,8 +16,8 @@ from overopt.base.errors import DivergenceError
 from overopt.base.seeding import derive_seed, torch_generator
 from overopt.methods.method import Problem
 from overopt.methods.pace import Paced, next_rate
+from overopt.nets.backbone import Backbone
 from overopt.nets.compute import Compute, clear_gradients
-from overopt.nets.llama import Llama
 from overopt.nets.sampling import (
     response_hidden,
     response_view,
@@ -75,12 +75,13 @@ def set_rates(parts: Sequence[Trained], rates: Sequence[float]) -> None:
 class PolicyState:
     """Everything that changes during a method that trains the policy alone.
 
-    ``lr``: of the next step where it is adapted, 0 before the first.
+    ``lr``: of the next step where it is adapted, 0 before the first. ``multiplier``: of the proxy.
     """
 
-    policy: Llama
+    policy: Backbone
     optimizer: torch.optim.Adam
     lr: float = 0.0
+    multiplier: float = 1.0
     step: int = 0
     grad_steps: int = 0
 
@@ -93,35 +94,45 @@ class PolicyState:
 def policy_tensors(state: PolicyState) -> dict[str, Tensor]:
     """The state as named tensors, for a checkpoint."""
     counters = {"counters": torch.tensor([state.step, state.grad_steps])}
-    return counters | saved_rate(state) | saved(state.parts)
+    return counters | saved_numbers(state) | saved(state.parts)
 
 
 def load_policy_tensors(state: PolicyState, tensors: dict[str, Tensor]) -> None:
     """Restore what `policy_tensors` saved, in place, whatever device it was saved from."""
     state.step, state.grad_steps = (int(x) for x in tensors["counters"])
-    restore_rate(state, tensors)
+    restore_numbers(state, tensors)
     restore(state.parts, tensors)
 
 
-# --- a learning rate that follows the KL of steps -------------------------------------------------
+# --- numbers that a run adapts --------------------------------------------------------------------
+
+_ADAPTED = {"lr": 0.0, "adv_scale": 0.0, "multiplier": 1.0}
+"""Numbers of a state that settings may let change, and what they are where none does."""
 
 
 class Adapted(Protocol):
     """A state whose policy's learning rate may be adapted: ``lr``, 0 before the first step."""
 
-    policy: Llama
+    policy: Backbone
     step: int
     lr: float
 
 
-def saved_rate(state: Adapted) -> dict[str, Tensor]:
-    """The adapted learning rate as a named tensor; nothing where none was."""
-    return {"lr": torch.tensor(state.lr, dtype=torch.float64)} if state.lr > 0 else {}
+def saved_numbers(state: object) -> dict[str, Tensor]:
+    """The adapted numbers that ``state`` has as named tensors; those that did not change, left out."""
+    numbers = {name: getattr(state, name, plain) for name, plain in _ADAPTED.items()}
+    return {
+        name: torch.tensor(x, dtype=torch.float64)
+        for name, x in numbers.items()
+        if x != _ADAPTED[name]
+    }
 
 
-def restore_rate(state: Adapted, tensors: dict[str, Tensor]) -> None:
-    """Put back what `saved_rate` gave."""
-    state.lr = float(tensors["lr"]) if "lr" in tensors else 0.0
+def restore_numbers(state: object, tensors: dict[str, Tensor]) -> None:
+    """Put back what `saved_numbers` gave."""
+    for name, plain in _ADAPTED.items():
+        if hasattr(state, name):
+            setattr(state, name, float(tensors.get(name, plain)))
 
 
 def rate(state: Adapted, settings: Paced) -> float:
@@ -184,7 +195,7 @@ def descend(state: PolicyState, *, lr: float, grad_clip: float) -> None:
     clear_gradients(state.policy.parameters())
 
 
-def token_nats(policy: Llama, seq: Sequences, compute: Compute) -> tuple[Tensor, Tensor]:
+def token_nats(policy: Backbone, seq: Sequences, compute: Compute) -> tuple[Tensor, Tensor]:
     """log π (N,) of all response tokens of ``seq``, in nats, and the row (N,) that each is of.
 
     Real tokens only, as one list: most of the work is the vocabulary. Differentiable.
@@ -196,7 +207,7 @@ def token_nats(policy: Llama, seq: Sequences, compute: Compute) -> tuple[Tensor,
     return logp, view.mask.nonzero()[:, 0]
 
 
-def response_logprobs(policy: Llama, seq: Sequences, compute: Compute) -> Tensor:
+def response_logprobs(policy: Backbone, seq: Sequences, compute: Compute) -> Tensor:
     """log π (R,) of whole responses, in nats; differentiable."""
     logp, row = token_nats(policy, seq, compute)
     return torch.zeros(len(seq.ids), device=logp.device).index_add(0, row, logp)
@@ -218,7 +229,7 @@ def prompts_of_step(n_prompts: int, *, batch: int, seed: int, step: int) -> Tens
 
 
 def rollout(
-    policy: Llama, problem: Problem, draw: Tensor, *, step: int, copies: int = 1
+    policy: Backbone, problem: Problem, draw: Tensor, *, step: int, copies: int = 1
 ) -> Responses:
     """``copies`` responses of the policy to each prompt of ``draw`` (B,), (B·copies) rows."""
     return sample(
@@ -247,7 +258,7 @@ def shaped(problem: Problem, score: Tensor, n_tokens: Tensor, draw: Tensor) -> T
 
 @torch.no_grad()
 def reference_scores(
-    ref_policy: Llama,
+    ref_policy: Backbone,
     proxy: Scorer,
     prompts: Prompts,
     *,

@@ -17,8 +17,8 @@ from overopt.base.config import check_types, require
 from overopt.base.datatypes import Sequences, length_sorted
 from overopt.base.errors import DataError, DivergenceError
 from overopt.base.seeding import torch_generator
+from overopt.nets.backbone import Backbone
 from overopt.nets.compute import Compute, tokens_at_once
-from overopt.nets.llama import Llama
 from overopt.nets.sampling import response_hidden, response_view, token_logprobs
 
 _FORWARD_TOKENS = 8192  # padded tokens of one forward pass without gradient
@@ -123,7 +123,7 @@ def _select(seq: Sequences, rows: Tensor, device: torch.device) -> Sequences:
     )
 
 
-def _nats(policy: Llama, seq: Sequences, compute: Compute) -> Tensor:
+def _nats(policy: Backbone, seq: Sequences, compute: Compute) -> Tensor:
     """Sum of −log π(token) over the response tokens of ``seq``, in nats."""
     view = response_view(seq)
     with compute.autocast(seq.ids.device):
@@ -133,7 +133,7 @@ def _nats(policy: Llama, seq: Sequences, compute: Compute) -> Tensor:
 
 
 @torch.no_grad()
-def mean_loss(policy: Llama, seq: Sequences, compute: Compute) -> float:
+def mean_loss(policy: Backbone, seq: Sequences, compute: Compute) -> float:
     """Mean −log π(token) over all response tokens, in nats; nan where there are none."""
     if len(seq.ids) == 0:
         return math.nan
@@ -161,7 +161,7 @@ def _divided(everything: Sequences, cfg: SftConfig, *, n_ranks: int) -> tuple[Se
 
 
 def fine_tune(
-    policy: Llama,
+    policy: Backbone,
     examples: Examples,
     cfg: SftConfig,
     *,

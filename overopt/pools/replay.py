@@ -3,7 +3,7 @@
 Where it sits: in place of sampling and scoring. What comes out enters ``overopt.pools`` like
 a pool of our own: ``best_of_n(table.proxies["proxy"], {"gold": table.gold}, ns)``.
 
-Two layouts, Parquet or JSONL each:
+Two layouts, in CSV, TSV, JSON arrays, JSONL (compressed or not) or Parquet each:
 
 - *lists*: one row per prompt, with a list of gold scores and lists of proxy scores. The layout of
   the public ``tlc4418/gold_labelled_gens`` of Coste et al. 2023 (``instruction``, ``input``,
@@ -16,7 +16,7 @@ directory is given, so a table larger than memory is no trouble; the text of the
 read on request, to find duplicates. Nothing is dropped, reordered or filled in silently: whatever
 does not fit is an error that names row and column.
 
-Parquet needs pyarrow (``pip install 'overopt[replay]'``); JSONL does not.
+Parquet needs pyarrow (``pip install 'overopt[replay]'``).
 """
 
 from __future__ import annotations
@@ -82,12 +82,13 @@ def read_replay(
     find_duplicates: bool = False,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> ReplayTable:
-    """Scores in a Parquet or JSONL file as arrays (P, N), layout recognised by its columns.
+    """Scores in a file as arrays (P, N), format by its suffix, layout recognised by its columns.
 
     Parameters
     ----------
     path
-        ``*.parquet``, ``*.jsonl`` or ``*.ndjson``.
+        ``*.csv``, ``*.tsv``, ``*.json`` (an array of objects), ``*.jsonl`` or ``*.ndjson``, each also
+        with ``.gz``, ``.bz2`` or ``.xz`` behind, or ``*.parquet``.
     columns
         Names of columns where they differ from the usual ones.
     pool_size

@@ -285,6 +285,8 @@ def _list_length(source: Source, row: int, name: str, cell: Any) -> int:
 def _finite(source: Source, name: str, cells: Any, *, place: str, first: int) -> NDArray:
     """Cells as float64, or a DataError naming the first bad one; cell j is ``first + j``."""
     remedy = "score the response again or drop its prompt"
+    if source.is_text:
+        cells = [_as_number(cell) for cell in cells]
     if not isinstance(cells, np.ndarray):
         for j, cell in enumerate(cells):
             if isinstance(cell, bool) or not isinstance(cell, int | float):
@@ -300,3 +302,11 @@ def _finite(source: Source, name: str, cells: Any, *, place: str, first: int) ->
             f"finite; {remedy}"
         )
     return scores
+
+
+def _as_number(cell: Any) -> Any:
+    """A cell of text as the number that it writes; the cell itself where it is none."""
+    try:
+        return float(cell) if isinstance(cell, str) else cell
+    except ValueError:
+        return cell

@@ -1,13 +1,22 @@
-"""A Parquet or JSONL file of scored responses as batches of rows, whatever their layout.
+"""A file of scored responses as batches of rows, whatever its format and their layout.
 
-Parquet needs pyarrow (``pip install 'overopt[replay]'``); JSONL does not.
+CSV, TSV, JSON arrays and JSONL, compressed (gzip, bzip2, xz) or not, need nothing; Parquet needs
+pyarrow (``pip install 'overopt[replay]'``).
 """
 
 from __future__ import annotations
 
+import bz2
+import codecs
+import contextlib
+import csv
+import gzip
+import io
+import lzma
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from overopt.base import files
 from overopt.base.errors import DataError
@@ -28,19 +37,47 @@ class Source(NamedTuple):
     lists: frozenset[str]  # columns whose cells are lists
     # (wanted columns, rows per batch) -> batches; a batch maps each column to a list of cells.
     batches: Callable[[tuple[str, ...], int], Iterator[Batch]]
+    is_text: bool = False  # whether numbers are written as text, as in CSV
+
+
+def _plain(path: Path) -> IO[bytes]:
+    return path.open("rb")
+
+
+_COMPRESSED: dict[str, Callable[[Path], Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+}
+"""Suffix behind the format's -> how to open what is inside."""
+_DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError)
+"""What reading a damaged file of these raises."""
+LONGEST_CELL = 1 << 24
+"""Characters of a cell in CSV: the longest response that is read."""
 
 
 def open_source(path: Path) -> Source:
     """The file at ``path``, by its suffix; `DataError` where it cannot be read or has no rows."""
     if not path.is_file():
         raise DataError(f"{path}: no such file")
-    match path.suffix.lower():
-        case ".parquet":
+    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
+    packed = suffixes.pop() if suffixes and suffixes[-1] in _COMPRESSED else ""
+    opened = _COMPRESSED.get(packed, _plain)
+    match suffixes[-1] if suffixes else "":
+        case ".parquet" if not packed:
             return _parquet_source(path)
         case ".jsonl" | ".ndjson":
-            return _jsonl_source(path)
+            return _rows_source(path, lambda: _jsonl_rows(path, opened))
+        case ".json":
+            rows = _json_rows(path, opened)
+            return _rows_source(path, lambda: iter(rows))
+        case ".csv":
+            return _csv_source(path, opened, ",")
+        case ".tsv" | ".tab":
+            return _csv_source(path, opened, "\t")
     raise DataError(
-        f"{path}: suffix {path.suffix!r} is not .parquet, .jsonl or .ndjson; convert the file"
+        f"{path}: suffix {''.join(path.suffixes[-2:])!r} is not .csv, .tsv, .json, .jsonl, .ndjson"
+        f" (also with {', '.join(_COMPRESSED)} behind) or .parquet; convert or rename the file"
     )
 
 
@@ -100,26 +137,101 @@ def _arrow_cells(column: Any) -> Any:
     return column.to_pylist()
 
 
-def _jsonl_source(path: Path) -> Source:
-    def rows() -> Iterator[tuple[int, dict[str, Any]]]:
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    row = files.parse_json(line, "", finite=False)  # what is not: by its column
-                except DataError as error:
-                    raise DataError(
-                        f"{path}: line {number} is not valid JSON ({error.__cause__}); "
-                        "write one JSON object per line"
-                    ) from error
-                if not isinstance(row, dict):
-                    raise DataError(
-                        f"{path}: line {number} is a {type(row).__name__}, not an object; "
-                        "write one JSON object per line"
-                    )
-                yield number, row
+Rows = Iterator[tuple[int, dict[str, Any]]]
+"""Row numbers, from 1, and the cells of each row by column."""
 
+
+def _jsonl_rows(path: Path, opened: Callable[[Path], IO[bytes]]) -> Rows:
+    with _reading(path), opened(path) as lines:
+        for number, line in enumerate(lines, start=1):
+            line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+            if line.strip():
+                yield number, _parsed(line, f"{path}: line {number}")
+
+
+def _parsed(line: bytes, where: str) -> dict[str, Any]:
+    remedy = "write one JSON object per line"
+    try:
+        row = files.parse_json(line, "", finite=False)  # what is not: by its column
+    except DataError as error:
+        raise DataError(f"{where} is not valid JSON ({error.__cause__}); {remedy}") from error
+    if not isinstance(row, dict):
+        raise DataError(f"{where} is a {type(row).__name__}, not an object; {remedy}")
+    return row
+
+
+def _json_rows(path: Path, opened: Callable[[Path], IO[bytes]]) -> list[tuple[int, dict[str, Any]]]:
+    """The objects of an array, all at once: an array has no lines to read one by one."""
+    with _reading(path), opened(path) as file:
+        data = file.read().removeprefix(codecs.BOM_UTF8)
+    try:
+        array = files.parse_json(data, "", finite=False)
+    except DataError as error:
+        raise DataError(
+            f"{path}: is not valid JSON ({error.__cause__}); a file with one object per line is named"
+            " .jsonl"
+        ) from error
+    if not isinstance(array, list):
+        raise DataError(f"{path}: is a {type(array).__name__}, not an array of objects")
+    for number, row in enumerate(array, start=1):
+        if not isinstance(row, dict):
+            raise DataError(f"{path}: entry {number} is a {type(row).__name__}, not an object")
+    return list(enumerate(array, start=1))
+
+
+def _csv_source(path: Path, opened: Callable[[Path], IO[bytes]], delimiter: str) -> Source:
+    """Rows below a header, numbered from 1; cells are text, or lists where they are JSON lists."""
+
+    def rows() -> Rows:
+        csv.field_size_limit(LONGEST_CELL)
+        with _reading(path), opened(path) as raw:
+            text = io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
+            reader = csv.reader(text, delimiter=delimiter, strict=True)
+            header = next(reader, [])
+            if len(set(header)) < len(header) or "" in header:
+                raise DataError(
+                    f"{path}: the header {delimiter.join(header)!r} has an empty name or one twice;"
+                    " name every column"
+                )
+            number = 0
+            for cells in reader:
+                if not cells:
+                    continue
+                number += 1
+                if len(cells) != len(header):
+                    raise DataError(
+                        f"{path}: row {number} has {len(cells)} cells and the header {len(header)};"
+                        " put quotes around text with separators in it"
+                    )
+                yield number, {k: _list_or_text(c) for k, c in zip(header, cells, strict=True)}
+
+    return _rows_source(path, rows)._replace(is_text=True)
+
+
+def _list_or_text(cell: str) -> Any:
+    """A list where the cell is one in JSON, as pandas writes lists; else the text."""
+    if cell.startswith("[") and cell.endswith("]"):
+        with contextlib.suppress(DataError):
+            found = files.parse_json(cell, "", finite=False)
+            if isinstance(found, list):
+                return found
+    return cell
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except _DAMAGED as error:
+        raise DataError(
+            f"{path}: cannot be read ({error}); it is damaged, write it again"
+        ) from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: is not a table in UTF-8 ({error}); write it again") from error
+
+
+def _rows_source(path: Path, rows: Callable[[], Rows]) -> Source:
+    """A source of rows that come one by one."""
     first = next(rows(), None)
     if first is None:
         raise DataError(f"{path}: the file has no rows")

@@ -21,7 +21,7 @@ from overopt.study.presets import load_experiment
 
 PACE = [
     *("gold.kind=rubric", "labels.n_pairs=60", "bon=none", "proxy.backbone=ladder:0.05m"),
-    *("method.steps=14", "method.batch=32", "method.lr=3e-3", "method.step_kl=0.1"),
+    *("method.steps=14", "method.batch=32", "method.warmup_steps=5", "method.step_kl=0.1"),
     *("method.eval_sqrt_kl=0.4", "method.stop_sqrt_kl=1.2", "method.adv_scale=fixed"),
 ]
 STEPS = 14

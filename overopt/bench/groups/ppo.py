@@ -76,7 +76,7 @@ def ppo_rows(
     """
     cfg = same_algorithm(repeats + WARM_STEPS, batch)
     value = task.value_model(cfg.value_backbone)
-    shapes = (task.policy().cfg, value.backbone.cfg, task.proxy.model.backbone.cfg)
+    shapes = (task.policy().cfg, value.compact.cfg, task.proxy.model.compact.cfg)
     n_prompt = task.prompts.ids.shape[1]
     products = product_runner(
         ppo_products(*shapes, cfg, n_prompt=n_prompt, n_tokens=task.n_tokens),

@@ -23,12 +23,11 @@ from overopt.bench.harness import (
     product_runner,
     training_products,
 )
-from overopt.bench.models import write_reward_model
+from overopt.bench.models import ladder, write_reward_model
 from overopt.bench.opponent import WARM_STEPS, Opponent, PeerSource, timed
 from overopt.bench.random_inputs import random_lm, random_pairs
 from overopt.bench.setting import Group, Setting
 from overopt.bench.training import DTYPES, LR, train_once
-from overopt.nets.checkpoints import load_lm
 from overopt.nets.compute import Compute, Precision
 from overopt.nets.heads import ScalarHeadModel
 from overopt.nets.llama import Llama
@@ -48,7 +47,7 @@ def group(setting: Setting) -> Group:
     def measure() -> list[Row]:
         sizes, peer = setting.sizes, setting.peer(PEER)
         if sizes is None:
-            return reward_rows(load_lm("ladder:0.8m"), peer, **setting.where)
+            return reward_rows(ladder("0.8m"), peer, **setting.where)
         return reward_rows(
             random_lm(sizes.model, seed=setting.root_seed),
             peer,

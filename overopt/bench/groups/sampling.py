@@ -12,9 +12,9 @@ from overopt.base.seeding import torch_generator
 from overopt.bench import sampling_at_size
 from overopt.bench.generate import transformers_generate
 from overopt.bench.harness import Row, interleaved, make_row
+from overopt.bench.models import ladder
 from overopt.bench.setting import Group, Setting
 from overopt.nets.block import LlamaConfig
-from overopt.nets.checkpoints import load_lm
 from overopt.nets.llama import Llama
 from overopt.nets.sampling import SAMPLE_BLOCK, sample
 
@@ -38,7 +38,7 @@ def group(setting: Setting) -> Group:
             sampling_at_size.NAMES,
             lambda: sampling_at_size.sampling_rows(sizes, **setting.where),
         )
-    return Group(NAMES, lambda: sampling_rows(load_lm("ladder:policy-0.8m"), root_seed=root_seed))
+    return Group(NAMES, lambda: sampling_rows(ladder("policy-0.8m"), root_seed=root_seed))
 
 
 def sampling_rows(

@@ -81,7 +81,7 @@ def scoring_rows(
         raise BenchError(f"scores of the two sides differ by {worst:.2g}: nothing to compare")
     n_tokens = int(responses.sequences().length.sum())
     products = product_runner(
-        forward_products(model.backbone.cfg, n_tokens, n_read=n_responses),
+        forward_products(model.compact.cfg, n_tokens, n_read=n_responses),
         torch_generator(root_seed, "products"),
         device=device,
     )

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 
 from overopt.base.seeding import derive_seed, torch_generator
 from overopt.bench.harness import Row, interleaved, make_row
+from overopt.bench.models import ladder
 from overopt.bench.random_inputs import random_pairs
 from overopt.bench.setting import Group, Setting
 from overopt.bench.training import LR, train_once
-from overopt.nets.checkpoints import load_lm
 from overopt.nets.heads import ScalarHeadModel
 from overopt.nets.llama import Llama
 from overopt.rewards.training.stacked import train_reward_models_stacked
@@ -27,8 +27,8 @@ def group(setting: Setting) -> Group:
 def stacked_rows(
     *,
     backbones: Sequence[tuple[str, Callable[[], Llama]]] = (
-        (NAMES[0], lambda: load_lm("ladder:0.05m")),
-        (NAMES[1], lambda: load_lm("ladder:0.2m")),
+        (NAMES[0], lambda: ladder("0.05m")),
+        (NAMES[1], lambda: ladder("0.2m")),
     ),
     n_members: int = 5,
     n_steps: int = 8,
