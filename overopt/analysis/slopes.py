@@ -87,8 +87,8 @@ def shape_slopes(
         from overopt.records.curves import load_curves
 
         curves = load_curves("results/world")
-        ppo = [c for c in curves if c.meta["method"] == "ppo" and c.meta["n_pairs"] == 600]
-        found = shape_slopes(ppo, "n_params", rng=numpy_rng(0, "slopes"))
+        moved = [c for c in curves if not c.is_bon and c.meta["n_pairs"] == 600]  # of one method
+        found = shape_slopes(moved, "n_params", rng=numpy_rng(0, "slopes"))
         found.slopes["end"].slope  # estimate, stderr, ci, p_value, dof: per decade of parameters
         found.slopes["end"].p_permutation
         found.at[0].shape["fall"].p_value  # does the smallest proxy turn over?

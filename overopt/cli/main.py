@@ -17,10 +17,23 @@ from collections.abc import Sequence
 
 from overopt.base import escape
 from overopt.base.errors import OveroptError
-from overopt.cli import bench, compare, keep, reports, run, settings, streams, train
+from overopt.cli import (
+    begin,
+    bench,
+    cluster,
+    compare,
+    evals,
+    keep,
+    look,
+    reports,
+    run,
+    settings,
+    streams,
+    train,
+)
 from overopt.engine import signals
 
-FAMILIES = (run, settings, compare, reports, train, keep, bench)
+FAMILIES = (begin, run, cluster, settings, look, compare, reports, train, evals, keep, bench)
 """In the order of ``overopt --help``."""
 
 
@@ -74,18 +87,57 @@ def _name(number: int) -> str:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = _parser()
-    args, rest = parser.parse_known_args(argv)
+    made = parser()
+    args, rest = made.parse_known_args(argv)
     # argparse takes positionals that follow an option for unknown arguments.
     for extra in rest:
         if extra.startswith("-") or not hasattr(args, "overrides"):
-            parser.error(f"unknown argument {extra!r}; see `overopt {args.name} --help`")
-    if rest:
-        args.overrides = [*args.overrides, *rest]
+            meant = _as_setting(extra) if hasattr(args, "experiment") else ""
+            made.error(
+                f"unknown argument {extra!r}; {meant or f'see `overopt {args.name} --help`'}"
+            )
+    if hasattr(args, "overrides"):
+        args.overrides = _settled([*args.overrides, *rest])
     return args
 
 
-def _parser() -> argparse.ArgumentParser:
+def _as_setting(option: str) -> str:
+    """The settings that an unknown option sounds like, as they are given; nothing if there are none."""
+    from overopt.base.overrides import setting_names
+    from overopt.methods import ppo
+    from overopt.stages.settings import RunConfig
+
+    word = option.strip("-").partition("=")[0].replace("-", "_")
+    last = {
+        name: name.rpartition(".")[2] for name in setting_names(RunConfig(method=ppo.Settings()))
+    }
+    alike = [
+        name for name, own in last.items() if word and (own == word or own.endswith(f"_{word}"))
+    ]
+    if not alike:
+        return ""
+    return (
+        f"settings are given without dashes: {' or '.join(f'{name}=VALUE' for name in alike[:6])}"
+    )
+
+
+def _settled(overrides: Sequence[str]) -> list[str]:
+    """Each setting once, as it was given last; says which ones were given before."""
+    last: dict[str, str] = {}
+    for i, override in enumerate(overrides):
+        name, equals, _ = override.partition("=")
+        if not equals:  # no setting: an error, or a file, which may be named twice
+            last[f"{i} {override}"] = override
+            continue
+        before = last.pop(name, override)
+        if before != override:
+            _say(f"{before} is overridden by {override}, which comes later")
+        last[name] = override
+    return list(last.values())
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
     from overopt import __version__
 
     parser = argparse.ArgumentParser(
@@ -100,6 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--debug", action="store_true", help="show the traceback of every error")
     for family in FAMILIES:
         family.add(commands, common)
+    parser.set_defaults(whole=parser)  # for `overopt completion`
     return parser
 
 

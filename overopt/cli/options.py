@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from overopt.base.config import RuntimeConfig
 from overopt.base.errors import ConfigError
 
-PRESETS = ("smoke", "quick", "desk", "gpu", "smollm", "quantile")
+if TYPE_CHECKING:
+    from overopt.engine.slurm import Array
+
+PRESETS = ("smoke", "quick", "desk", "gpu", "smollm", "control", "quantile")
+
+RECORDS_HELP = "a preset's name or a directory with records.jsonl"
 
 
 def count(text: str) -> int:
@@ -17,6 +24,17 @@ def count(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
     return int(text)
+
+
+def json_option(command: argparse.ArgumentParser) -> None:
+    """``--json``: print the result for programs."""
+    command.add_argument("--json", action="store_true", help="print JSON, for programs")
+
+
+def print_json(value: Any) -> int:
+    """Print ``value``, of JSON types without nan; returns exit status 0."""
+    print(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))
+    return 0
 
 
 def share(text: str) -> tuple[int, int]:
@@ -43,25 +61,11 @@ def runtime_of(args: argparse.Namespace) -> RuntimeConfig:
         gpu_jobs=args.gpu_jobs,
         stack=args.stack,
         on_cpu=tuple(filter(None, args.on_cpu.split(","))),
+        memory_mb=args.memory_limit,
         quiet=args.quiet,
     )
     os.environ.update(runtime.environment)
     return runtime
-
-
-def check_device(device: str) -> None:
-    """Raise ConfigError if torch cannot use ``device``, before any stage is started."""
-    if device == "cpu":
-        return
-    import torch
-
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"device = {device!r}: torch cannot use it ({reason}); use --device cpu"
-        ) from error
 
 
 def experiment_options() -> argparse.ArgumentParser:
@@ -99,8 +103,8 @@ def part_option() -> argparse.ArgumentParser:
     return options
 
 
-def computing_options() -> argparse.ArgumentParser:
-    """How stages are computed."""
+def computing_options(*, results: bool = True) -> argparse.ArgumentParser:
+    """How stages are computed, and where the records go, if ``results`` are made."""
     options = argparse.ArgumentParser(add_help=False)
     options.add_argument(
         "--workers", type=count, default=None, help="stages side by side (default: all cores)"
@@ -127,11 +131,73 @@ def computing_options() -> argparse.ArgumentParser:
     options.add_argument(
         "--micro-batch", type=count, default=None, help="largest batch through a network at once"
     )
-    options.add_argument("--quiet", action="store_true", help="show no progress")
     options.add_argument(
-        "--results",
-        type=Path,
+        "--memory-limit",
+        type=count,
         default=None,
-        help="where records go (default: results/<name+overrides>)",
+        metavar="MB",
+        help="memory that a stage on the CPU may take; one that asks for more fails by itself",
+    )
+    options.add_argument("--quiet", action="store_true", help="show no progress")
+    if results:
+        options.add_argument(
+            "--results",
+            type=Path,
+            default=None,
+            help="where records go (default: results/<name+overrides>)",
+        )
+    return options
+
+
+def array_options() -> argparse.ArgumentParser:
+    """What each job of an array of SLURM gets."""
+    options = argparse.ArgumentParser(add_help=False)
+    slurm = options.add_argument_group("SLURM")
+    slurm.add_argument("--array", type=count, default=1, metavar="N", help="jobs (default: 1)")
+    slurm.add_argument(
+        "--cpus", type=count, default=1, metavar="N", help="cores of each job (default: 1)"
+    )
+    slurm.add_argument("--gpus", type=count, default=0, metavar="N", help="GPUs of each: 0 or 1")
+    slurm.add_argument(
+        "--memory", type=count, default=None, metavar="MB", help="memory of each job"
+    )
+    slurm.add_argument(
+        "--minutes",
+        type=count,
+        default=60,
+        metavar="N",
+        help="time limit of each job, which is queued again if that is not enough (default: 60)",
+    )
+    for name in ("partition", "account", "qos"):
+        slurm.add_argument(
+            f"--{name}", default=None, help=f"{name} of the jobs, as sbatch takes it"
+        )
+    slurm.add_argument(
+        "--setup",
+        action="append",
+        default=[],
+        metavar="COMMAND",
+        help="shell command before the start of each job, such as 'module load cuda'; may be repeated",
     )
     return options
+
+
+def array_of(args: argparse.Namespace) -> Array:
+    """The array that the arguments ask for."""
+    from overopt.engine.slurm import Array
+
+    if args.gpus > 1:
+        raise ConfigError(
+            f"--gpus = {args.gpus}: a worker uses one GPU; ask for more jobs with --array instead"
+        )
+    return Array(
+        tasks=args.array,
+        cpus=args.cpus,
+        gpus=args.gpus,
+        memory_mb=args.memory,
+        minutes=args.minutes,
+        partition=args.partition,
+        account=args.account,
+        qos=args.qos,
+        setup=tuple(args.setup),
+    )

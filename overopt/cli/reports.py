@@ -1,14 +1,13 @@
-"""Commands that read records: ``fit``, ``stops``, ``figures``, ``forecast``, ``replay``."""
+"""Commands that read records: ``fit``, ``stops``, ``figures``, ``report``, ``forecast``, ``replay``."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from overopt.base.errors import ConfigError
-from overopt.cli.options import count
-
-RECORDS_HELP = "a preset's name or a directory with records.jsonl"
+from overopt.cli.options import RECORDS_HELP, count, json_option, print_json
 
 
 def add(
@@ -17,12 +16,14 @@ def add(
     """Declare the arguments of this family's commands."""
     fit = commands.add_parser("fit", parents=[common], help="fit the functional forms to records")
     fit.add_argument("records", help=RECORDS_HELP)
+    json_option(fit)
     fit.set_defaults(command=show_fit)
 
     stops = commands.add_parser(
         "stops", parents=[common], help="compare rules for stopping without gold"
     )
     stops.add_argument("records", help=RECORDS_HELP)
+    json_option(stops)
     stops.set_defaults(command=show_stops)
 
     figures = commands.add_parser("figures", parents=[common], help="draw figures from records")
@@ -39,6 +40,17 @@ def add(
         " be repeated (default: all built-in ones)",
     )
     figures.set_defaults(command=draw_figures)
+
+    report = commands.add_parser(
+        "report",
+        parents=[common],
+        help="one HTML file with curves, responses, fits, costs, settings and provenance",
+    )
+    report.add_argument("records", help=RECORDS_HELP)
+    report.add_argument(
+        "--out", type=Path, default=Path("report.html"), help="the file (default: report.html)"
+    )
+    report.set_defaults(command=write_report)
 
     _add_forecast(commands, common)
     _add_replay(commands, common)
@@ -80,7 +92,11 @@ def _add_replay(
     replay = commands.add_parser(
         "replay", parents=[common], help="best-of-n, tilt and fit of scored samples of your own"
     )
-    replay.add_argument("table", type=Path, help="scored responses, .jsonl or .parquet")
+    replay.add_argument(
+        "table",
+        type=Path,
+        help="scored responses: .csv, .tsv, .json, .jsonl, each also compressed, or .parquet",
+    )
     replay.add_argument(
         "--proxy",
         action="append",
@@ -95,22 +111,33 @@ def _add_replay(
     replay.add_argument(
         "--pool-size", type=count, default=None, help="keep the first N responses of each prompt"
     )
+    replay.add_argument(
+        "--out",
+        type=Path,
+        default=None,
+        help="also write replay.csv, .json and .png into this folder",
+    )
+    json_option(replay)
     replay.set_defaults(command=show_replay)
 
 
 def show_fit(args: argparse.Namespace) -> int:
     """``overopt fit``."""
-    from overopt.reports.fit import fit
+    from overopt.reports import fit
 
-    print(fit(args.records))
+    if args.json:
+        return print_json(fit.fit_json(args.records))
+    print(fit.fit(args.records))
     return 0
 
 
 def show_stops(args: argparse.Namespace) -> int:
     """``overopt stops``."""
-    from overopt.reports.stops import stops
+    from overopt.reports import stops
 
-    print(stops(args.records))
+    if args.json:
+        return print_json(stops.stops_json(args.records))
+    print(stops.stops(args.records))
     return 0
 
 
@@ -124,6 +151,19 @@ def draw_figures(args: argparse.Namespace) -> int:
         paths = draw(args.records, args.out, args.figure)
     for path in paths:
         print(path)
+    return 0
+
+
+def write_report(args: argparse.Namespace) -> int:
+    """``overopt report``."""
+    from overopt import __version__
+    from overopt.base import folders
+    from overopt.reports.page import report
+
+    folders.check_folder(args.out.parent, "--out", args.out.name)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    file = report(args.records, args.out, made_by=f"overopt {__version__}")
+    print(f"{file} ({file.stat().st_size / 1e6:.1f} MB)")
     return 0
 
 
@@ -151,15 +191,24 @@ def make_forecast(args: argparse.Namespace) -> int:
 
 def show_replay(args: argparse.Namespace) -> int:
     """``overopt replay``."""
-    from overopt.reports.replay import replay
+    from overopt.base import folders
+    from overopt.reports import replay
 
-    print(
-        replay(
-            args.table,
-            proxies=args.proxy,
-            gold=args.gold,
-            prompt_id=args.prompt_id,
-            pool_size=args.pool_size,
-        )
+    if args.out is not None:
+        folders.check_folder(args.out, "--out", "replay.csv", "replay.json", "replay.png")
+    found = replay.replay(
+        args.table,
+        proxies=args.proxy,
+        gold=args.gold,
+        prompt_id=args.prompt_id,
+        pool_size=args.pool_size,
     )
+    if args.json:
+        print_json(replay.as_json(found))
+    else:
+        print(replay.as_text(found))
+    if args.out is not None:
+        args.out.mkdir(parents=True, exist_ok=True)
+        for file in replay.write(found, args.out):
+            print(file, file=sys.stderr)
     return 0

@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import hashlib
-import re
 import sys
+import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from overopt.base.errors import ConfigError, OveroptError
 from overopt.cli import streams
 from overopt.cli.options import (
-    check_device,
+    array_of,
+    array_options,
     computing_options,
     cores,
     count,
     experiment_options,
+    json_option,
     part_option,
+    print_json,
     runtime_of,
 )
 
 if TYPE_CHECKING:
-    from overopt.engine.graph import Plan, Stage
+    from overopt.engine.attempts import Working
+    from overopt.engine.graph import Plan
+    from overopt.engine.progress import Reporter
     from overopt.engine.store import Store
-    from overopt.records.results import Results
+    from overopt.study.run import Loaded
 
 
 STATE_MARKS = {
@@ -38,36 +41,44 @@ STATE_MARKS = {
 }
 
 
-class _Loaded(NamedTuple):
-    """An experiment, its stages, and the name under which its results are known."""
-
-    experiment: Any
-    stages: list[Stage]
-    record_name: str
-
-
-def _load(args: argparse.Namespace) -> _Loaded:
-    from overopt.study import chain, presets
-
-    experiment = presets.load_experiment(args.experiment, args.overrides)
-    # Overrides make it another experiment: `quick` and `quick seed=1` may both have results.
-    name = " ".join([experiment.name, *sorted(args.overrides)])
-    return _Loaded(experiment, chain.build_graph(experiment), name)
-
-
 def add(
     commands: argparse._SubParsersAction[argparse.ArgumentParser], common: argparse.ArgumentParser
 ) -> None:
     """Declare the arguments of this family's commands."""
+    _add_plan(commands, common)
+    _add_run(commands, common)
+    status = commands.add_parser(
+        "status",
+        parents=[experiment_options(), common],
+        help="count what is done, running and missing",
+    )
+    json_option(status)
+    status.set_defaults(command=show_status)
+
+
+def _add_plan(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], common: argparse.ArgumentParser
+) -> None:
     plan = commands.add_parser(
         "plan",
-        parents=[experiment_options(), part_option(), common],
+        parents=[experiment_options(), part_option(), array_options(), common],
         help="show what a run would compute, and its cost",
+    )
+    plan.add_argument(
+        "--executor",
+        choices=("local", "slurm"),
+        default="local",
+        help="slurm: also print the batch script that `overopt submit slurm` would send",
     )
     plan.add_argument("--workers", type=count, default=None, help="processes to plan for")
     plan.add_argument("--device", default="cpu", help="device to plan for (default: cpu)")
+    json_option(plan)
     plan.set_defaults(command=show_plan)
 
+
+def _add_run(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], common: argparse.ArgumentParser
+) -> None:
     run = commands.add_parser(
         "run",
         parents=[experiment_options(), computing_options(), part_option(), common],
@@ -87,48 +98,58 @@ def add(
         help="do not compute what the results directory has records of already, whatever the store"
         " holds: for runs in pieces on machines that do not share a store",
     )
-    run.set_defaults(command=run_experiment)
-
-    status = commands.add_parser(
-        "status",
-        parents=[experiment_options(), common],
-        help="count what is done, running and missing",
+    run.add_argument(
+        "--track",
+        action="append",
+        default=[],
+        metavar="TRACKER",
+        help="send each curve when it is finished to tensorboard, wandb, trackio or mlflow; may be"
+        " repeated (default: to none)",
     )
-    status.set_defaults(command=show_status)
-
-
-def default_results(record_name: str) -> Path:
-    """results/NAME, the overrides in it: a run with others does not replace these records."""
-    folder = re.sub(r"[^\w.=,+-]+", "_", record_name).lstrip(".") or "_"
-    if len(folder) > 120:
-        folder = f"{folder[:100]}_{hashlib.sha256(record_name.encode()).hexdigest()[:8]}"
-    return Path("results") / folder
+    run.add_argument(
+        "--track-to",
+        type=Path,
+        default=Path("tracks"),
+        metavar="DIR",
+        help="where trackers that write files do (default: tracks)",
+    )
+    run.set_defaults(command=run_experiment)
 
 
 def show_plan(args: argparse.Namespace) -> int:
     """``overopt plan``: every stage with its state and cost."""
+    from overopt.engine import costs
     from overopt.engine.graph import check_not_stale, find_stale, make_plan
     from overopt.engine.progress import Clock, duration
     from overopt.engine.store import Store
+    from overopt.study import run
     from overopt.study.chain import build_graph
 
-    loaded, store = _load(args), Store(args.store)
+    loaded, store = run.load(args.experiment, args.overrides), Store(args.store)
     wanted = loaded.stages
     if args.part:
-        wanted = build_graph(_part_of(loaded.experiment, *args.part))
-    plan = make_plan(wanted, store)
+        wanted = build_graph(run.part_of(loaded.experiment, *args.part))
+    plan = costs.corrected(make_plan(wanted, store), store, args.device)
+    took = costs.measured(store, plan.todo, args.device)
     workers = args.workers or cores()
     stale = find_stale(loaded.record_name, loaded.stages, store)
+    if args.json:
+        left_s = Clock(plan, workers).seconds_left()
+        return print_json(_as_json(loaded.record_name, plan, stale) | {"wall_s": left_s})
     for stage in plan.stages:
         changed = stage.title in stale and plan.states[stage.fingerprint] != "done"
         state = "stale" if changed else plan.states[stage.fingerprint]
-        cost = "" if state == "done" else duration(stage.cost_s)
-        print(f"{STATE_MARKS[state]:>9}  {stage.fingerprint}  {cost:>12}  {stage.title}")
+        cost = "" if state == "done" else duration(plan.seconds(stage))
+        of_kind = took.get(stage.name)
+        memory = "" if state == "done" or of_kind is None else of_kind.memory
+        print(f"{STATE_MARKS[state]:>9}  {stage.fingerprint}  {cost:>12}{memory}  {stage.title}")
     left = duration(Clock(plan, workers).seconds_left())
     print(
         f"{_summary(plan)}: {duration(plan.cost_s)} of CPU time, about {left} on {workers}"
         f" worker{'s' * (workers > 1)}, {plan.disk_mb:.0f} MB"
     )
+    if args.executor == "slurm":
+        _print_script(loaded, store, args)
     if args.device != "cpu":
         print(
             f"times are estimates for CPU cores; on {args.device} they are a small part, which is"
@@ -137,6 +158,15 @@ def show_plan(args: argparse.Namespace) -> int:
     if not args.accept_changes:
         check_not_stale(loaded.record_name, loaded.stages, store)
     return 0
+
+
+def _print_script(loaded: Loaded, store: Store, args: argparse.Namespace) -> None:
+    from overopt.engine import slurm
+    from overopt.study.run import default_results
+
+    name = default_results(loaded.record_name).name
+    folder = store.root.resolve() / slurm.FOLDER / name
+    print(f"\n{slurm.sbatch_text(array_of(args), name, folder)}")
 
 
 def _quantile() -> int:
@@ -158,126 +188,114 @@ def run_experiment(args: argparse.Namespace) -> int:
         return _quantile()
     runtime = runtime_of(args)
 
-    from overopt.base import folders
     from overopt.engine import launched
-    from overopt.engine.execute import check_on_cpu, execute
-    from overopt.engine.graph import check_not_stale, make_plan, snapshot
     from overopt.engine.progress import Silent, TextReporter, duration
     from overopt.engine.store import Store
-    from overopt.engine.task import StageError
-    from overopt.records.results import RESULT_FILES, check_part
-    from overopt.study import chain, collect
+    from overopt.study import run, track
 
-    loaded, store = _load(args), Store(args.store)
-    if not args.accept_changes:
-        check_not_stale(loaded.record_name, loaded.stages, store)
-    check_on_cpu(loaded.stages, runtime)
-    check_device(runtime.device)
-    results = args.results or default_results(loaded.record_name)
-    if args.part:
-        check_part(results, {stage.fingerprint for stage in loaded.stages})
-    held = _held(results)  # unreadable ones are refused now, not after hours of work
-    wanted = loaded.stages
-    if args.part:
-        wanted = chain.build_graph(_part_of(loaded.experiment, *args.part))
-    done = held.run_ids if args.extend else set()
-    wanted = [stage for stage in wanted if stage.fingerprint not in done]
-    if make_plan(wanted, store).todo:
-        store.create()  # before the other directory is tried: its errors come first
-    folders.check_folder(results, "--results", *RESULT_FILES)
-    workers = max(1, cores() // runtime.threads) if args.workers is None else args.workers
-    try:
-        summary = execute(
-            wanted,
-            store,
-            runtime,
-            workers=workers,
-            reporter=Silent() if runtime.quiet else TextReporter(),
-            time_limit_s=args.time_limit,
+    loaded, store = run.load(args.experiment, args.overrides), Store(args.store)
+    reporter: Reporter = Silent() if runtime.quiet else TextReporter()
+    done = run.carry_out(
+        loaded,
+        store,
+        runtime,
+        results=args.results or run.default_results(loaded.record_name),
+        workers=max(1, cores() // runtime.threads) if args.workers is None else args.workers,
+        reporter=track.tracked(reporter, args.track, loaded.experiment, store, args.track_to, _say),
+        part=args.part,
+        extend=args.extend,
+        time_limit_s=args.time_limit,
+        accept_changes=args.accept_changes,
+        say=_say,
+    )
+    if launched.rank() > 0:
+        return 0
+    took = duration(done.summary.wall_s)
+    if done.summary.left:
+        _say(
+            f"stopped by --time-limit after {took}: {done.summary.computed} stages computed,"
+            f" {done.summary.left} left; running the same command again continues from here"
         )
-        if launched.rank() > 0:
-            return 0  # rank 0 writes
-        written = None
-        if not summary.left:
-            written = collect.collect(loaded.experiment, store, results, partial=bool(args.part))
-    except (KeyboardInterrupt, StageError):
-        _collect_part(loaded, store, results)
-        raise
-    took = duration(summary.wall_s)
-    if summary.left:
-        _say_stopped(took, summary.computed, summary.left)
-        _collect_part(loaded, store, results)
         return 3
-    if not args.part:
-        store.record(loaded.record_name, snapshot(loaded.stages))
     if not runtime.quiet:
-        streams.mention(f"{summary.computed} stages computed in {took}; records in {written}")
+        streams.mention(
+            f"{done.summary.computed} stages computed in {took}; records in {done.written}"
+        )
     return 0
 
 
-def _say_stopped(took: str, computed: int, left: int) -> None:
-    print(
-        f"overopt: stopped by --time-limit after {took}: {computed} stages computed, {left} left;"
-        " running the same command again continues from here",
-        file=sys.stderr,
-    )
-
-
-def _held(folder: Path) -> Results:
-    """What is in a results directory, after what a killed writer had begun was finished."""
-    from overopt.base import folders
-    from overopt.records.results import RESULT_FILES, held_results, transaction
-
-    if not folder.is_dir():
-        return held_results(folder)
-    folders.check_folder(folder, "--results", *RESULT_FILES)
-    with transaction(folder):
-        return held_results(folder)
-
-
-def _part_of(experiment: Any, part: int, parts: int) -> Any:
-    """The experiment with the ``part``-th of ``parts`` equal, contiguous shares of its runs."""
-    start, stop = (len(experiment.runs) * k // parts for k in (part - 1, part))
-    if start == stop:
-        raise ConfigError(f"--part {part}/{parts}: there are {len(experiment.runs)} runs to divide")
-    return dataclasses.replace(experiment, runs=experiment.runs[start:stop])
-
-
-def _collect_part(loaded: _Loaded, store: Store, results: Path) -> None:
-    """Write the records of the curves that are finished, and say so or why not."""
-    from overopt.engine import launched, signals
-    from overopt.study import collect
-
-    if launched.rank() > 0:
-        return
-    try:
-        with signals.deferred():
-            written = collect.collect(loaded.experiment, store, results, partial=True)
-    except (OveroptError, OSError) as error:  # what ended the run is the message that counts
-        print(f"overopt: {error}", file=sys.stderr)
-        return
-    if written is not None:
-        print(f"overopt: records of what is finished are in {results}", file=sys.stderr)
+def _say(text: str) -> None:
+    print(f"overopt: {text}", file=sys.stderr)
 
 
 def show_status(args: argparse.Namespace) -> int:
     """``overopt status``: counts, and what is at work."""
     from overopt.engine.graph import find_stale, make_plan
-    from overopt.engine.progress import duration
     from overopt.engine.store import Store
+    from overopt.study import run
 
-    loaded, store = _load(args), Store(args.store)
+    loaded, store = run.load(args.experiment, args.overrides), Store(args.store)
     plan = make_plan(loaded.stages, store)
-    print(f"{loaded.record_name}: {_summary(plan)}")
-    for stage in plan.todo:
-        state = plan.states[stage.fingerprint]
-        if state != "missing":
-            print(f"{STATE_MARKS[state]:>9}  {stage.fingerprint}  {stage.title}")
-    if plan.todo:
-        print(f"about {duration(plan.cost_s)} of CPU time to go")
+    if args.json:
+        stale = find_stale(loaded.record_name, loaded.stages, store)
+        return print_json(_as_json(loaded.record_name, plan, stale))
+    for line in status_lines(loaded, store, plan):
+        print(line)
     for label, reason in find_stale(loaded.record_name, loaded.stages, store).items():
         print(f"{STATE_MARKS['stale']:>9}  {label}: {reason}")
     return 0
+
+
+def status_lines(loaded: Loaded, store: Store, plan: Plan) -> list[str]:
+    """Counts, who does what, what failed, and what is left."""
+    from overopt.engine import attempts, failures
+    from overopt.engine.progress import duration
+
+    lines = [f"{loaded.record_name}: {_summary(plan)}"]
+    who = {each.fingerprint: each for each in attempts.working(store.root)}
+    for stage in plan.todo:
+        state = plan.states[stage.fingerprint]
+        failed = failures.read(store, stage) if state != "running" else None
+        if failed is not None:
+            first = failed["error"].splitlines()[0]
+            lines.append(
+                f"   FAILED  {stage.fingerprint}  {stage.title} ({failed['host']}: {first})"
+            )
+        elif state != "missing":
+            by = f" ({_by(who[stage.fingerprint])})" if stage.fingerprint in who else ""
+            lines.append(f"{STATE_MARKS[state]:>9}  {stage.fingerprint}  {stage.title}{by}")
+    if plan.todo:
+        lines.append(f"about {duration(plan.cost_s)} of CPU time to go")
+    return lines
+
+
+def _by(who: Working) -> str:
+    """Host, process, how long, how far."""
+    from overopt.engine.progress import duration
+
+    share = f", {min(1.0, who.done / who.total):.0%}" if who.total > 0 else ""
+    return f"{who.host} {who.pid}, {duration(max(0.0, time.time() - who.started))}{share}"
+
+
+def _as_json(name: str, plan: Plan, stale: Mapping[str, str]) -> dict[str, Any]:
+    """A plan as JSON types; costs are estimates in CPU seconds and megabytes of what is to do."""
+    return {
+        "experiment": name,
+        "stages": [
+            {
+                "stage": stage.name,
+                "fingerprint": stage.fingerprint,
+                "title": stage.title,
+                "state": plan.states[stage.fingerprint],
+                "cost_s": plan.seconds(stage),
+                "disk_mb": stage.disk_mb,
+            }
+            for stage in plan.stages
+        ],
+        "cost_s": plan.cost_s,
+        "disk_mb": plan.disk_mb,
+        "stale": dict(stale),
+    }
 
 
 def _summary(plan: Plan) -> str:

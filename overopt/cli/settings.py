@@ -120,12 +120,18 @@ def _as_override(value: Any) -> str:
 
 def show_settings(args: argparse.Namespace) -> int:
     """``overopt settings``: every setting with its default and meaning, or those with some words."""
+    from overopt.control.settings import ControlRun
     from overopt.stages.settings import RunConfig
 
+    of_control = (
+        setting._replace(meaning=f"{setting.meaning} (in `overopt run control`)")
+        for setting in describe_settings(ControlRun())
+    )
+    known = [*describe_settings(RunConfig()), *describe_other_kinds(RunConfig()), *of_control]
     words = [word.lower() for word in args.words]
     shown = [
         setting
-        for setting in (*describe_settings(RunConfig()), *describe_other_kinds(RunConfig()))
+        for setting in known
         if all(word in f"{setting.name} {setting.meaning}".lower() for word in words)
     ]
     if not shown:

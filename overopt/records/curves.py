@@ -1,6 +1,5 @@
 """Reading records back: rows, curves with their per-prompt arrays, costs. Needs no torch."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,20 +28,11 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
     """
     file = Path(path)
     file = file / "records.jsonl" if file.is_dir() else file
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except OSError as e:
-        raise DataError(f"records {str(file)!r} cannot be read: {e.strerror}") from e
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            # A row from before a column existed, or of a method without it, has null there.
-            row = dict.fromkeys(FIELDS) | json.loads(line)
-        except (ValueError, TypeError) as e:
-            raise DataError(f"records {str(file)!r}, line {number}: not valid JSON: {e}") from e
+    # A row from before a column existed, or of a method without it, has null there.
+    rows = [dict.fromkeys(FIELDS) | row for row in files.load_records(file)]
+    for row in rows:
         for name, older in OLDER_NAMES.items():
             row[name] = row[older] if row[name] is None else row[name]
-        rows.append(row)
     validate_records(rows)
     return rows
 
@@ -54,12 +44,22 @@ def load_records(path: str | Path) -> "pd.DataFrame":
     return pd.DataFrame(read_records(path), columns=list(FIELDS))
 
 
-def read_costs(directory: str | Path) -> dict[str, float]:
-    """CPU seconds by ``run_id``, summed over the stages of a run; empty without costs.jsonl."""
+def cost_rows(directory: str | Path) -> list[dict[str, Any]]:
+    """Rows of costs.jsonl, one for each run and stage; empty without the file."""
     file = Path(directory) / "costs.jsonl"
+    columns = {"run_id": str, "stage": str, "cpu_s": float}
+    return files.load_records(file, columns) if file.is_file() else []
+
+
+def read_costs(directory: str | Path, *, without: str | None = None) -> dict[str, float]:
+    """CPU seconds by ``run_id``, summed over the stages of a run; empty without costs.jsonl.
+
+    ``without``: how the names of stages end that do not count.
+    """
     totals: dict[str, float] = {}
-    for row in files.load_records(file) if file.is_file() else ():
-        totals[row["run_id"]] = totals.get(row["run_id"], 0.0) + row["cpu_s"]
+    for row in cost_rows(directory):
+        if without is None or not row["stage"].endswith(without):
+            totals[row["run_id"]] = totals.get(row["run_id"], 0.0) + row["cpu_s"]
     return totals
 
 
@@ -124,24 +124,38 @@ class Curve:
 
 
 def load_curves(directory: str | Path) -> list[Curve]:
-    """Curves of a results directory (records.jsonl and curves.npz), in the order of the records."""
+    """Curves of a results directory (records.jsonl and curves.npz), in the order of the records.
+
+    Raises
+    ------
+    DataError
+        A file is missing or damaged, or they do not belong together; the message names it.
+    """
     folder = Path(directory)
     by_run: dict[str, list[dict[str, Any]]] = {}
     for row in read_records(folder):
         by_run.setdefault(row["run_id"], []).append(row)
-    shown = read_shown(folder)
-    with np.load(folder / "curves.npz", allow_pickle=False) as table:
-        curves = []
-        for run_id, rows in by_run.items():
-            rows.sort(key=lambda r: r["value"])
-            arrays = {name: table[f"{run_id}.{name}"].astype(float) for name in NEEDED_ARRAYS}
-            # In older files the intent is called by its first world's: rubric.
-            for name in ("intent", "rubric"):
-                if f"{run_id}.{name}" in table and "intent" not in arrays:
-                    arrays["intent"] = table[f"{run_id}.{name}"].astype(float)
-            if any(a.shape != (len(rows), rows[0]["n_prompts"]) for a in arrays.values()):
-                raise DataError(f"curves.npz of {folder}: run {run_id} does not fit its records")
-            curves.append(Curve(tuple(rows), arrays, shown))
+    if not by_run:
+        raise DataError(f"{folder}: records.jsonl has no rows; run `overopt run` first")
+    shown, table = read_shown(folder), files.load_arrays(folder / "curves.npz")
+    curves = []
+    for run_id, rows in by_run.items():
+        rows.sort(key=lambda r: r["value"])
+        found = {name: table.get(f"{run_id}.{name}") for name in (*NEEDED_ARRAYS, "intent")}
+        if found["intent"] is None:  # in older files it is called by its first world's: rubric
+            found["intent"] = table.get(f"{run_id}.rubric")
+        arrays = {}
+        for name, array in found.items():
+            if array is None and name == "intent":
+                continue  # its world has none
+            shape = len(rows), rows[0]["n_prompts"]
+            if array is None or array.shape != shape or array.dtype.kind not in "fiu":
+                raise DataError(
+                    f"{folder / 'curves.npz'}: {run_id}.{name} does not fit its records: numbers of"
+                    f" shape {shape} are needed{files.RESTORE}"
+                )
+            arrays[name] = array.astype(float)
+        curves.append(Curve(tuple(rows), arrays, shown))
     return curves
 
 

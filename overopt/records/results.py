@@ -14,8 +14,9 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -25,45 +26,56 @@ from overopt.base.shown import Shown, from_json
 
 CHECKSUMS, SHOWN = "checksums.json", "shown.json"
 CHECKSUMS_FORMAT = 1
-RESULT_FILES = ("records.jsonl", "tilt.jsonl", "costs.jsonl", "curves.npz", SHOWN, CHECKSUMS)
+ROW_TABLES = ("records", "tilt", "costs", "samples", "runs")
+"""Tables made of rows, each in a file ``NAME.jsonl``."""
+RESULT_FILES = (*(f"{name}.jsonl" for name in ROW_TABLES), "curves.npz", SHOWN, CHECKSUMS)
 MOVING_S = 2.0
 """Patience with a writer that moves its files, which takes milliseconds."""
 _DECIDED = ".decided"
 """Folder of files that are to replace those of the directory; complete, or absent."""
 
 
-class Results(NamedTuple):
+@dataclass
+class Tables:
     """Tables of a results directory, rows in the order of the runs.
 
-    arrays: ``RUN_ID.NAME`` -> per-prompt values; shown: how methods show themselves; the other three
-    by the file they are in.
+    arrays: ``RUN_ID.NAME`` -> per-prompt values; shown: how methods show themselves; the others by
+    the file they are in. Rows of samples are responses, those of runs settings and provenance.
     """
 
-    records: list[dict[str, Any]]
-    tilt: list[dict[str, Any]]
-    costs: list[dict[str, Any]]
-    arrays: dict[str, np.ndarray]
-    shown: dict[str, Shown] = {}
+    records: list[dict[str, Any]] = field(default_factory=list)
+    tilt: list[dict[str, Any]] = field(default_factory=list)
+    costs: list[dict[str, Any]] = field(default_factory=list)
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    shown: dict[str, Shown] = field(default_factory=dict)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    runs: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def rows(self) -> dict[str, list[dict[str, Any]]]:
+        """The tables that are made of rows, by name."""
+        return {name: getattr(self, name) for name in ROW_TABLES}
 
     @property
     def run_ids(self) -> set[str]:
         """Identities of the curves held."""
         return {row["run_id"] for row in self.records}
 
-    def of(self, run_id: str) -> Results:
+    def of(self, run_id: str) -> Tables:
         """The part that belongs to one curve."""
-        records, tilt, costs = (
-            [row for row in table if row["run_id"] == run_id] for table in self[:3]
-        )
+        rows = {
+            name: [row for row in table if row["run_id"] == run_id]
+            for name, table in self.rows.items()
+        }
         mine = {k: v for k, v in self.arrays.items() if k.startswith(f"{run_id}.")}
-        methods = {row["method"] for row in records}
+        methods = {row["method"] for row in rows["records"]}
         shown = {k: v for k, v in self.shown.items() if k in methods}
-        return Results(records, tilt, costs, mine, shown)
+        return Tables(**rows, arrays=mine, shown=shown)
 
-    def add(self, other: Results) -> None:
+    def add(self, other: Tables) -> None:
         """Append the tables of ``other``."""
-        for mine, theirs in zip(self[:3], other[:3], strict=True):
-            mine.extend(theirs)
+        for name, table in self.rows.items():
+            table.extend(other.rows[name])
         self.arrays.update(other.arrays)
         self.shown.update(other.shown)
 
@@ -88,7 +100,7 @@ def transaction(folder: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
-def held_results(folder: Path) -> Results:
+def held_results(folder: Path) -> Tables:
     """What a results directory holds; nothing if it has no records.
 
     Needs no lock: where files do not fit while another process moves new ones in, it waits.
@@ -108,19 +120,14 @@ def held_results(folder: Path) -> Results:
     return _held(folder)
 
 
-def _held(folder: Path) -> Results:
+def _held(folder: Path) -> Tables:
     if not (folder / "records.jsonl").exists() or _is_foreign(folder):
-        return Results([], [], [], {}, {})
+        return Tables()
     check_sums(folder)
-    names = [folder / f"{name}.jsonl" for name in Results._fields[:3]]
-    # Results of before these tables existed have none.
-    records, tilt, costs = (files.load_records(n) if n.exists() else [] for n in names)
-    for name, table in zip(names, (records, tilt, costs), strict=True):
-        for i, row in enumerate(table, start=1):
-            if not isinstance(row.get("run_id"), str):
-                raise DataError(f"{name}: line {i} has no run_id{files.RESTORE}")
+    # Results of before a table existed have none.
+    rows = {name: read_rows(folder, name) for name in ROW_TABLES}
     arrays = files.load_arrays(folder / "curves.npz")
-    held = Results(records, tilt, costs, arrays, _described(folder / SHOWN))
+    held = Tables(**rows, arrays=arrays, shown=_described(folder / SHOWN))
     lacking = held.run_ids - {name.partition(".")[0] for name in held.arrays}
     if lacking:
         raise DataError(
@@ -128,6 +135,40 @@ def _held(folder: Path) -> Results:
             f" has{files.RESTORE}"
         )
     return held
+
+
+def read_rows(folder: Path, name: str) -> list[dict[str, Any]]:
+    """Rows of one table, each of which names its run; empty without the file.
+
+    Raises
+    ------
+    DataError
+        The file is damaged, or a row names no run.
+    """
+    file = folder / f"{name}.jsonl"
+    rows = files.load_records(file) if file.exists() else []
+    for i, row in enumerate(rows, start=1):
+        if not isinstance(row.get("run_id"), str):
+            raise DataError(f"{file}: line {i} has no run_id{files.RESTORE}")
+    return rows
+
+
+def read_runs(folder: Path) -> dict[str, dict[str, Any]]:
+    """Settings that differ from the defaults, and provenance, by run_id; empty in older results.
+
+    Raises
+    ------
+    DataError
+        The file is damaged; the message names the line.
+    """
+    runs = {}
+    for line, row in enumerate(read_rows(folder, "runs"), start=1):
+        where = f"{folder / 'runs.jsonl'}: line {line}"
+        files.need(row, where, ("settings", "versions"))
+        for key in ("settings", "versions"):
+            files.need(row[key], f"{where}: {key}")
+        runs[row["run_id"]] = row
+    return runs
 
 
 def _described(file: Path) -> dict[str, Shown]:
@@ -150,14 +191,14 @@ def _is_foreign(folder: Path) -> bool:
         return True
 
 
-def save_results(folder: Path, results: Results) -> None:
+def save_results(folder: Path, results: Tables) -> None:
     """Replace the tables in ``folder`` by ``results``, all at once; call inside `transaction`."""
     with files.os_errors(folder):
         new = folder / files.temporary_name("results")
         new.mkdir()
         try:
             files.save_arrays(new / "curves.npz", results.arrays)
-            for name, rows in zip(Results._fields[:3], results[:3], strict=True):
+            for name, rows in results.rows.items():
                 files.save_records(new / f"{name}.jsonl", rows)
             shown = {method: how._asdict() for method, how in results.shown.items()}
             files.save_json(new / SHOWN, shown)
@@ -226,10 +267,10 @@ def check_part(folder: Path, run_ids: set[str]) -> None:
     if (folder / "records.jsonl").exists() and not _is_foreign(folder):
         rows = files.load_records(folder / "records.jsonl")
         known = [row for row in rows if isinstance(row.get("run_id"), str)]
-        check_joins(folder, Results(known, [], [], {}), run_ids)
+        check_joins(folder, Tables(records=known), run_ids)
 
 
-def check_joins(folder: Path, held: Results, run_ids: set[str]) -> None:
+def check_joins(folder: Path, held: Tables, run_ids: set[str]) -> None:
     """Raise StoreError where ``held``, the results in ``folder``, has curves not in ``run_ids``.
 
     Records of a part of those would replace them.

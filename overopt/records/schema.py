@@ -36,6 +36,9 @@ FIELDS: dict[str, Field] = {
     "n_pairs": Field(int, "pairs", "unique comparisons the proxy was trained on"),
     "label_rule": Field(str, "", "argmax or bradley_terry"),
     "label_flip_rate": Field(float, "probability", "labels inverted after the rule"),
+    "label_agreement": Field(
+        float, "share", "validation pairs of people that gold ranks alike", False
+    ),
     "data_seed": Field(int, "", "replicate of the comparisons"),
     "rm_seed": Field(int, "", "replicate of the proxy's training"),
     "mitigation": Field(str, "", "short name of the mitigations, or none", False),
@@ -99,6 +102,9 @@ FIELDS: dict[str, Field] = {
     "gap": Field(float, "sd", "proxy_gain minus gold_gain"),
     "win_rate": Field(float, "share", "gold beats a response of the initial policy", False),
     "win_rate_stderr": Field(float, "share", "its standard error over prompts", False),
+    "proxy_gold_correlation": Field(
+        float, "", "correlation of proxy and gold over this point's responses", False
+    ),
     "proxy_std": Field(float, "sd of the proxy", "spread of proxy scores within prompts", False),
     "member_disagreement": Field(
         float, "sd of the proxy", "spread of an ensemble's members on a response", False

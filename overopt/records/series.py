@@ -11,10 +11,14 @@ from typing import Any
 import numpy as np
 
 from overopt.base import files
-from overopt.base.errors import OveroptError
+from overopt.base.errors import DataError, OveroptError
 from overopt.fits.fit import FitResult
-from overopt.fits.forms import get_form
-from overopt.fits.replicates import ReplicateCurve, fit_replicates, mean_curve
+from overopt.fits.replicates import (
+    ReplicateCurve,
+    fit_replicates,
+    linear_form,
+    mean_curve,
+)
 from overopt.fits.scaling import ScalingPoint
 from overopt.records.curves import BON, Curve, load_curves, results_dir
 
@@ -46,6 +50,20 @@ def group_curves(curves: Sequence[Curve]) -> Groups:
     the method's own description calls a treatment, where it differs between curves of the method.
     """
     most = max(c.meta["n_pairs"] for c in curves)
+    treatments = treatments_of(curves)
+    groups: Groups = {}
+    called = proxy_names(curves)
+    for curve in sorted(curves, key=lambda c: (c.meta["n_params"], c.meta["backbone"])):
+        if curve.meta["n_pairs"] == most:
+            parts = [called[curve.meta["backbone"]], *treatments[curve.meta["run_id"]]]
+            groups.setdefault(curve.meta["method"], {}).setdefault(", ".join(parts), []).append(
+                curve
+            )
+    return groups
+
+
+def treatments_of(curves: Sequence[Curve]) -> dict[str, list[str]]:
+    """By run_id, what sets a curve apart beside its method, proxy, data size and seed, in words."""
     values = {t: _values(curves, t) for t in _TREATMENTS}
     shared = [t for t, v in values.items() if len(v) > 1 or v - _PLAIN]
     varying = {}
@@ -53,18 +71,14 @@ def group_curves(curves: Sequence[Curve]) -> Groups:
         same = [c for c in curves if c.meta["method"] == method]
         own = [t for t in same[0].shown.treatments if len(_values(same, t)) > 1]
         varying[method] = dict.fromkeys([*shared, *own])
-    groups: Groups = {}
-    called = proxy_names(curves)
-    for curve in sorted(curves, key=lambda c: (c.meta["n_params"], c.meta["backbone"])):
-        if curve.meta["n_pairs"] == most:
-            method, name = curve.meta["method"], called[curve.meta["backbone"]]
-            words = _TREATMENTS | curve.shown.treatments
-            for treatment in varying[method]:
-                value = curve.meta.get(treatment)
-                if value not in (None, "none"):
-                    name += f", {words[treatment]} {value}" if words[treatment] else f", {value}"
-            groups.setdefault(method, {}).setdefault(name, []).append(curve)
-    return groups
+    found: dict[str, list[str]] = {}
+    for curve in curves:
+        words = _TREATMENTS | curve.shown.treatments
+        told = ((words[t], curve.meta.get(t)) for t in varying[curve.meta["method"]])
+        found[curve.meta["run_id"]] = [
+            f"{word} {value}".strip() for word, value in told if value not in (None, "none")
+        ]
+    return found
 
 
 def _values(curves: Sequence[Curve], column: str) -> set[Any]:
@@ -116,16 +130,24 @@ def load_tilts(folder: Path, groups: Groups) -> dict[str, tuple[np.ndarray, np.n
     """√KL and mean gold gain of the exponential tilt by series, trusted points only.
 
     Replicates are averaged β by β. Empty where the records hold no tilt.
+
+    Raises
+    ------
+    DataError
+        ``tilt.jsonl`` is damaged, or replicates have other numbers of points.
     """
     file = folder / "tilt.jsonl"
     if not file.is_file():
         return {}
     by_run: dict[str, list[dict[str, Any]]] = {}
-    for row in files.load_records(file):
+    columns = {"run_id": str, "reliable": bool, "kl_seq_nats": float, "gold_gain": float}
+    for row in files.load_records(file, columns):
         by_run.setdefault(row["run_id"], []).append(row)
     tilts = {}
     for name, curves in groups.get(BON, {}).items():
         runs = [by_run[c.meta["run_id"]] for c in curves if c.meta["run_id"] in by_run]
+        if len({len(run) for run in runs}) > 1:
+            raise DataError(f"{file}: replicates of {name!r} differ in points{files.RESTORE}")
         points = [p for p in zip(*runs, strict=True) if all(row["reliable"] for row in p)]
         if points:
             kl, gold = (
@@ -136,15 +158,18 @@ def load_tilts(folder: Path, groups: Groups) -> dict[str, tuple[np.ndarray, np.n
     return tilts
 
 
-def fit_groups(groups: Groups) -> dict[str, dict[str, FitResult]]:
-    """The method's form fitted to each series' replicates; a series that cannot be fitted is absent."""
+def fit_groups(groups: Groups, form: str = "") -> dict[str, dict[str, FitResult]]:
+    """A form fitted to each series' replicates; a series that cannot be fitted is absent.
+
+    ``form``: of all; by default each method's own.
+    """
     fits: dict[str, dict[str, FitResult]] = {}
     for method, series in groups.items():
         fits[method] = {}
         for name, curves in series.items():
-            form = get_form(curves[0].shown.form)  # raises for a form that does not exist
+            fitted = linear_form(form or curves[0].shown.form)  # raises where there is no such form
             try:
-                fits[method][name] = fit_replicates(as_replicates(curves), form.name)
+                fits[method][name] = fit_replicates(as_replicates(curves), fitted.name)
             except OveroptError:
                 continue
     return fits
@@ -236,7 +261,7 @@ def average(curves: Sequence[Curve], replicates: Sequence[ReplicateCurve]) -> Me
     `overopt.fits.replicates.mean_curve` accounts for both.
     """
     n = min(len(c.rows) for c in curves)
-    mean = mean_curve([_shortened(r, n) for r in replicates])
+    mean = mean_curve([shortened(r, n) for r in replicates])
     proxy = np.stack([c["proxy_gain"][:n] for c in curves]).mean(0)
     promised = [promised_gain(c) for c in curves]
     known = [p[:n] for p in promised if p is not None]
@@ -253,8 +278,8 @@ def _intent(curves: Sequence[Curve], n: int) -> np.ndarray | None:
     return np.stack([c.gain("intent")[:n].mean(1) for c in curves]).mean(0)
 
 
-def _shortened(curve: ReplicateCurve, n: int) -> ReplicateCurve:
-    """The first ``n`` points."""
+def shortened(curve: ReplicateCurve, n: int) -> ReplicateCurve:
+    """The first ``n`` points of a replicate."""
     kl, d = curve.kl_seq_nats_KP, curve.sqrt_kl
     return replace(
         curve,

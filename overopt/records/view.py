@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from overopt.base import files
 from overopt.fits.fit import FitResult
 from overopt.fits.replicates import ReplicateCurve
 from overopt.records import series
-from overopt.records.curves import Curve, load_curves, results_dir
+from overopt.records.curves import Curve, cost_rows, load_curves, results_dir
+from overopt.records.results import read_runs
+from overopt.records.samples import Sample, read_samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +70,17 @@ class ResultsView:
     @cached_property
     def costs(self) -> list[dict[str, Any]]:
         """Rows of costs.jsonl, one for each run and stage; empty without the file."""
-        file = self.folder / "costs.jsonl"
-        return files.load_records(file) if file.is_file() else []
+        return cost_rows(self.folder)
+
+    @cached_property
+    def runs(self) -> dict[str, dict[str, Any]]:
+        """Settings that differ from the defaults, and provenance, by run_id; empty in older ones."""
+        return read_runs(self.folder)
+
+    @cached_property
+    def samples(self) -> dict[str, list[Sample]]:
+        """Responses by run_id, those of each point of its curve; empty in older results."""
+        return read_samples(self.folder)
 
 
 def view(records: str | Path) -> ResultsView:

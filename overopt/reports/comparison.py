@@ -34,9 +34,10 @@ from overopt.base import escape, files, folders
 from overopt.base.errors import DataError
 from overopt.base.seeding import numpy_rng
 from overopt.fits.pvalues import p_text
-from overopt.records.curves import Curve, load_curves
+from overopt.records.curves import Curve, load_curves, read_costs
 from overopt.reports.figures import forest, frontier
 from overopt.reports.figures.style import X_LABELS
+from overopt.reports.text import markdown_table
 
 MEASURING = "_gold"
 """How names of stages end whose CPU time is measurement, not a cost of the mitigation."""
@@ -70,10 +71,27 @@ def load_results(results: str | Path) -> Results:
                 f"{str(folder)!r} has no {name}: it does not hold a finished comparison; run"
                 " `overopt compare` with --results on it first"
             )
-    protocol = files.load_json(folder / "comparison.json")
-    choices = files.load_json(folder / "choices.json")
-    by_id = {curve.meta["run_id"]: curve for curve in load_curves(folder / "test")}
-    cost_of = _costs(folder / "test")
+    protocol = files.load_object(folder / "comparison.json")
+    choices = files.load_object(folder / "choices.json")
+    tested = load_curves(folder / "test")
+    cost_of = read_costs(folder / "test", without=MEASURING)
+    try:
+        return _joined(protocol, choices, tested, cost_of)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise DataError(
+            f"{folder}: comparison.json, choices.json and the records in test do not belong"
+            f" together ({type(error).__name__}: {error}){files.RESTORE}"
+        ) from error
+
+
+def _joined(
+    protocol: dict[str, Any],
+    choices: dict[str, Any],
+    tested: Sequence[Curve],
+    cost_of: Mapping[str, float],
+) -> Results:
+    """The test curves by method and mitigation, with their costs."""
+    by_id = {curve.meta["run_id"]: curve for curve in tested}
     curves: dict[str, dict[str, list[Curve]]] = {}
     cpu_s: dict[str, dict[str, float]] = {}
     for method in protocol["methods"]:
@@ -98,16 +116,6 @@ def load_results(results: str | Path) -> Results:
     references = {m: Reference(**choices[m]["reference"]) for m in protocol["methods"]}
     criterion = " or ".join(dict.fromkeys(choices[m]["criterion"] for m in protocol["methods"]))
     return Results(protocol, references, criterion, curves, cpu_s)
-
-
-def _costs(folder: Path) -> dict[str, float]:
-    """CPU seconds by run of training the proxy and optimising against it."""
-    file = folder / "costs.jsonl"
-    costs: dict[str, float] = {}
-    for row in files.load_records(file) if file.is_file() else ():
-        if not row["stage"].endswith(MEASURING):
-            costs[row["run_id"]] = costs.get(row["run_id"], 0.0) + row["cpu_s"]
-    return costs
 
 
 def report(results: str | Path) -> str:
@@ -232,20 +240,24 @@ def as_table(standings: Sequence[Standing]) -> str:
         ]
         for s in standings
     ]
-    lines += [*_markdown(shown, rows), "", "Difference from the baseline [95 % interval], p (Holm)"]
+    lines += [
+        *markdown_table(shown, rows),
+        "",
+        "Difference from the baseline [95 % interval], p (Holm)",
+    ]
     effects = [
         [escape.markdown(s.mitigation), *(_shown_effect(s.effects[m]) for m in METRICS)]
         for s in standings
         if not math.isnan(s.effects[PRIMARY[0]].difference)
     ]
-    lines += ["", *_markdown(["mitigation", *METRICS], effects)]
+    lines += ["", *markdown_table(["mitigation", *METRICS], effects)]
     lines += ["", "Gold over never optimising [95 % interval], p (Holm)", ""]
     floor = [
         [escape.markdown(s.mitigation), *(_shown_over_never(s.effects[m]) for m in PRIMARY)]
         for s in standings
         if s.mitigation != NEVER
     ]
-    lines += [*_markdown(["mitigation", *PRIMARY], floor), "", _beaten(standings)]
+    lines += [*markdown_table(["mitigation", *PRIMARY], floor), "", _beaten(standings)]
     return "\n".join(lines)
 
 
@@ -261,15 +273,6 @@ def _beaten(standings: Sequence[Standing]) -> str:
         f"At the end better than never optimising (p < {1 - CI_LEVEL:.2g} after Holm):"
         f" {', '.join(better) or 'none'}; {len(by_end) - len(better)} of {len(by_end)} are not."
     )
-
-
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    lines = [head, ["-" * width for width in widths], *rows]
-    return [
-        "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |"
-        for line in lines
-    ]
 
 
 def _shown(value: float, digits: int) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from overopt.analysis.peaks import peaks_of_most_data
@@ -35,6 +36,8 @@ class FigureFile(NamedTuple):
     draw: Callable[[ResultsView], Figure | None]
     sidecar: Callable[[ResultsView], dict[str, Any]] | None
     """Further entries of the JSON beside the picture."""
+    animate: Callable[[ResultsView], Sequence[np.ndarray]] | None
+    """Frames (h, w, 3) uint8 of a GIF beside the picture."""
 
 
 def draw(records: str | Path, out: str | Path, only: Sequence[str | Path] = ()) -> list[Path]:
@@ -61,19 +64,39 @@ def draw(records: str | Path, out: str | Path, only: Sequence[str | Path] = ()) 
     results = view(records)
     pictures = {}
     for figure in chosen:
-        picture = figure.draw(results)
-        if picture is None and only:
-            raise DataError(
-                f"figure {figure.name!r}: {str(results.folder)!r} does not hold what it shows"
-            )
+        picture = drawn(figure, results) if only else _attempt(figure, results)
         if picture is not None:
-            if not isinstance(picture, Figure):
-                raise ConfigError(
-                    f"figure {figure.name!r}: draw(results) returned {type(picture).__name__}, not a"
-                    " matplotlib Figure or None"
-                )
             pictures[figure] = picture
     return [file for figure, p in pictures.items() for file in _save(p, figure, results, Path(out))]
+
+
+def drawn(figure: FigureFile, results: ResultsView) -> Figure:
+    """The picture of a figure.
+
+    Raises
+    ------
+    DataError
+        The records do not hold what it shows.
+    ConfigError
+        It drew something else than a matplotlib Figure.
+    """
+    picture = _attempt(figure, results)
+    if picture is None:
+        raise DataError(
+            f"figure {figure.name!r}: {str(results.folder)!r} does not hold what it shows"
+        )
+    return picture
+
+
+def _attempt(figure: FigureFile, results: ResultsView) -> Figure | None:
+    """`drawn`, or None where the records do not hold it."""
+    picture = figure.draw(results)
+    if not isinstance(picture, Figure | None):
+        raise ConfigError(
+            f"figure {figure.name!r}: draw(results) returned {type(picture).__name__}, not a"
+            " matplotlib Figure or None"
+        )
+    return picture
 
 
 def built_in() -> list[FigureFile]:
@@ -98,7 +121,8 @@ def figure_of(name: str | Path) -> FigureFile:
 
 def _figure(name: str, module: Any) -> FigureFile:
     picture = getattr(module, "PICTURE", name)
-    return FigureFile(name, picture, module.draw, getattr(module, "sidecar", None))
+    optional = (getattr(module, part, None) for part in ("sidecar", "animate"))
+    return FigureFile(name, picture, module.draw, *optional)
 
 
 def _save(picture: Figure, figure: FigureFile, results: ResultsView, out: Path) -> list[Path]:
@@ -118,4 +142,8 @@ def _save(picture: Figure, figure: FigureFile, results: ResultsView, out: Path) 
     files.save_figure(paths[0], picture, formulas=X_LABELS.values())
     text = json.dumps(plain(side), indent=1, allow_nan=False) + "\n"
     files.atomic_write(paths[1], text.encode())
+    frames = () if figure.animate is None else figure.animate(results)
+    if len(frames) > 0:
+        paths.append(out / f"{stem}.gif")
+        files.save_animation(paths[2], frames)
     return paths

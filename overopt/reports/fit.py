@@ -2,8 +2,10 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
-from overopt.analysis.peaks import peak_table, peaks_of_most_data, size_rank_correlation
+from overopt.analysis.peaks import peak_of, peak_table, peaks_of_most_data, size_rank_correlation
+from overopt.base import files
 from overopt.fits.fit import POOR_FIT_P
 from overopt.fits.pvalues import p_text
 from overopt.records.view import view
@@ -40,3 +42,25 @@ def fit(records: str | Path) -> str:
             lines.append(f"{method}: Spearman correlation of proxy size with peak gold {rho:.2f}")
     slopes = slope_lines(results.curves)
     return "\n".join([*lines, *([""] if slopes else []), *slopes])
+
+
+def fit_json(records: str | Path) -> dict[str, Any]:
+    """The same as JSON types: peaks by curve, fits by method and series, rank correlations.
+
+    A number that is not available is null.
+    """
+    results = view(records)
+    peaks = peaks_of_most_data(results.curves)
+    return files.plain(
+        {
+            "experiment": results.experiment,
+            "peaks": [{"run_id": c.meta["run_id"]} | peak_of(c) for c in results.curves],
+            "fits": {
+                method: {name: result.to_dict() for name, result in series.items()}
+                for method, series in results.fits.items()
+            },
+            "size_rank_correlation": {
+                method: size_rank_correlation(peaks, method) for method in results.methods
+            },
+        }
+    )

@@ -3,10 +3,12 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from overopt.analysis.regret import proxy_of
 from overopt.analysis.rules import RULES, Rule
 from overopt.analysis.stopping import compare_rules, rank_detectors
+from overopt.base import files
 from overopt.base.errors import DataError
 from overopt.records.curves import Curve
 from overopt.records.view import view
@@ -25,16 +27,37 @@ def stops(records: str | Path) -> str:
     DataError
         No curve with steps, or fewer than two proxies: thresholds are tuned on the others.
     """
+    return "\n\n".join(map(_table, _trajectories(records).values()))
+
+
+def stops_json(records: str | Path) -> dict[str, Any]:
+    """The same as JSON types: method -> rules with regret, lead, detection and threshold.
+
+    An infinite threshold is "inf" or "-inf", and what is not available null.
+    """
+    tables = {}
+    for method, curves in _trajectories(records).items():
+        detectors = {d.rule: d._asdict() for d in rank_detectors(curves)}
+        tables[method] = [
+            score._asdict()
+            | {"regret": score.regret._asdict(), "detector": detectors.get(score.rule)}
+            for score in compare_rules(curves)
+        ]
+    return files.plain(tables, infinite="text")
+
+
+def _trajectories(records: str | Path) -> dict[str, list[Curve]]:
+    """Curves with steps by method."""
     by_method: dict[str, list[Curve]] = {}
     for curve in view(records).curves:
-        if not curve.is_bon:
+        if curve.shown.moves_policy:
             by_method.setdefault(curve.meta["method"], []).append(curve)
     if not by_method:
         raise DataError(
             f"records {str(records)!r} hold no curve of an optimised policy, only best-of-n: stopping"
             " rules need one"
         )
-    return "\n\n".join(map(_table, by_method.values()))
+    return by_method
 
 
 def _table(curves: Sequence[Curve]) -> str:

@@ -1,5 +1,6 @@
 """The commands forecast and replay: what they print and write, and what they refuse."""
 
+import csv
 import json
 import math
 import re
@@ -15,8 +16,9 @@ from overopt.cli.main import main
 from overopt.fits.scaling import Forecast
 from overopt.pools.best_of_n import kl_bon
 from overopt.records.schema import CURVE_ARRAYS, FIELDS, SCHEMA_VERSION
+from overopt.records.series import fit_records
 from overopt.reports.forecast import forecast, score
-from overopt.reports.replay import replay
+from overopt.reports.replay import as_text, replay
 
 NS = 2 ** np.arange(10)
 PROMPTS = 60
@@ -257,27 +259,88 @@ def test_replay_reads_named_columns_and_reports_each_proxy(table, capsys):
 
 
 def test_replay_of_a_pool_too_small_says_why_there_is_no_fit(table):
-    text = replay(table(2))
+    text = as_text(replay(table(2)))
     assert "no fit: " in text and "nan" not in text
 
 
-@pytest.mark.parametrize("pool_size", [1, 4])
-def test_replay_of_a_constant_proxy_has_no_tilt(tmp_path, pool_size):
+def write_scores(file, proxies, *, pool_size=16, gold=None):
+    """A list a prompt of gold and of each proxy, given as functions of the random numbers (N,)."""
     rng = np.random.default_rng(5)
-    file = tmp_path / "constant.jsonl"
-    rows = [
-        {
-            "prompt_id": p,
-            "gold_scores": rng.normal(size=pool_size).tolist(),
-            "proxy": [1.0] * pool_size,
-        }
-        for p in range(5)
-    ]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    text = replay(file)
-    assert "exponential tilt" not in text
-    ties = [line.split()[2] for line in text.splitlines() if re.match(r" +\d+ ", line)]
-    assert ties and set(ties) == {"0.000"}  # choosing among equals is no choice
+    rows = []
+    for p in range(30):
+        normal = rng.normal(size=pool_size)
+        row = {"prompt_id": p, "gold_scores": (normal if gold is None else gold(normal)).tolist()}
+        row |= {name: score(normal).tolist() for name, score in proxies.items()}
+        rows.append(json.dumps(row) + "\n")
+    file.write_text("".join(rows), encoding="utf-8")
+    return file
+
+
+def test_replay_says_in_a_sentence_that_a_score_is_constant(tmp_path):
+    proxies = {
+        "proxy_same": lambda z: np.full_like(z, 0.5),
+        "proxy_by_prompt": lambda z: np.full_like(z, z[0]),
+        "proxy_rounded": lambda z: 3.0 + 1e-8 * z,
+        "proxy_good": lambda z: z,
+    }
+    found = replay(write_scores(tmp_path / "t.jsonl", proxies))
+    remarks = {p.name: p.remark for p in found.proxies}
+    assert remarks["proxy_same"] == (
+        "'proxy_same' gives all responses to a prompt the same score, 0.5: there is nothing to choose by"
+    )
+    assert "the same score: there is nothing" in remarks["proxy_by_prompt"]
+    assert "differ by no more than rounding" in remarks["proxy_rounded"]
+    assert remarks["proxy_good"] == ""
+    text = as_text(found)
+    assert text.count("exponential tilt") == 1 and "nan" not in text
+    constant = replay(
+        write_scores(tmp_path / "g.jsonl", {"proxy": lambda z: z}, gold=lambda z: 0 * z)
+    )
+    (only,) = constant.proxies
+    assert only.fit is None and "there is nothing to gain" in only.remark and only.best_of_n
+
+
+def test_replay_of_one_response_a_prompt_has_nothing_to_choose_from(tmp_path):
+    file = write_scores(tmp_path / "t.jsonl", {"proxy": lambda z: z}, pool_size=1)
+    assert "nothing to choose from" in as_text(replay(file))
+
+
+def test_replay_writes_table_json_and_figure(table, tmp_path, capsys):
+    file, out = table(16, proxies=("small", "large"), gold="truth"), tmp_path / "out" / "here"
+    command = ["replay", str(file), "--gold", "truth", "--proxy", "small", "--proxy", "large"]
+    assert main([*command, "--json", "--out", str(out)]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads((out / "replay.json").read_text())
+    assert [p["name"] for p in printed["proxies"]] == ["small", "large"]
+    rows = list(csv.DictReader((out / "replay.csv").read_text().splitlines()))
+    assert [row["n"] for row in rows] == ["1", "2", "4", "8", "16"] * 2
+    for row, at in zip(rows, printed["proxies"][0]["best_of_n"], strict=False):
+        assert float(row["gold_gain"]) == at["gold_gain"]
+    assert printed["proxies"][0]["fit"]["params"].keys() == {"alpha", "beta"}
+    assert (out / "replay.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_replay_tries_the_place_of_its_output_before_it_reads(table, tmp_path, capsys):
+    (tmp_path / "file").write_text("x")
+    assert main(["replay", str(table(4)), "--out", str(tmp_path / "file")]) == 2
+    assert "--out" in capsys.readouterr().err
+
+
+def test_fit_and_stops_print_json(capsys):
+    records = str(Path(RECORDS).parent / "smollm")
+    assert main(["fit", records, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["experiment"] == "smollm" and len(found["peaks"]) == 6
+    for method, fits in fit_records(records).items():
+        for name, fit in fits.items():
+            printed = found["fits"][method][name]
+            assert printed["params"] == pytest.approx(fit.params)
+            assert (printed["peak"]["gold"] is None) == (not fit.peak_in_range)
+    assert found["size_rank_correlation"] == {"bon": None, "ppo": None}  # of three sizes
+    assert main(["stops", records, "--json"]) == 0
+    (rules,) = json.loads(capsys.readouterr().out).values()
+    assert {rule["rule"] for rule in rules} >= {"never_stop", "kl_budget"}
+    assert all("estimate" in rule["regret"] for rule in rules)
 
 
 def test_replay_names_a_missing_column(table, capsys):

@@ -51,7 +51,7 @@ def test_reading_names_the_line(tmp_path):
     (tmp_path / "records.jsonl").write_text(json.dumps(a_row()) + "\n{oops\n")
     with pytest.raises(DataError, match="line 2"):
         read_records(tmp_path)
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="is missing"):
         read_records(tmp_path / "absent")
 
 

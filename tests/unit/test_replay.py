@@ -1,6 +1,11 @@
 """Files of other people's scored responses become the arrays they hold, or an error that helps."""
 
+import bz2
+import csv
+import gzip
+import io
 import json
+import lzma
 import sys
 
 import numpy as np
@@ -274,9 +279,9 @@ def test_unusable_parquet_files_are_refused(tmp_path):
         read_replay(path)
     with pytest.raises(DataError, match="no such file"):
         read_replay(tmp_path / "absent.parquet")
-    (tmp_path / "table.csv").write_text("a,b\n")
-    with pytest.raises(DataError, match="suffix '.csv'"):
-        read_replay(tmp_path / "table.csv")
+    (tmp_path / "table.xlsx").write_text("a,b\n")
+    with pytest.raises(DataError, match="suffix '.xlsx'"):
+        read_replay(tmp_path / "table.xlsx")
 
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
@@ -284,3 +289,95 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(DataError, match=r"pip install 'overopt\[replay\]'"):
         read_replay(path)
+
+
+# --- formats --------------------------------------------------------------------------------------
+
+FORMATS = [
+    f"{form}{packed}"
+    for form in ("csv", "tsv", "json", "jsonl")
+    for packed in ("", ".gz", ".bz2", ".xz")
+]
+PACK = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}
+
+
+def written(folder, rows, suffix):
+    """Rows in a format, with lists as JSON in the cells of CSV."""
+    form, _, packed = suffix.partition(".")
+    text = io.StringIO(newline="")
+    if form in ("csv", "tsv"):
+        cells = [
+            {k: json.dumps(v) if isinstance(v, list) else v for k, v in r.items()} for r in rows
+        ]
+        delimiter = "," if form == "csv" else "\t"
+        writer = csv.DictWriter(text, list(rows[0]), delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(cells)
+    elif form == "json":
+        json.dump(rows, text)
+    else:
+        text.writelines(json.dumps(row) + "\n" for row in rows)
+    data = text.getvalue().encode()
+    path = folder / f"table.{suffix}"
+    path.write_bytes(PACK[packed](data) if packed else data)
+    return path
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_every_format_gives_the_arrays_back(tmp_path, suffix):
+    table = read_replay(written(tmp_path, long_rows(), suffix))
+    np.testing.assert_array_equal(table.gold, GOLD)
+    np.testing.assert_array_equal(table.proxies["proxy_b"], -PROXY)
+    assert table.prompt_ids == tuple(f"p{p}" for p in range(P))
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    table = read_replay(written(lists, list_rows(), suffix))
+    np.testing.assert_array_equal(table.proxies["proxy_scores"], PROXY)
+
+
+def test_csv_of_a_spreadsheet_is_read_as_it_is(tmp_path):
+    """A byte-order mark, Windows line ends, quotes, line breaks in cells, ids that look like numbers."""
+    path = tmp_path / "t.csv"
+    text = 'prompt_id,response,gold,proxy\r\n007,"a, ""b""\nc",1,2\r\n7,d,3.5,-4e-1\r\n\r\n'
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    table = read_replay(path)
+    assert table.prompt_ids == ("007", "7")
+    assert table.gold.tolist() == [[1.0], [3.5]] and table.proxies["proxy"].tolist() == [
+        [2.0],
+        [-0.4],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t.csv", b"", "the file has no rows"),
+        ("t.csv", b"prompt,gold,proxy\n", "the file has no rows"),
+        ("t.csv", b"prompt,gold,gold\na,1,2\n", "an empty name or one twice"),
+        ("t.csv", b"prompt,gold,proxy\na,1\n", "row 1 has 2 cells and the header 3"),
+        ("t.csv", b"prompt,gold,proxy\na,high,2\n", "row 1, column gold: 'high' is not a number"),
+        ("t.csv", b"prompt,gold,proxy\na,1,2\na,nan,2\n", "row 2, column gold: nan is not finite"),
+        ("t.csv", b"prompt,gold,proxy\na,,2\n", "row 1, column gold: '' is not a number"),
+        ("t.csv", b"prompt,gold,proxy\n\xff,1,2\n", "is not a table in UTF-8"),
+        ("t.csv", b'prompt,gold,proxy\n"a,1,2\n', "is not a table"),
+        ("t.json", b'{"prompt": "a"}', "is a dict, not an array of objects"),
+        ("t.json", b"[1]", "entry 1 is a int, not an object"),
+        ("t.json", b'{"a": 1}\n{"a": 2}\n', "a file with one object per line is named .jsonl"),
+        ("t.json", b"[]", "the file has no rows"),
+        ("t.jsonl.gz", b"no gzip", "cannot be read .*damaged"),
+        ("t.csv.xz", b"no xz", "cannot be read .*damaged"),
+        ("t.csv.bz2", b"no bzip2", "cannot be read .*damaged"),
+        (
+            "t.csv.gz",
+            gzip.compress(b"prompt,gold,proxy\n" + b"a,1,2\n" * 9000)[:-9],
+            "cannot be read .*damaged",
+        ),
+        ("t.csv.zst", b"x", "suffix '.csv.zst' is not .csv, .tsv"),
+        ("t.parquet.gz", b"x", "suffix '.parquet.gz' is not"),
+        ("t.txt", b"x", "suffix '.txt' is not"),
+    ],
+)
+def test_files_that_are_no_table_are_refused_with_a_remedy(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read_replay(tmp_path / name)

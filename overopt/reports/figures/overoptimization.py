@@ -45,7 +45,7 @@ def draw(results: ResultsView) -> Figure:
         for ax in axes[1 : len(methods)]:
             ax.axhspan(low, high, color="0.93", lw=0, zorder=-1)
         handles.append(Patch(color="0.93", label="height of (a)"))
-    n_lines = -(-len(handles) // (3 * n_columns))
+    n_lines = -(-len(handles) // (2 * n_columns))
     columns = -(-len(handles) // n_lines)
     fig.legend(
         handles=handles, loc="outside lower center", ncols=columns, fontsize=7.5, frameon=False
