@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export OMP_WAIT_POLICY = passive
 
-.PHONY: figure1 test lint fuzz torture clean
+.PHONY: figure1 test test-cluster lint browser docs fuzz torture clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -19,8 +19,25 @@ figure1: $(VENV)/.ready
 test: $(VENV)/.ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
+# What starts a SLURM of two nodes on this machine; needs root and Debian's slurm-wlm and munge.
+test-cluster: $(VENV)/.ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slurm tests/pipeline/test_slurm.py $(PYTEST_ARGS)
+
 lint: $(VENV)/.ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+# What the tests of `overopt report` need; without it they are skipped.
+browser: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[browser]'
+	command -v chromium || (apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium) \
+		|| echo "no Chromium here: tests of the page are skipped"
+
+# The documents as a site in build/site; a link that leads nowhere is an error.
+docs: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	rm -rf build/docs && for f in $$(git ls-files '*.md' 'figures/*.png' 'experiments/results/*.png' LICENSE); do \
+		mkdir -p "build/docs/$$(dirname $$f)" && cp "$$f" "build/docs/$$f"; done
+	$(BIN)/mkdocs build --strict --quiet
 
 # 100,000 damaged files and odd settings through every reader: no traceback, no hang, under 1 GB.
 fuzz: $(VENV)/.ready

@@ -30,10 +30,16 @@ from overopt.base import files
 from overopt.base.config import check_types, from_dict, to_dict
 from overopt.base.errors import OveroptError
 from overopt.base.overrides import apply_overrides
+from overopt.base.shown import BEST_OF_N
 from overopt.engine.manifest import checksum, read_manifest, read_recorded
 from overopt.pools.replay import open_replay, read_replay
-from overopt.records.results import Results, held_results, save_results
+from overopt.records.curves import read_costs
+from overopt.records.results import Tables, held_results, save_results
+from overopt.records.view import view
+from overopt.study.fine_tune import read_examples
+from overopt.worlds.prompts import read_prompts_file
 
+COMMITTED = Path(__file__).parents[1] / "experiments" / "results"
 SLOW_S = 10
 MEMORY_MB = 1000
 
@@ -117,6 +123,10 @@ READERS = {
     ),
     "table": Reader(".jsonl", lambda p: files.save_records(p, _table()), read_replay),
     "parquet": Reader(".parquet", _parquet, read_replay),
+    "prompts": Reader(".jsonl", lambda p: p.write_text('"a π"\n{"prompt": "b"}\n', "utf-8"),
+                      lambda p: read_prompts_file(str(p))),
+    "examples": Reader(".jsonl", lambda p: files.save_records(p, [{"prompt": "a", "response": "b"}]),
+                       read_examples),
 }  # fmt: skip
 
 WHOLE = (
@@ -225,16 +235,40 @@ def try_settings(rng: random.Random) -> None:
     float(made.n), float(made.lr), sum(map(float, made.sizes))
 
 
+def read_curves(folder: Path) -> None:
+    """What a reader of records asks for: curves, costs, the tilt, the methods' descriptions."""
+    seen = view(folder)
+    assert seen.curves and seen.groups
+    read_costs(folder), seen.costs, seen.tilts  # noqa: B018
+
+
+def a_curve(folder: Path) -> None:
+    """A results directory with three points of one committed curve."""
+    source = COMMITTED / "exp001_figure1"
+    (run_id, *_) = (row["run_id"] for row in files.load_records(source / "records.jsonl"))
+    tables = [
+        [row for row in files.load_records(source / f"{name}.jsonl") if row["run_id"] == run_id][:3]
+        for name in ("records", "tilt", "costs")
+    ]
+    arrays = files.load_arrays(source / "curves.npz")
+    kept = {name: a[:3] for name, a in arrays.items() if name.startswith(run_id)}
+    folder.mkdir()
+    save_results(folder, Tables(*tables, kept, {"bon": BEST_OF_N}))
+    (folder / "checksums.json").unlink()  # readers that only read do not ask for it
+
+
 def try_folders(folder: Path, rng: random.Random) -> None:
-    """A results directory and the cache of a table, one file of each damaged."""
+    """A results directory, one curve and the cache of a table, one file of each damaged."""
     rows = [{"run_id": "a", "x": 1}]
-    results, cache = folder / "results", folder / "cache"
+    results, cache, curve = folder / "results", folder / "cache", folder / "curve"
     if not results.exists():
         results.mkdir()
-        save_results(results, Results(rows, rows, rows, {"a.gold": np.arange(3.0)}))
+        save_results(results, Tables(rows, rows, rows, {"a.gold": np.arange(3.0)}))
         files.save_records(folder / "t.jsonl", _table())
         read_replay(folder / "t.jsonl", cache_dir=cache)
-    for place, read in ((results, held_results), (cache, open_replay)):
+        a_curve(curve)
+        read_curves(curve)
+    for place, read in ((results, held_results), (cache, open_replay), (curve, read_curves)):
         file = rng.choice(sorted(p for p in place.iterdir() if p.is_file()))
         before = file.read_bytes()
         try:

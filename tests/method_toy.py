@@ -104,8 +104,16 @@ def variants(kind):
         "dpo": [{}, {"data": "online", "loss": "ipo_sum"}, {"loss": "simpo"}],
         "rejection": [{}, {"keep": "all", "reference_share": 0.5}],
         "grpo": [{}, {"kl_coef": 0.1, "kl_in": "exact_loss", "epochs": 2}],
-        "rloo": [{}, {"kl_coef": 0.1, "kl_in": "chi2_reward"}, {"step_kl": 0.1}],
-        "ppo": [{}, {"adv_scale": "fixed", "step_kl": 0.1, "stop_sqrt_kl": 3.0}],
+        "rloo": [
+            {},
+            {"kl_coef": 0.1, "kl_in": "chi2_reward"},
+            {"step_kl": 0.1, "kl_coef": 0.1, "proxy_target": 1.0},
+        ],
+        "ppo": [
+            {},
+            {"adv_scale": "fixed", "step_kl": 0.1, "stop_sqrt_kl": 3.0},
+            {"kl_coef": 0.1, "proxy_target": 1.0},
+        ],
     }.get(kind, [{}])
 
 

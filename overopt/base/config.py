@@ -69,6 +69,8 @@ class RuntimeConfig:
     on_cpu : tuple of str
         Names of stages that stay on the CPU although there is an accelerator, such as a method: small
         policies are optimised as fast by one core each as by a GPU that they share.
+    memory_mb : int or None
+        Megabytes of memory that a stage on the CPU may take, at least 1; None: no limit.
     quiet : bool
         Whether to keep silent about progress.
     """
@@ -80,6 +82,7 @@ class RuntimeConfig:
     gpu_jobs: int = 1
     stack: int = 1
     on_cpu: tuple[str, ...] = ()
+    memory_mb: int | None = None
     quiet: bool = False
 
     def __post_init__(self) -> None:
@@ -88,6 +91,12 @@ class RuntimeConfig:
         require(self.gpu_jobs >= 1, "gpu_jobs", self.gpu_jobs, "must be at least 1")
         require(self.stack >= 1, "stack", self.stack, "must be at least 1")
         require(self.checkpoint_s >= 0, "checkpoint_s", self.checkpoint_s, "must not be negative")
+        require(
+            self.memory_mb is None or self.memory_mb >= 1,
+            "memory_mb",
+            self.memory_mb,
+            "must be at least 1, or none for no limit",
+        )
         require(
             self.micro_batch is None or self.micro_batch >= 1,
             "micro_batch",

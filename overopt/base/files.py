@@ -31,36 +31,48 @@ if TYPE_CHECKING:
 
 RESTORE = "; restore it from a copy, or make it again"
 
+_AGAIN = ", then run again: what is finished is kept"
 _REMEDIES = {
-    errno.ENOSPC: "the disk is full; free some space or give another --store, then run again: what"
-    " is finished is kept",
-    errno.EDQUOT: "the disk quota is used up; free some space or give another --store",
-    errno.EFBIG: "a file may not grow that large here; raise `ulimit -f`, then run again: what is"
-    " finished is kept",
-    errno.EROFS: "the file system is read-only; give a writable directory with --store",
-    errno.EACCES: "no permission; give a directory you may write to with --store",
-    errno.EPERM: "no permission; give a directory you may write to with --store",
+    errno.ENOSPC: "the disk is full; free some space in {place}, or give another directory{option}"
+    + _AGAIN,
+    errno.EDQUOT: "the disk quota is used up; free some space in {place}, or give another"
+    " directory{option}" + _AGAIN,
+    errno.EFBIG: "a file may not grow that large here; raise `ulimit -f`" + _AGAIN,
+    errno.EROFS: "the file system is read-only; give a writable directory{option}",
+    errno.EACCES: "no permission; give a directory you may write to{option}",
+    errno.EPERM: "no permission; give a directory you may write to{option}",
     errno.ENAMETOOLONG: "give a shorter path",
     errno.ELOOP: "symbolic links lead in a circle; give another path",
-    errno.ENOTDIR: "a part of that path is a file; give a directory with --store",
-    errno.EEXIST: "a file is in the way; give a directory with --store",
-    errno.ENOLCK: "the file system has no locks; put the store on a local disk with --store",
-    errno.ENOTSUP: "the file system has no locks; put the store on a local disk with --store",
-    errno.EIO: "the device failed; check it, then run again: what is finished is kept",
+    errno.ENOTDIR: "a part of that path is a file; give a directory{option}",
+    errno.EEXIST: "a file is in the way; give a directory{option}",
+    errno.ENOLCK: "the file system has no locks; give a directory on a local disk{option}",
+    errno.ENOTSUP: "the file system has no locks; give a directory on a local disk{option}",
+    errno.EIO: "the device failed; check it" + _AGAIN,
 }
+_GIVEN: dict[Path, str] = {}
+
+
+def given(folder: Path, option: str) -> None:
+    """Remember which option of the command line named ``folder``: errors in it name both."""
+    _GIVEN[Path(os.path.abspath(folder))] = option
 
 
 @contextlib.contextmanager
 def os_errors(path: Path) -> Iterator[None]:
-    """Turn the failures of a file system (full, read-only, forbidden) into StoreError."""
+    """Turn the failures of a file system (full, read-only, forbidden) into StoreError.
+
+    The message names the file, and the directory around it with the option that gave it (`given`).
+    """
     try:
         yield
     except OSError as error:
         if error.errno not in _REMEDIES:
             raise
-        raise StoreError(
-            f"{error.filename or path}: {error.strerror}: {_REMEDIES[error.errno]}"
-        ) from error
+        named = Path(os.path.abspath(error.filename or path))
+        place = next((p for p in (named, *named.parents) if p in _GIVEN), None)
+        option = f" with {_GIVEN[place]}" if place else ""
+        remedy = _REMEDIES[error.errno].format(place=place or named.parent, option=option)
+        raise StoreError(f"{error.filename or path}: {error.strerror}: {remedy}") from error
 
 
 @contextlib.contextmanager
@@ -114,6 +126,17 @@ def save_figure(path: Path, figure: Any, *, formulas: Container[str] = ()) -> No
     with atomic_path(path) as temporary:
         picture = path.suffix.removeprefix(".")
         figure.savefig(temporary, format=picture, dpi=160, metadata={"Software": None})
+
+
+def save_animation(path: Path, frames: Sequence[np.ndarray], *, frame_ms: int = 60) -> None:
+    """Write frames (h, w, 3) uint8 as an endless GIF, atomically; equal frames, equal bytes."""
+    from PIL import Image
+
+    first, *others = (Image.fromarray(frame).quantize(64) for frame in frames)
+    with atomic_path(path) as temporary:
+        first.save(
+            temporary, format="GIF", save_all=True, append_images=others, duration=frame_ms, loop=0
+        )
 
 
 def save_json(path: Path, value: Any) -> None:
@@ -243,17 +266,39 @@ def save_records(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     atomic_write(path, "".join(lines).encode())
 
 
-def load_records(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSON-lines file; blank lines are passed by.
+def load_records(path: Path, columns: Mapping[str, type] | None = None) -> list[dict[str, Any]]:
+    """Rows of a JSON-lines file with at least ``columns``, each of its type (float: any number).
+
+    Blank lines are passed by.
 
     Raises
     ------
     DataError
-        It cannot be read, or a line is not a JSON object; the message names the line.
+        It cannot be read, or a line is no JSON object with ``columns``; the message names the line.
+    """
+    columns = columns or {}
+    rows = [(at, need(row, at, tuple(columns))) for at, row in load_lines(path)]
+    for at, row in rows:
+        for name, kind in columns.items():
+            allowed = (int, float) if kind is float else (kind,)
+            if type(row[name]) not in allowed:
+                raise DataError(f"{at}: {name} = {row[name]!r} is no {kind.__name__}{RESTORE}")
+    return [row for _, row in rows]
+
+
+def load_lines(path: Path) -> list[tuple[str, Any]]:
+    """What each line of a JSON-lines file holds, behind its place ("x.jsonl: line 3").
+
+    Blank lines are passed by, and count.
+
+    Raises
+    ------
+    DataError
+        It cannot be read, or a line is not JSON in UTF-8; the message names the line.
     """
     lines = read_bytes(path).split(b"\n")
     numbered = ((f"{path}: line {i}", line) for i, line in enumerate(lines, start=1))
-    return [need(parse_json(line, at), at) for at, line in numbered if line.strip()]
+    return [(at, parse_json(line, at)) for at, line in numbered if line.strip()]
 
 
 def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

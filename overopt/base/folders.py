@@ -14,7 +14,7 @@ from pathlib import Path
 
 from overopt.base import locks
 from overopt.base.errors import StoreError
-from overopt.base.files import TEMPORARY, atomic_write, os_errors
+from overopt.base.files import TEMPORARY, atomic_write, given, os_errors
 
 
 def drop_temporary(folder: Path) -> None:
@@ -76,7 +76,7 @@ def check_folder(folder: Path, option: str, *names: str) -> None:
     """Raise unless files (named ``names``, if it is known) can be written into ``folder``.
 
     Tried for real; what had to be made for it is taken away again. For output that is written after
-    hours of work: ``option`` is where another folder is given.
+    hours of work: ``option`` is where another folder is given, in later errors too.
 
     Raises
     ------
@@ -84,6 +84,7 @@ def check_folder(folder: Path, option: str, *names: str) -> None:
         No permission, read-only, a file in the way, a circle of links, a name too long.
     """
     folder = Path(folder)
+    given(folder, option)
     made: list[Path] = []
     try:
         missing = folder

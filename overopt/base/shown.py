@@ -17,6 +17,7 @@ class Shown(NamedTuple):
     form : functional form of gold against √KL that describes it, see `overopt.fits.forms`.
     marker : matplotlib marker of its points.
     treatments : record columns that set runs of this method apart -> what a legend calls them.
+    moves_policy : whether its points are steps of one policy, which may stop at any of them.
     """
 
     label: str
@@ -25,6 +26,7 @@ class Shown(NamedTuple):
     form: str = "rl"
     marker: str = "^"
     treatments: dict[str, str] = {}
+    moves_policy: bool = True
 
     @classmethod
     def unknown(cls, method: str) -> "Shown":
@@ -38,7 +40,9 @@ def from_json(data: dict[str, Any]) -> Shown:
     return Shown(**data)
 
 
-BEST_OF_N = Shown(label="best-of-n", coord="n", axis="n", form="bon", marker="o")
+BEST_OF_N = Shown(
+    label="best-of-n", coord="n", axis="n", form="bon", marker="o", moves_policy=False
+)
 """Best-of-n has no file among the methods: it moves no policy, and is estimated from a pool."""
 
 

@@ -11,11 +11,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TypeVar
+from typing import TypeVar, overload
 
 from overopt.base.errors import ConfigError, OveroptError, StoreError
 
 T = TypeVar("T")
+U = TypeVar("U")
 _PREFIX = "overopt_user_"
 _loaded: dict[str, ModuleType] = {}
 """By `user_identity`: a name may be a kind's, so that of a file counts beside its content."""
@@ -127,11 +128,20 @@ def loaded_kinds() -> tuple[tuple[str, bytes], ...]:
     return tuple((str(m.__file__), m.__dict__["__overopt_source__"]) for m in kinds)
 
 
-def from_file(path: Path, function: str, result: type[T]) -> T:
-    """What ``function()`` of the Python file ``path`` returns, which must be a ``result``."""
+@overload
+def from_file(path: Path, function: str, result: type[T], /) -> T: ...
+
+
+@overload
+def from_file(path: Path, function: str, result: type[T], other: type[U], /) -> T | U: ...
+
+
+def from_file(path: Path, function: str, *results: type) -> object:
+    """What ``function()`` of the Python file ``path`` returns, which must be one of ``results``."""
     made = getattr(load_module(path, needs=(function,)), function)()
-    if not isinstance(made, result):
+    if not isinstance(made, results):
+        names = " or ".join(result.__name__ for result in results)
         raise ConfigError(
-            f"{function}() of {str(path)!r} returned {type(made).__name__}, not {result.__name__}"
+            f"{function}() of {str(path)!r} returned {type(made).__name__}, not {names}"
         )
     return made

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from overopt.base.config import RuntimeConfig
 from overopt.bench.names import DEFAULT_GROUPS, ON_REQUEST
-from overopt.cli.options import check_device, count
+from overopt.cli.options import count
 
 PEER_ENVIRONMENTS = Path("runs") / "bench-envs"
 
@@ -67,6 +67,7 @@ def run_bench(args: argparse.Namespace) -> int:
     os.environ.update(RuntimeConfig(threads=args.threads).environment)
     from overopt.base import folders
     from overopt.bench.report import bench
+    from overopt.engine.execute import check_device
 
     check_device(args.device)
     folders.check_folder(args.out, "--out", "bench.json", "bench.png")

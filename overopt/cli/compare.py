@@ -7,7 +7,6 @@ from pathlib import Path
 
 from overopt.base.errors import ConfigError
 from overopt.cli.options import (
-    check_device,
     computing_options,
     cores,
     experiment_options,
@@ -37,6 +36,7 @@ def run_comparison(args: argparse.Namespace) -> int:
     runtime = runtime_of(args)
 
     from overopt.base import folders
+    from overopt.engine.execute import check_device
     from overopt.engine.progress import Silent, TextReporter
     from overopt.engine.store import Store
     from overopt.reports.comparison import report

@@ -230,18 +230,15 @@ def _verify_export(path: Path) -> tuple[str, list[str]]:
 def export_experiment(args: argparse.Namespace) -> int:
     """Write an experiment's artefacts, and its records where there are some, into one file."""
     from overopt.base import folders
-    from overopt.cli.run import default_results
     from overopt.engine import archive
     from overopt.engine.graph import snapshot, topological
     from overopt.engine.manifest import files_in
     from overopt.records.results import RESULT_FILES, check_sums
-    from overopt.study import chain, presets
+    from overopt.study.run import default_results, load
 
     store = _existing_store(args.store)
-    experiment = presets.load_experiment(args.experiment, args.overrides)
-    name = " ".join([experiment.name, *sorted(args.overrides)])
+    _, targets, name = load(args.experiment, args.overrides)
     folders.check_folder(args.out.parent, "--out", args.out.name)
-    targets = chain.build_graph(experiment)
     wanted = {stage.fingerprint for stage in targets}
     members: dict[str, Path] = {}
     for stage in topological(targets):
@@ -266,10 +263,10 @@ def export_experiment(args: argparse.Namespace) -> int:
 def import_file(args: argparse.Namespace) -> int:
     """Add an exported experiment to a store, and its records to a results directory."""
     from overopt.base import files, folders
-    from overopt.cli.run import default_results
     from overopt.engine import archive
     from overopt.engine.manifest import check_stages
     from overopt.engine.store import Store
+    from overopt.study.run import default_results
 
     with archive.opened(args.file) as opened:
         about = files.need(opened.index, f"{args.file}:", ("experiment", "stages"))

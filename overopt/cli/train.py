@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from overopt.base.config import RuntimeConfig
-from overopt.cli.options import check_device, count
+from overopt.cli.options import count
 
 
 def add(
@@ -44,6 +44,7 @@ def run_sft(args: argparse.Namespace) -> int:
     from overopt.base import folders
     from overopt.base.overrides import apply_overrides
     from overopt.engine import launched
+    from overopt.engine.execute import check_device
     from overopt.methods.sft import SftConfig
     from overopt.study import fine_tune
 

@@ -119,7 +119,7 @@ def fit_replicates(
     measured, an error in d moves a point along its own curve, so prompt p enters with
     y_p − R'(d) (KL_p − mean KL)/(2d) (delta method).
     """
-    model = _linear_form(form)
+    model = linear_form(form)
     curves = check_replicates(curves)
     pieces = [per_prompt_fit(curve, model, cut_off) for curve in pool_weights(curves)]
     seeds = [curve.data_seed for curve in curves]
@@ -377,7 +377,8 @@ def per_prompt_fit(weighted: WeightedCurve, form: Form, cut_off: float | None) -
 _STEPS = (DERIVATIVE_STEP, -DERIVATIVE_STEP)
 
 
-def _linear_form(name: str) -> Form:
+def linear_form(name: str) -> Form:
+    """The form ``name``, if `fit_replicates` can fit it; else `ConfigError`."""
     form = get_form(name)
     if form.shape is not None:
         raise ConfigError(

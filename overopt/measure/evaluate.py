@@ -10,8 +10,8 @@ from torch import Tensor
 
 from overopt.base.datatypes import Responses
 from overopt.measure.kl import exact_token_kl, sequence_kl
+from overopt.nets.backbone import Backbone
 from overopt.nets.compute import tokens_at_once
-from overopt.nets.llama import Llama
 from overopt.nets.sampling import response_hidden, response_view, sequence_batches, token_logprobs
 
 
@@ -26,7 +26,7 @@ class KLTable(NamedTuple):
 
 @torch.no_grad()
 def measure_kl(
-    policy: Llama, ref_policy: Llama, responses: Responses, *, batch_tokens: int | None = None
+    policy: Backbone, ref_policy: Backbone, responses: Responses, *, batch_tokens: int | None = None
 ) -> KLTable:
     """KL of ``policy`` to ``ref_policy`` on responses sampled from ``policy``.
 

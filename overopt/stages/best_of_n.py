@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -14,10 +14,12 @@ from overopt.base.lazy import lazy
 from overopt.engine.graph import Stage, StageContext
 from overopt.pools.best_of_n import best_of_n, kl_bon, kl_bon_ties
 from overopt.pools.tilt import exponential_tilt
+from overopt.rewards.kind import Scorer
 from overopt.stages.common import load_responses, scorer_of
 from overopt.stages.names import describe
-from overopt.stages.points import save_curve, stderr
+from overopt.stages.points import correlation, moments, save_curve, stderr
 from overopt.stages.pool import pool_folders
+from overopt.stages.samples import pool_samples, save_samples
 from overopt.stages.settings import BonConfig, RunConfig
 from overopt.worlds.load import load_world
 from overopt.worlds.world import AnyWorld
@@ -44,7 +46,7 @@ class ScoresStage:
 
 @dataclass(frozen=True, kw_only=True)
 class BonStage:
-    """Best-of-n curve of one proxy over the pool."""
+    """Best-of-n curve of one proxy over the pool; ``bon``: without what does not concern it."""
 
     world: AnyWorld
     bon: BonConfig
@@ -59,7 +61,7 @@ def scores_stages(
     assert bon is not None
     n_pool = bon.n_prompts * bon.pool_size
     members = [s for role, s in sorted(proxy.upstream.items()) if role.startswith("member_")]
-    if not members or run.reward.combine == "weight_average":
+    if not members or run.reward.combination.averages_weights:
         members = [proxy]  # it is one model, which scores for itself
     return {
         f"scores_{i:02d}": Stage(
@@ -87,7 +89,11 @@ def stage(run: RunConfig, proxy: Stage, pools: dict[str, Stage], calibration: St
         run=run_bon,
         label=f"bon {describe(run)}",
         cost_s=3,
-        config=BonStage(world=run.world, bon=bon, root_seed=run.root_seed),
+        config=BonStage(
+            world=run.world,
+            bon=replace(bon, also=(), strength=BonConfig.strength),
+            root_seed=run.root_seed,
+        ),
         upstream={"calibration": calibration, "proxy": proxy}
         | pools
         | scores_stages(run, proxy, pools, calibration),
@@ -122,9 +128,21 @@ def matmul_precision(precision: str) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def run_bon(ctx: StageContext) -> None:
-    """Combine the members' scores of the pool and estimate every best-of-n."""
-    cfg: BonStage = ctx.config
+class ScoredPool(NamedTuple):
+    """A pool with its proxy's scores (P, N), and columns (P, N) of which expected values are taken."""
+
+    proxy: Scorer
+    proxy_PN: np.ndarray
+    columns: dict[str, np.ndarray]
+
+
+def scored_pool(ctx: StageContext) -> ScoredPool:
+    """The pool among a stage's inputs, with the members' scores combined.
+
+    Columns: gold, proxy and their moments, length, ended, win_rate; intent and member_std where there
+    are any.
+    """
+    cfg = ctx.config
     proxy = scorer_of(ctx, "proxy", load_world(cfg.world))
     pieces = [
         files.load_arrays(folder / "scores.npz")
@@ -143,16 +161,26 @@ def run_bon(ctx: StageContext) -> None:
     combined_R = proxy.combine(members_MR, torch.from_numpy(table["length"].reshape(-1)))
     proxy_PN = combined_R.numpy().astype(float).reshape(shape)
     spread_PN = members_MPN.std(0) if proxy.n_members > 1 else None
-    names: list[str] = [k for k in ("gold", "intent", "length") if k in table]
-    columns = {k: table[k].astype(np.float64) for k in names}
+    known = [k for k in ("gold", "intent", "length") if k in table]
+    columns: dict[str, np.ndarray] = {k: table[k].astype(np.float64) for k in known}
     columns |= {"proxy": proxy_PN, "ended": table["ended"].astype(float).reshape(shape)}
     columns["win_rate"] = win_rate.pool_win_share(table["gold"])
+    columns |= moments(proxy_PN, columns["gold"])
     if spread_PN is not None:
         columns["member_std"] = spread_PN.astype(float)
+    return ScoredPool(proxy, proxy_PN, columns)
+
+
+def run_bon(ctx: StageContext) -> None:
+    """Estimate every best-of-n from the scores of the pool."""
+    cfg: BonStage = ctx.config
+    proxy, proxy_PN, columns = scored_pool(ctx)
+    shape = proxy_PN.shape
+    names = [k for k in ("gold", "intent", "length", "proxy", "win_rate") if k in columns]
     result = best_of_n(proxy_PN, columns, cfg.bon.ns)
     ties = kl_bon_ties(proxy_PN, cfg.bon.ns)
     bound = kl_bon(cfg.bon.ns)
-    arrays = {k: result[k].per_prompt for k in (*names, "proxy", "win_rate")}
+    arrays: dict[str, np.ndarray] = {k: result[k].per_prompt for k in names}
     arrays["kl"] = np.repeat(np.asarray(bound)[:, None], shape[0], axis=1)
     rows = []
     for k, n in enumerate(cfg.bon.ns):
@@ -164,17 +192,21 @@ def run_bon(ctx: StageContext) -> None:
                 "kl_seq_nats_stderr": None,
                 "kl_estimator": "bon_bound",
                 "kl_bon_ties": float(ties.mean[k]),
+                "proxy_gold_correlation": correlation({c: x.mean[k] for c, x in result.items()}),
                 "n_responses": int(np.prod(shape)),
                 "ended_share": float(result["ended"].mean[k]),
                 "member_disagreement": (
-                    None if spread_PN is None else float(result["member_std"].mean[k])
+                    float(result["member_std"].mean[k]) if "member_std" in columns else None
                 ),
                 "missing_reason": "best-of-n: no policy, its KL is known by formula;"
                 " member_disagreement: a single proxy has none"
-                + ("" if "intent" in table else "; intent_score: this world has no intent"),
+                + ("" if "intent" in columns else "; intent_score: this world has no intent"),
             }
         )
-    save_curve(ctx.out, rows, arrays, [proxy] * len(rows))
+    scores = {k: v for k, v in columns.items() if k in ("gold", "intent", "proxy")}
+    world = load_world(cfg.world)
+    save_samples(ctx.out, pool_samples(pool_folders(ctx), world, scores, cfg.bon.ns))
+    save_curve(ctx.out, rows, arrays, [proxy.unit] * len(rows))
     files.save_json(ctx.out / "tilt.json", _tilt_rows(proxy_PN, columns["gold"]))
 
 

@@ -22,7 +22,9 @@ from overopt.engine.graph import StageContext
 from overopt.engine.manifest import Artefact, Asked
 from overopt.rewards.kind import Place, Scorer
 from overopt.rewards.kinds.rubric import RubricScorer, calibrated
-from overopt.worlds.world import World
+from overopt.worlds.load import load_world
+from overopt.worlds.prompts import as_prompt
+from overopt.worlds.world import World, with_prompts
 
 if TYPE_CHECKING:
     import torch
@@ -30,14 +32,28 @@ if TYPE_CHECKING:
     from overopt.base import datatypes
     from overopt.base.datatypes import Responses
     from overopt.nets import checkpoints
-    from overopt.nets.llama import Llama
+    from overopt.nets.backbone import Backbone
     from overopt.rewards import load
 else:
     torch, datatypes = lazy("torch"), lazy("overopt.base.datatypes")
     checkpoints, load = lazy("overopt.nets.checkpoints"), lazy("overopt.rewards.load")
 
 
-def initial_policy(ctx: StageContext) -> Llama:
+PROMPTS_FILE = "prompts.json"
+"""Of comparisons whose prompts are none of the world's."""
+
+
+def world_of(ctx: StageContext) -> World:
+    """The world of a stage, which knows the prompts of its comparisons."""
+    world, inputs = load_world(ctx.config.world), ctx.inputs
+    own = inputs["comparisons"].path / PROMPTS_FILE if "comparisons" in inputs else None
+    if own is None or not own.is_file():
+        return world
+    turns = files.load_object(own, ("prompts",))["prompts"]
+    return with_prompts(world, [as_prompt(prompt) for prompt in turns])
+
+
+def initial_policy(ctx: StageContext) -> Backbone:
     """A fresh copy of the initial policy, on the device."""
     return checkpoints.load_lm(ctx.config.world.policy).to(ctx.runtime.device)
 

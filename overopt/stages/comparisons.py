@@ -10,6 +10,7 @@ from overopt.base.lazy import lazy
 from overopt.base.seeding import derive_seed
 from overopt.engine.graph import Stage, StageContext
 from overopt.rewards.settings import LabelsConfig
+from overopt.stages import people
 from overopt.stages.common import initial_policy, load_responses, save_responses, scorer_of
 from overopt.stages.settings import RunConfig
 from overopt.worlds.load import load_world
@@ -52,6 +53,8 @@ def comparisons_stage(run: RunConfig, inputs: dict[str, Stage]) -> Stage:
     """Responses of a run's comparisons. Data sizes share them: they are sampled for the next of a
     few numbers of prompts, and a small world has fewer.
     """
+    if run.labels.pairs_file:
+        return people.stage(run, inputs)
     labels = run.labels_per_round
     available = load_world(run.world).n_prompts("train")
     steps = run.world.comparison_steps
@@ -108,8 +111,11 @@ def run_comparisons(ctx: StageContext) -> None:
 
 
 def run_labels(ctx: StageContext) -> None:
-    """Turn gold scores into labelled pairs."""
+    """Turn gold scores into labelled pairs, or label as people chose."""
     cfg: LabelsStage = ctx.config
+    if cfg.labels.pairs_file:
+        people.run_labels(ctx)
+        return
     folder = ctx.inputs["comparisons"].path
     labels = cfg.labels
     for split, n_pairs, flip in (

@@ -81,6 +81,7 @@ def run_gold(ctx: StageContext) -> None:
         intent=by_intent,
         keep=partial(weights_kept, ctx),
         place=place_of(ctx, world),
+        world_settings=cfg.world,
     )
     trained = module_of(cfg.gold).train(cfg.gold, job)
     if trained.is_final:

@@ -16,7 +16,14 @@ from overopt.rewards.kind import Scorer
 from overopt.stages.common import intent_of, load_responses, scorer_of, truth_scores
 from overopt.stages.names import describe
 from overopt.stages.optimise import method_role
-from overopt.stages.points import member_spread, save_curve, stderr, within_std
+from overopt.stages.points import (
+    member_spread,
+    pearson,
+    save_curve,
+    stderr,
+    within_std,
+)
+from overopt.stages.samples import sample_rows, save_samples
 from overopt.stages.settings import RunConfig
 from overopt.worlds.load import load_world
 from overopt.worlds.world import AnyWorld, World
@@ -70,8 +77,8 @@ def run_judge(ctx: StageContext) -> None:
     round's proxy.
 
     1. The rounds, and gold and intent, which are the same for all.
-    2. For each evaluation: scores by prompt, and the row of its record.
-    3. The curve.
+    2. For each evaluation: scores by prompt, responses to show, and the row of its record.
+    3. The responses and the curve.
     """
     cfg: JudgeStage = ctx.config
     # 1.
@@ -85,20 +92,17 @@ def run_judge(ctx: StageContext) -> None:
     ]
     rows: list[dict[str, Any]] = []
     columns: dict[str, list[np.ndarray]] = {}
+    samples: list[dict[str, Any]] = []
     gold_start = None
     # 2.
     for done, (i, file) in enumerate(evaluations, start=1):
         step = int(file.stem.removeprefix("eval-"))
         responses, table = load_responses(file), load_arrays(file)
         n_prompts = len(table["prompt_ids"])
-        truth = truth_scores(gold, intent, responses)
-        per_R = {
-            **{name: scores.numpy() for name, scores in truth.items()},
-            "proxy": table["proxy"],
-            "kl": table["exact"],
-            "length": responses.length.numpy(),
-            "k1": table["k1"],
-        }
+        per_R = {k: v.numpy() for k, v in truth_scores(gold, intent, responses).items()}
+        per_R |= {"proxy": table["proxy"], "kl": table["exact"], "k1": table["k1"]}
+        per_R["length"] = responses.length.numpy()
+        samples += sample_rows(world, responses, per_R, step)
         if len(rounds) > 1:
             per_R["proxy_start"] = rounds[i].start
         means = {k: v.reshape(n_prompts, -1).astype(float).mean(1) for k, v in per_R.items()}
@@ -118,6 +122,7 @@ def run_judge(ctx: StageContext) -> None:
                 "n_responses": len(responses),
                 "ended_share": float(responses.ended.float().mean()),
                 "distinct_share": evaluate.distinct_share(responses),
+                "proxy_gold_correlation": pearson(table["proxy"], per_R["gold"]),
                 "proxy_std": _proxy_std(table["proxy"].reshape(n_prompts, -1)),
                 "member_disagreement": None if spread is None else float(spread.mean()),
                 **({"round": i + 1} if len(rounds) > 1 else {}),
@@ -127,7 +132,8 @@ def run_judge(ctx: StageContext) -> None:
         )
         ctx.progress(done, len(evaluations))
     # 3.
-    of_rows = [rounds[i].proxy for i, _ in evaluations]
+    save_samples(ctx.out, samples)
+    of_rows = [rounds[i].proxy.unit for i, _ in evaluations]
     save_curve(ctx.out, rows, {k: np.stack(v) for k, v in columns.items()}, of_rows)
 
 

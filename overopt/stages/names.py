@@ -27,17 +27,6 @@ def describe(run: RunConfig) -> str:
     return f"{run.proxy.title} {labels.n_pairs} pairs{flips} {seeds}{treated}"
 
 
-_COMBINE_NAMES = {
-    "mean": "mean",
-    "worst_case": "WCO",
-    "median": "median",
-    "mean_minus_variance": "UWO",
-    "mean_minus_std": "LCB",
-    "log_mean_exp": "soft min",
-    "weight_average": "WARM",
-}
-
-
 def mitigation_name(run: RunConfig, *, with_method: bool) -> str:
     """Short name of what a run does against overoptimization; "none" for the plain proxy.
 
@@ -48,7 +37,7 @@ def mitigation_name(run: RunConfig, *, with_method: bool) -> str:
         parts.append(name_of(run.rounds))
     parts.append(run.proxy.treatment)
     if reward.members > 1 or reward.transform:
-        combine = Path(reward.transform).stem or _COMBINE_NAMES[reward.combine]
+        combine = Path(reward.transform).stem or reward.combination.title
         strength = f" {reward.strength:g}" if reward.uses_strength else ""
         by = "" if reward.members_by == "seed" else f" by {reward.members_by}"
         by += "".join(f" + {name.removeprefix('ladder:')}" for name in reward.backbones)

@@ -100,7 +100,8 @@ def optimise(ctx: StageContext, evaluation_steps: tuple[int, ...]) -> State:
     1. Start, or take up the state of the checkpoint or of the input ``start``.
     2. Where an evaluation is due: checkpoint, ``runtime.checkpoint_s`` apart or less where they are
        small, and evaluate. Stop behind the last step, or where the settings want it.
-    3. One step; a state that diverged is kept for inspection.
+    3. One step; a state that diverged is kept for inspection. Checkpoint where the process is asked
+       to leave.
     4. Write evaluations, log and policy.
     """
     cfg = ctx.config
@@ -111,15 +112,12 @@ def optimise(ctx: StageContext, evaluation_steps: tuple[int, ...]) -> State:
     log, n_before = _resumed(ctx, method, state), _steps_before(ctx)
     pause_s, saved_at = _pause_s(ctx, method.state_tensors(state)), time.monotonic()
     while True:
-        # 2. The log is written before the state that refers to it, so that a kill between the two
-        # leaves the older, consistent pair in force.
+        # 2.
         has_stepped = len(log) > n_before
         wish = settings.wish(log) if has_stepped else "go on"
         if wish != "go on" or state.step in evaluation_steps:
             if has_stepped and time.monotonic() - saved_at >= pause_s:
-                tensors = method.state_tensors(state)
-                files.save_json(ctx.checkpoint / f"log-{state.step}.json", log)
-                files.save_tensors(ctx.checkpoint / "state.safetensors", tensors)
+                _save(ctx, state.step, log, method.state_tensors(state))
                 saved_at = time.monotonic()
             file = ctx.checkpoint / f"eval-{state.step:05d}.npz"
             if not file.exists():
@@ -138,6 +136,9 @@ def optimise(ctx: StageContext, evaluation_steps: tuple[int, ...]) -> State:
                 f" {state.step}; it must add 1"
             )
         ctx.progress(state.step, last)
+        if ctx.leaving():
+            _save(ctx, state.step, log, method.state_tensors(state))
+            ctx.progress(state.step, last)  # which ends the stage here
     # 4.
     for file in sorted(ctx.checkpoint.glob("eval-*.npz")):
         (ctx.out / file.name).write_bytes(file.read_bytes())
@@ -145,6 +146,17 @@ def optimise(ctx: StageContext, evaluation_steps: tuple[int, ...]) -> State:
     files.save_json(ctx.out / "shown.json", method.SHOWN._asdict())
     files.save_tensors(ctx.out / "policy.safetensors", checkpoints.backbone_state(state.policy))
     return state
+
+
+def _save(
+    ctx: StageContext, step: int, log: list[dict[str, float]], tensors: dict[str, torch.Tensor]
+) -> None:
+    """Write a checkpoint: the log before the state that refers to it.
+
+    A kill between the two leaves the older, consistent pair in force.
+    """
+    files.save_json(ctx.checkpoint / f"log-{step}.json", log)
+    files.save_tensors(ctx.checkpoint / "state.safetensors", tensors)
 
 
 def _problem(ctx: StageContext) -> tuple[Problem, Prompts]:

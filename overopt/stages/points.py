@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from overopt.base import files
 from overopt.base.lazy import lazy
-from overopt.rewards.kind import Scorer
+from overopt.rewards.kind import Scorer, Unit
 
 if TYPE_CHECKING:
     from overopt.base.datatypes import Responses
@@ -40,15 +40,41 @@ def stderr(x: np.ndarray) -> float:
     return float(x.std(ddof=1) / len(x) ** 0.5)
 
 
+def moments(proxy: np.ndarray, gold: np.ndarray) -> dict[str, np.ndarray]:
+    """What `correlation` needs the means of, by name, beside proxy and gold; any shape."""
+    proxy, gold = proxy.astype(float), gold.astype(float)
+    return {"proxy_sq": proxy**2, "gold_sq": gold**2, "proxy_gold": proxy * gold}
+
+
+def correlation(means: Mapping[str, np.ndarray]) -> float | None:
+    """Correlation of proxy and gold over all responses of a point; None where one is constant.
+
+    means: of proxy, gold and their `moments`, averaged here over whatever they still have.
+    """
+    m = {
+        k: float(np.mean(means[k], dtype=float))
+        for k in ("proxy", "gold", "proxy_sq", "gold_sq", "proxy_gold")
+    }
+    var_p, var_g = m["proxy_sq"] - m["proxy"] ** 2, m["gold_sq"] - m["gold"] ** 2
+    if var_p <= 1e-12 * m["proxy_sq"] or var_g <= 1e-12 * m["gold_sq"]:
+        return None
+    return (m["proxy_gold"] - m["proxy"] * m["gold"]) / (var_p * var_g) ** 0.5
+
+
+def pearson(proxy: np.ndarray, gold: np.ndarray) -> float | None:
+    """`correlation` of scores (R,) at hand."""
+    return correlation({"proxy": proxy, "gold": gold} | moments(proxy, gold))
+
+
 def save_curve(
-    out: Path, rows: list[dict], arrays: dict[str, np.ndarray], proxies: Sequence[Scorer]
+    out: Path, rows: list[dict], arrays: dict[str, np.ndarray], units: Sequence[Unit]
 ) -> None:
     """Add the means of per-prompt arrays (K, P) to the rows and write both.
 
-    ``proxies``: each row's. A gain is over the first row, or over ``proxy_start`` (K, P): what the
-    row's proxy says of the first row's responses.
+    ``units``: zero and unit of each row's proxy. A gain is over the first row, or over
+    ``proxy_start`` (K, P): what the row's proxy says of the first row's responses.
     """
-    for k, (row, proxy) in enumerate(zip(rows, proxies, strict=True)):
+    for k, (row, unit) in enumerate(zip(rows, units, strict=True)):
         row["sqrt_kl"] = kl.sqrt_kl(row["kl_seq_nats"])
         row["n_prompts"] = arrays["gold"].shape[1]
         row["response_tokens"] = float(arrays["length"][k].mean())
@@ -65,7 +91,7 @@ def save_curve(
         if "win_rate" in arrays:
             row["win_rate"] = float(arrays["win_rate"][k].mean())
             row["win_rate_stderr"] = stderr(arrays["win_rate"][k])
-        row["proxy_raw"] = row["proxy_score"] * proxy.unit.std + proxy.unit.mean
+        row["proxy_raw"] = row["proxy_score"] * unit.std + unit.mean
     files.save_json(out / "rows.json", rows)
     files.save_arrays(
         out / "curve.npz", {k: arrays[k].astype(np.float32) for k in ARRAYS if k in arrays}

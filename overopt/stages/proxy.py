@@ -27,10 +27,10 @@ from overopt.stages.common import (
     place_of,
     scorer_of,
     weights_kept,
+    world_of,
 )
 from overopt.stages.names import describe
 from overopt.stages.settings import RewardConfig, RunConfig
-from overopt.worlds.load import load_world
 from overopt.worlds.world import AnyWorld
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class HeldOut:
 def job_of(ctx: StageContext, proxy: Any, *, name: str, bootstrap: int = 0) -> Job:
     """What a proxy's kind may use; ``name``: of its random streams."""
     cfg = ctx.config
-    world = load_world(cfg.world)
+    world = world_of(ctx)
     seed = derive_seed(cfg.root_seed, name, proxy.seed or 0)
     intent = intent_of(ctx, world)
 
@@ -178,6 +178,7 @@ def job_of(ctx: StageContext, proxy: Any, *, name: str, bootstrap: int = 0) -> J
         intent=by_intent,
         keep=partial(weights_kept, ctx),
         place=place_of(ctx, world),
+        world_settings=cfg.world,
         pairs=labelled,
         responses=compared,
         validate=HeldOut.of(ctx).metrics,

@@ -21,10 +21,9 @@ from overopt.rewards.kind import RewardSettings, Scorer
 from overopt.rewards.settings import RewardConfig
 from overopt.rewards.transforms.own import load_transform
 from overopt.stages import heads, proxy
-from overopt.stages.common import load_responses, scorer_of
+from overopt.stages.common import load_responses, scorer_of, world_of
 from overopt.stages.names import describe
 from overopt.stages.settings import RunConfig
-from overopt.worlds.load import load_world
 from overopt.worlds.world import AnyWorld
 
 if TYPE_CHECKING:
@@ -114,10 +113,10 @@ def run_reward(ctx: StageContext) -> None:
     """Combine members (by score or by weight), and normalise the result on the initial policy."""
     cfg: RewardStage = ctx.config
     base = load_responses(ctx.inputs["calibration"].path / "responses.npz")
-    world = load_world(cfg.world)
+    world = world_of(ctx)
     roles = [role for role in sorted(ctx.inputs) if role.startswith("member_")]
     parts: Sequence[Scorer] = [scorer_of(ctx, role, world) for role in roles]
-    if cfg.reward.combine == "weight_average":
+    if cfg.reward.combination.averages_weights:
         parts = [ensemble.average_weights(parts, base)]
     transform = Path(cfg.reward.transform) if cfg.reward.transform else None
     if transform and hashlib.sha256(transform.read_bytes()).hexdigest() != cfg.source:

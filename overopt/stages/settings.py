@@ -10,6 +10,7 @@ from typing import Literal
 from overopt.base.config import check_types, require
 from overopt.base.kinds import kind_of
 from overopt.methods.method import AnyMethod
+from overopt.pools import selection
 from overopt.rewards.kind import AnyGold, AnyProxy
 from overopt.rewards.kinds import bradley_terry, frozen, rubric
 from overopt.rewards.settings import LabelsConfig, RewardConfig
@@ -29,6 +30,11 @@ class BonConfig:
         Values of n, increasing, none above ``pool_size``.
     eval_offset : int
         First prompt of the eval split that is used; keeps tuning and test prompts apart.
+    also : tuple of str
+        Other ways to choose from the pool, each with a curve of its own: tilt, soft, poisson,
+        pessimism, tails, hedged.
+    strength : float
+        λ of ``soft`` best-of-n, per sd of the proxy.
     precision : "fp32" or "tf32"
         Of matrix products where proxies score the pool: TF32 rounds their inputs to 11 bits, on
         GPUs that have it. Gold is always scored in fp32.
@@ -38,6 +44,8 @@ class BonConfig:
     pool_size: int = 1024
     ns: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
     eval_offset: int = 0
+    also: tuple[str, ...] = ()
+    strength: float = 3.0
     precision: Literal["fp32", "tf32"] = "fp32"
 
     def __post_init__(self) -> None:
@@ -60,6 +68,15 @@ class BonConfig:
             "bon.ns",
             self.ns[-1],
             f"n is larger than the pool of {self.pool_size}: raise bon.pool_size or drop this n",
+        )
+        for name in self.also:
+            selection.selector(name)
+        require(len(set(self.also)) == len(self.also), "bon.also", self.also, "repeats a name")
+        require(
+            self.strength > 0 and ("soft" in self.also or self.strength == BonConfig.strength),
+            "bon.strength",
+            self.strength,
+            "must be above 0, and needs soft among bon.also",
         )
 
 
@@ -126,6 +143,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
+        self._check_pairs()
         self._check_roles()
         backbone = self.proxy.sources.get("backbone")
         backbones = (backbone, *self.reward.backbones)
@@ -194,6 +212,27 @@ class RunConfig:
             "reward.members_by",
             self.reward.members_by,
             "heads on one trunk cannot be trained with proxy.length_control: use seed or bootstrap",
+        )
+
+    def _check_pairs(self) -> None:
+        file = self.labels.pairs_file
+        require(
+            file == "" or self.rounds.k == 1,
+            "rounds.k",
+            self.rounds.k,
+            f"rounds are labelled by gold, labels.pairs_file = {file!r} by people: use one of them",
+        )
+        require(
+            file == "" or file != getattr(self.gold, "pairs_file", ""),
+            "gold.pairs_file",
+            file,
+            "is labels.pairs_file: gold would have seen what proxies learn from; divide the file in two",
+        )
+        require(
+            file == "" or not self.world.has_judge,
+            "labels.pairs_file",
+            file,
+            f"world.kind = {kind_of(self.world)!r} makes its prompts itself: use world.kind=hf",
         )
 
     @property

@@ -1,25 +1,52 @@
 """From an experiment to its graph of stages.
 
-    calibration -> gold -> comparisons -> labels -> proxy -> bon
+    calibration -> gold -> comparisons -> labels -> proxy -> bon, selectors
                       \\-> pool -------------------------/  \\-> method -> judge
+
+Runs of control, where responses are no texts, have a chain of their own (`overopt.control.stages`).
 
 What each stage does is in its file in `overopt.stages`. Gold is an input of ``comparisons``, ``pool``
 and the judge of a method only: no method can reach it.
 """
 
+import logging
 from pathlib import Path
 
+from overopt.control import stages as control
+from overopt.control.environment import load_environment
+from overopt.control.settings import ControlExperiment, ControlRun
 from overopt.engine.graph import Stage
 from overopt.rewards.transforms.own import load_transform
-from overopt.stages import best_of_n, calibration, comparisons, gold, judge, pool, rounds
+from overopt.stages import (
+    best_of_n,
+    calibration,
+    comparisons,
+    gold,
+    judge,
+    pool,
+    rounds,
+    selectors,
+)
 from overopt.stages.settings import Experiment, RunConfig
-from overopt.study.checks import check_prompts, check_sources, check_transform, source_checksums
+from overopt.study.checks import (
+    check_checkpoints,
+    check_pairs,
+    check_prompts,
+    check_sources,
+    check_texts,
+    check_transform,
+    source_checksums,
+)
 from overopt.worlds.load import load_world
 from overopt.worlds.world import World, WorldSettings
 
+log = logging.getLogger(__name__)
 
-def curve_stages(run: RunConfig) -> list[Stage]:
+
+def curve_stages(run: RunConfig | ControlRun) -> list[Stage]:
     """The last stages of one run, with all their upstreams: its curves."""
+    if isinstance(run, ControlRun):
+        return [control.curve_stage(run)]
     base = calibration.stage(run, source_checksums(run))
     truth = gold.stage(run, base)
     samples = comparisons.comparisons_stage(run, {"calibration": base, "gold": truth})
@@ -32,21 +59,31 @@ def curve_stages(run: RunConfig) -> list[Stage]:
     ends = []
     if run.bon is not None:
         pools = pool.pool_stages(run, {"calibration": base, "gold": truth})
-        ends.append(best_of_n.stage(run, proxy, pools, base))
+        bon = best_of_n.stage(run, proxy, pools, base)
+        ends += [bon, *selectors.stages(run, bon)]
     if method is not None:
         scored = {"calibration": base, "gold": truth, "proxy": proxy}
         ends.append(judge.stage(run, method, scored | rounds.earlier_roles(run, done)))
     return ends
 
 
-def build_graph(experiment: Experiment) -> list[Stage]:
+def build_graph(experiment: Experiment | ControlExperiment) -> list[Stage]:
     """Curve stages of all runs; their upstreams follow. Checks every source before any work."""
     worlds: dict[WorldSettings, World] = {}
     for run in experiment.runs:
+        if isinstance(run, ControlRun):
+            load_environment(run.world)
+            continue
+        check_checkpoints(run)
         if run.world not in worlds:
             worlds[run.world] = load_world(run.world)
+            for note in worlds[run.world].notes:
+                log.warning(note)
+        check_texts(run, worlds[run.world])
         if run.reward.transform:
             check_transform(run, load_transform(Path(run.reward.transform)))
+        for note in check_pairs(run, worlds[run.world]):
+            log.warning(note)
         check_prompts(run, worlds[run.world])
         check_sources(run, worlds[run.world])
     return [stage for run in experiment.runs for stage in curve_stages(run)]

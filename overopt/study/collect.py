@@ -5,12 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from overopt.base import files
+from overopt.base.config import canonical
 from overopt.base.kinds import kind_of, module_of
+from overopt.control.settings import ControlExperiment, ControlRun
 from overopt.engine import store
-from overopt.engine.graph import Stage, topological
+from overopt.engine.graph import Stage, flatten, topological
 from overopt.methods.method import Schedule
+from overopt.pools import selection
+from overopt.records.curves import BON
 from overopt.records.results import (
-    Results,
+    Tables,
     check_part,
     held_results,
     save_results,
@@ -18,21 +22,27 @@ from overopt.records.results import (
 )
 from overopt.records.schema import SCHEMA_VERSION, validate_records
 from overopt.stages.names import mitigation_name
+from overopt.stages.samples import load_samples
 from overopt.stages.settings import Experiment, RunConfig
+from overopt.study import collect_control
 from overopt.study.chain import curve_stages
 
-SHARED_STAGES = ("calibration", "gold", "comparisons", "labels", "pool")
+SHARED_STAGES = ("calibration", "gold", "comparisons", "labels", "pool", "control_start")
 """Stages that serve every run of an experiment: no cost of a run in particular."""
 
 
 def collect(
-    experiment: Experiment, artefacts: store.Store, results_dir: Path, *, partial: bool = False
+    experiment: Experiment | ControlExperiment,
+    artefacts: store.Store,
+    results_dir: Path,
+    *,
+    partial: bool = False,
 ) -> Path | None:
-    """Write records.jsonl, curves.npz, tilt.jsonl and costs.jsonl of an experiment.
+    """Write records.jsonl, curves.npz, tilt.jsonl, samples.jsonl, costs.jsonl, runs.jsonl.
 
-    Returns their folder, or None if nothing was written. What was measured is in the first three
+    Returns their folder, or None if nothing was written. What was measured is in the first four
     and depends on the experiment alone; costs.jsonl says what computing it took, which differs from
-    time to time.
+    time to time, and runs.jsonl with which settings and by which code.
 
     A curve that is not in the store but in the folder already, of an earlier run elsewhere, is kept.
     ``partial``: leave out what is in neither, where that is otherwise an error; nothing is written
@@ -48,14 +58,18 @@ def collect(
 
 
 def _collect(
-    experiment: Experiment, artefacts: store.Store, results_dir: Path, *, partial: bool
+    experiment: Experiment | ControlExperiment,
+    artefacts: store.Store,
+    results_dir: Path,
+    *,
+    partial: bool,
 ) -> Path | None:
     """`collect`, while no other process writes there."""
     if partial:
         stages = [stage for run in experiment.runs for stage in curve_stages(run)]
         check_part(results_dir, {stage.fingerprint for stage in stages})
     before = held_results(results_dir)
-    found = Results([], [], [], {}, {})
+    found = Tables()
     seen: set[str] = set()
     for run in experiment.runs:
         for stage in curve_stages(run):
@@ -64,7 +78,8 @@ def _collect(
                 continue
             seen.add(run_id)
             if artefacts.has(stage.name, run_id):
-                found.add(_curve_results(experiment.name, run, stage, artefacts))
+                found.add(of_curve(experiment.name, run, stage, artefacts))
+                found.costs.extend(_costs(stage, artefacts))
             elif run_id in before.run_ids:
                 found.add(before.of(run_id))
             elif not partial:
@@ -76,8 +91,19 @@ def _collect(
     return results_dir
 
 
-def _curve_results(name: str, run: RunConfig, stage: Stage, artefacts: store.Store) -> Results:
-    """Records of one finished curve of experiment ``name``."""
+def of_curve(
+    name: str, run: RunConfig | ControlRun, stage: Stage, artefacts: store.Store
+) -> Tables:
+    """What a finished curve adds, but for its costs."""
+    if isinstance(run, ControlRun):
+        tables = collect_control.curve_results(name, run, stage, artefacts)
+        tables.runs.append({"run_id": stage.fingerprint} | _about(run, artefacts, stage))
+        return tables
+    return curve_tables(name, run, stage, artefacts)
+
+
+def curve_tables(name: str, run: RunConfig, stage: Stage, artefacts: store.Store) -> Tables:
+    """The tables of one finished curve of experiment ``name``, without costs."""
     folder = artefacts.open(stage.name, stage.fingerprint).path
     proxies = {
         role: artefacts.open(part.name, part.fingerprint).path
@@ -85,11 +111,14 @@ def _curve_results(name: str, run: RunConfig, stage: Stage, artefacts: store.Sto
         if re.fullmatch(r"proxy(_\d\d)?", role)
     }
     training = {r: files.load_json(f / "training.json") for r, f in proxies.items()}
-    method = None if stage.name == "bon" else run.method
+    on_pool = stage.name == BON or (run.bon is not None and stage.name in run.bon.also)
+    method = None if on_pool else run.method
     scorer = files.load_json(proxies["proxy"] / "scorer.json")
     common = _common(name, run, method, stage.fingerprint) | {
         size: scorer[size] for size in ("n_params", "n_params_total")
     }
+    if on_pool:
+        common["method"] = stage.name
     rows = []
     for row in (common | _renamed(row) for row in files.load_json(folder / "rows.json")):
         of_round = training.get(f"proxy_{row['round']:02d}", training["proxy"])
@@ -104,17 +133,31 @@ def _curve_results(name: str, run: RunConfig, stage: Stage, artefacts: store.Sto
                 "rm_calls": _rm_calls(run, method, row),
             }
         )
+    if run.labels.pairs_file:
+        labels = artefacts.open("labels", _labels_of(stage)).path
+        agreement = files.load_json(labels / "agreement.json")["validation"]
+        for row in rows:
+            row["label_agreement"] = agreement["share"]
     run_id = {"run_id": stage.fingerprint}
-    costs = [
-        run_id | _cost(artefacts, part)
-        for part in topological([stage])
-        if part.name not in SHARED_STAGES and artefacts.has(part.name, part.fingerprint)
-    ]
-    tilt = [] if method else [run_id | p for p in files.load_json(folder / "tilt.json")]
+    tilt = files.load_json(folder / "tilt.json") if stage.name == BON else []
     curve = files.load_arrays(folder / "curve.npz")
     arrays = {f"{stage.fingerprint}.{_RENAMED.get(k, k)}": v for k, v in curve.items()}
     shown = {} if method is None else {kind_of(method): module_of(method).SHOWN}
-    return Results(rows, tilt, costs, arrays, shown)
+    if on_pool and stage.name != BON:
+        shown = {stage.name: selection.selector(stage.name).SHOWN}
+    return Tables(
+        records=rows,
+        tilt=[run_id | p for p in tilt],
+        arrays=arrays,
+        shown=shown,
+        samples=[run_id | row for row in load_samples(folder)],
+        runs=[run_id | _about(run, artefacts, stage)],
+    )
+
+
+def _labels_of(stage: Stage) -> str:
+    """Fingerprint of the labels that the proxy of a curve was trained on."""
+    return next(part.fingerprint for part in topological([stage]) if part.name == "labels")
 
 
 _RENAMED = {
@@ -162,7 +205,7 @@ def _common(name: str, run: RunConfig, method: Schedule | None, run_id: str) -> 
 def _gold_labels(run: RunConfig) -> int:
     """Responses that gold scored for the proxy's training, a round: distinct ones in comparisons."""
     labels = run.labels_per_round
-    if not run.proxy.reads_comparisons:
+    if not run.proxy.reads_comparisons or labels.pairs_file:
         return 0
     whole, rest = divmod(labels.n_pairs, labels.pairs_per_prompt)
     # The last prompt's pairs come in the order (0, 1), (0, 2), …, (1, 2), …
@@ -173,9 +216,14 @@ def _gold_labels(run: RunConfig) -> int:
 def _rm_calls(run: RunConfig, method: Schedule | None, row: dict[str, Any]) -> int:
     """Responses that proxies scored for the point of ``row``; see docs/metrics.md."""
     a_step = run.method.responses_per_step if run.method else 0
-    responses = row["value"] * (a_step if method else row["n_prompts"])
+    if method:
+        responses = row["value"] * a_step
+    elif row["method"] == BON or selection.selector(row["method"]).DRAWS:
+        responses = row["value"] * row["n_prompts"]
+    else:  # it weighs the whole pool
+        responses = row["n_responses"]
     responses += a_step * _earlier_steps(run, is_curve_of_method=method is not None)
-    one_model = run.reward.members_by == "heads" or run.reward.combine == "weight_average"
+    one_model = run.reward.members_by == "heads" or run.reward.combination.averages_weights
     return responses * (1 if one_model else run.reward.members)
 
 
@@ -186,6 +234,31 @@ def _earlier_steps(run: RunConfig, *, is_curve_of_method: bool) -> int:
         return 0
     steps = run.method.steps * (rounds.k - 1)
     return steps // rounds.k if rounds.policy == "carry_on" else steps
+
+
+def _costs(curve: Stage, artefacts: store.Store) -> list[dict[str, Any]]:
+    """What each stage of a curve took, but those that serve every run."""
+    return [
+        {"run_id": curve.fingerprint} | _cost(artefacts, part)
+        for part in topological([curve])
+        if part.name not in SHARED_STAGES and artefacts.has(part.name, part.fingerprint)
+    ]
+
+
+def _about(run: Any, artefacts: store.Store, stage: Stage) -> dict[str, Any]:
+    """Settings of a run that differ from the defaults, and by what its curve was computed."""
+    manifest = artefacts.open(stage.name, stage.fingerprint).manifest
+    git, versions = manifest.get("git", {}), manifest.get("versions", {})
+    return {
+        "label": stage.title,
+        "settings": flatten(canonical(run)),
+        "stage": stage.name,
+        "stage_version": stage.version,
+        "device": manifest["device"],
+        "commit": git.get("commit"),
+        "dirty": git.get("dirty"),
+        "versions": {name: versions.get(name) for name in ("overopt", "python", "torch", "numpy")},
+    }
 
 
 def _cost(artefacts: store.Store, stage: Stage) -> dict[str, Any]:

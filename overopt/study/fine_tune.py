@@ -6,7 +6,7 @@ the model it started from, so that ``world.policy=DIR`` takes it like any other 
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import shutil
 import tempfile
@@ -35,17 +35,8 @@ def read_examples(path: Path) -> list[tuple[str, str]]:
     DataError
         The file is absent, empty or not UTF-8 JSONL, or a field is missing or empty; names the line.
     """
-    try:
-        raw = path.read_bytes()
-    except OSError as e:
-        raise DataError(f"examples file {str(path)!r} cannot be read: {e.strerror}") from e
     pairs = []
-    for number, line in enumerate(raw.splitlines(), start=1):
-        where = f"examples file {str(path)!r}, line {number}"
-        try:
-            item = json.loads(line.decode("utf-8"))
-        except ValueError as e:
-            raise DataError(f"{where}: not valid UTF-8 JSON ({e}): one object a line") from e
+    for where, item in files.load_lines(path):
         if not isinstance(item, dict):
             raise DataError(f"{where}: {item!r}: must be an object with prompt and response")
         texts = []
@@ -66,18 +57,9 @@ def encode_examples(pairs: list[tuple[str, str]], codec: TextCodec) -> Examples:
     A prompt is what the policy will be given (a chat model's as a user's turn). Where the tokenizer
     would merge the end of the prompt with the beginning of the response, the two stay apart.
     """
-    texts = [codec.dress(p) if codec.is_chat else p for p, _ in pairs]
-    prompts = codec.encode(texts, dressed=codec.is_chat)
-    whole = codec.encode(
-        [t + r for t, (_, r) in zip(texts, pairs, strict=True)], dressed=codec.is_chat
-    )
-    alone = codec.encode([r for _, r in pairs], dressed=True)
-    end = [codec.eos] if codec.eos >= 0 else []
-    responses = [
-        (both[len(p) :] if both[: len(p)] == p else rest) + end
-        for p, both, rest in zip(prompts, whole, alone, strict=True)
-    ]
-    return Examples(prompts, responses)
+    fronts = [codec.dress(prompt) for prompt, _ in pairs]
+    encoded = codec.continued(fronts, [response for _, response in pairs])
+    return Examples([front for front, _ in encoded], [answer for _, answer in encoded])
 
 
 def run(
@@ -139,9 +121,11 @@ def _save(policy: Any, source: str, out: Path, training: dict[str, Any]) -> None
     """Write config.json, weights, tokenizer and training.json, then rename once."""
     from overopt.nets.checkpoints import backbone_state
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(files.os_errors(out))
+        out.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+        stack.callback(shutil.rmtree, scratch, ignore_errors=True)
         config = sources.read_config(sources.checkpoint_dir(source))
         files.save_json(scratch / "config.json", {**config, "torch_dtype": "float32"})
         files.save_tensors(scratch / "model.safetensors", backbone_state(policy), {"format": "pt"})
@@ -151,5 +135,3 @@ def _save(policy: Any, source: str, out: Path, training: dict[str, Any]) -> None
         files.save_json(scratch / "training.json", training)
         os.chmod(scratch, 0o755)
         scratch.rename(out)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)

@@ -4,13 +4,20 @@ import dataclasses
 import difflib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from overopt.base.errors import ConfigError
 from overopt.base.overrides import apply_overrides
 from overopt.base.userfile import from_file
+from overopt.control.settings import (
+    ControlExperiment,
+    ControlRun,
+    ProxySettings,
+    RoundsSettings,
+)
 from overopt.methods import ppo
 from overopt.rewards.kinds import bradley_terry, learned
 from overopt.rewards.settings import LabelsConfig
@@ -116,7 +123,7 @@ def desk() -> Experiment:
         runs += [figure_run(size, seed) for size in (SMALLEST, SMALL, MIDDLE, LARGE, LARGEST)]
         runs += [
             replace(figure_run(size, seed, n), method=None)
-            for n in (300, 1500, 6000)
+            for n in (1500, 6000)
             for size in (SMALLEST, MIDDLE, LARGE)
         ]
     return Experiment(name="desk", runs=tuple(runs), description="sizes, data sizes and seeds")
@@ -216,13 +223,29 @@ def smollm() -> Experiment:
     return Experiment(name="smollm", runs=runs, description="SmolLM2-135M, three proxy depths")
 
 
-PRESETS = {"smoke": smoke, "quick": quick, "desk": desk, "gpu": gpu, "smollm": smollm}
+def control() -> ControlExperiment:
+    """Pendulum from preferences (Christiano et al. 2017): one predictor, three, and four rounds."""
+    mean, rounds = ControlRun(), ControlRun(rounds=RoundsSettings(k=4))
+    single = replace(mean, proxy=ProxySettings(members=1))
+    return ControlExperiment(
+        name="control", runs=(single, mean, rounds), description="a pendulum, without tokens"
+    )
 
 
-def load_experiment(name_or_path: str, overrides: Sequence[str] = ()) -> Experiment:
-    """A preset by name, or the ``build()`` of an experiment file, with overrides on every run.
+PRESETS: dict[str, Callable[[], Experiment | ControlExperiment]] = {
+    "smoke": smoke,
+    "quick": quick,
+    "desk": desk,
+    "gpu": gpu,
+    "smollm": smollm,
+    "control": control,
+}
 
-    Settings of a method or best-of-n pass by the runs that do without, as long as one run has them.
+
+def load_experiment(
+    name_or_path: str, overrides: Sequence[str] = ()
+) -> Experiment | ControlExperiment:
+    """A preset by name, or the ``build()`` of an experiment file, `with_overrides`.
 
     Raises
     ------
@@ -232,7 +255,7 @@ def load_experiment(name_or_path: str, overrides: Sequence[str] = ()) -> Experim
     if name_or_path in PRESETS:
         experiment = PRESETS[name_or_path]()
     elif name_or_path.endswith(".py"):
-        experiment = from_file(Path(name_or_path), "build", Experiment)
+        experiment = from_file(Path(name_or_path), "build", Experiment, ControlExperiment)
     elif name_or_path == "quantile":
         raise ConfigError(
             "'quantile' has no stages and no settings: `overopt run quantile` computes it in seconds"
@@ -245,18 +268,34 @@ def load_experiment(name_or_path: str, overrides: Sequence[str] = ()) -> Experim
             + f" use one of {', '.join([*PRESETS, 'quantile'])} or the path of a Python file with"
             " build()"
         )
+    return with_overrides(experiment, overrides)
+
+
+def with_overrides(
+    experiment: Experiment | ControlExperiment, overrides: Sequence[str]
+) -> Experiment | ControlExperiment:
+    """``experiment`` with overrides on every run; equal runs that come of it are one.
+
+    Settings of a method or best-of-n pass by the runs that do without, as long as one run has them.
+
+    Raises
+    ------
+    ConfigError
+        An override that does not fit.
+    """
     if not overrides:
         return experiment
-    runs: list[RunConfig] = []
+    runs: list[Any] = []
     optional = [
         name
         for name in ("bon", "method")
-        if any(getattr(run, name) is not None for run in experiment.runs)
+        if any(getattr(run, name, None) is not None for run in experiment.runs)
     ]
     for run in experiment.runs:
-        without = [name for name in optional if getattr(run, name) is None]
+        without = [name for name in optional if getattr(run, name, None) is None]
         kept = [o for o in overrides if re.split("[.=]", o, maxsplit=1)[0] not in without]
         new = apply_overrides(run, kept)
         if new not in runs:
             runs.append(new)
-    return dataclasses.replace(experiment, runs=tuple(runs))
+    changed: Any = tuple(runs)  # of the experiment's own class
+    return dataclasses.replace(experiment, runs=changed)

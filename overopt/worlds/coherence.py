@@ -6,14 +6,14 @@ import numpy as np
 
 from overopt.base.datatypes import Responses
 from overopt.nets import checkpoints, sampling
-from overopt.nets.llama import Llama
+from overopt.nets.backbone import Backbone
 from overopt.worlds import codecs, tokenizers
 from overopt.worlds.rubric import Read, RubricConfig
 from overopt.worlds.world import World
 
 
 @lru_cache(maxsize=2)
-def _judge(source: str, device: str) -> Llama:
+def _judge(source: str, device: str) -> Backbone:
     """The judge, loaded once a process."""
     return checkpoints.load_lm(source).to(device)
 

@@ -8,7 +8,8 @@ from right and wrong instead of from comparisons ask it for their labels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -164,11 +165,39 @@ class SumsWorld(World):
         """Text of each response, without its end token."""
         return [" ".join(words) for words in _words(responses)]
 
+    def asking(self, texts: Sequence[str]) -> SumsWorld:
+        """The same world with other problems, numbered from 0, which belong to no split.
+
+        Raises
+        ------
+        DataError
+            A text is no problem of this world.
+        """
+        problems = []
+        for text in texts:
+            try:
+                problems.append(sums_text.parse_problem(text))
+            except (ValueError, ArithmeticError) as error:
+                raise DataError(f"{text!r}: is no problem of the world of sums ({error})") from None
+        return replace(self, texts=tuple(texts), problems=tuple(problems))
+
     def verdicts(self, responses: Responses) -> list[Verdict]:
         """What is right and wrong in each response, by its problem's plan."""
         asked = responses.prompts.prompt_id.tolist()
         pairs = zip(asked, _words(responses), strict=True)
         return [sums_text.judge(self.problems[i], words) for i, words in pairs]
+
+    @property
+    def verdict_tokens(self) -> tuple[int, int]:
+        """Two words that no solution has."""
+        return _TOKEN[sums_text.YES], _TOKEN[sums_text.NO]
+
+    def critiques(self, responses: Responses) -> list[list[int]]:
+        """Of each step, what should stand there and a verdict: `sums_text.critique`."""
+        asked = responses.prompts.prompt_id.tolist()
+        pairs = zip(asked, _words(responses), strict=True)
+        said = [sums_text.critique(self.problems[i], words) for i, words in pairs]
+        return [[_TOKEN[word] for word in words] for words in said]
 
     def step_ends(self, responses: Responses) -> list[tuple[int, ...]]:
         """Response tokens at which each step of a response ends, as many as its ``step_ok``.

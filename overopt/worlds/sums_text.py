@@ -11,6 +11,7 @@ plan, and uses no model. Everything here is plain Python: a list of words in, a 
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
@@ -34,6 +35,7 @@ OPERATIONS: dict[str, Callable[[int, int], int]] = {
     "%": lambda a, b: a % b,
 }
 _PHRASES = {"+": "gets {} more .", "-": "loses {} .", "*": "then has {} times ."}
+_ASKED = {**_PHRASES, "%": "shared by {} left over ?"}
 _REMAINDER_SHARE, _DISTRACTOR_SHARE, _HEDGE_SHARE = 0.5, 0.4, 0.03
 
 
@@ -89,10 +91,47 @@ def make_problem(rng: random.Random, n_steps: int) -> Problem:
         divisor = _between(rng, 2, 6)
         plan.append(("%", divisor))
         states.append(states[-1] % divisor)
-        words.append(f"shared by {divisor} left over ?")
+        words.append(_ASKED["%"].format(divisor))
     else:
         words.append("in all ?")
     return Problem(" ".join(words), tuple(plan), tuple(states), distractor)
+
+
+def parse_problem(text: str) -> Problem:
+    """The problem that a text asks, as `make_problem` would have written it.
+
+    Raises
+    ------
+    ValueError
+        It asks none.
+    """
+    sentences = re.split(r" (?<=[.] )", text)
+    first = re.fullmatch(rf"({'|'.join(NAMES)}) has (\d+) ({'|'.join(THINGS)}) \.", sentences[0])
+    if first is None:
+        raise ValueError(f"{sentences[0]!r} does not say what there is at first")
+    plan: list[tuple[str, int]] = []
+    states, distractor = [int(first[2])], 0
+    for sentence in sentences[1:]:
+        if match := re.fullmatch(r"a friend has (\d+) \.", sentence):
+            distractor = int(match[1])
+            continue
+        if sentence == "in all ?":
+            continue
+        step = next(
+            (
+                (operation, int(match[1]))
+                for operation, phrase in _ASKED.items()
+                if (match := re.fullmatch(re.escape(phrase).replace(r"\{\}", r"(\d+)"), sentence))
+            ),
+            None,
+        )
+        if step is None:
+            raise ValueError(f"{sentence!r} is no step")
+        plan.append(step)
+        states.append(OPERATIONS[step[0]](states[-1], step[1]))
+    if not plan or not text.endswith("?"):
+        raise ValueError("it does not end with a question")
+    return Problem(text, tuple(plan), tuple(states), distractor)
 
 
 def _next_step(rng: random.Random, x: int) -> tuple[str, int]:
@@ -233,6 +272,26 @@ def judge(problem: Problem, words: Sequence[str]) -> Verdict:
         n_checks=n_checks,
         step_ok=tuple(step_ok),
     )
+
+
+YES, NO = "all", "over"
+"""What a critic of this world says of a step, and of the whole: words that no solution has."""
+
+
+def critique(problem: Problem, words: Sequence[str]) -> list[str]:
+    """What a perfect critic writes behind a solution: of each step, ``?``, what should come, a verdict.
+
+    The plan's next number, or behind its end the answer; of a redundant check the number it repeats.
+    """
+    steps, _ = split_steps(words)
+    done, said = 0, []
+    for step, is_right in zip(steps, judge(problem, words).step_ok, strict=False):
+        is_redundant = is_right and _is_check(step, problem.states[done])
+        ahead = 0 if is_redundant else 1
+        expected = problem.states[min(done + ahead, len(problem.plan))]
+        done += is_right and not is_redundant
+        said += ["?", str(expected), YES if is_right else NO]
+    return said
 
 
 def _is_check(step: Sequence[str], x: int) -> bool:

@@ -2,11 +2,13 @@
 
 import functools
 import json
+import typing
 from dataclasses import replace
 
 import pytest
 import torch
 
+from overopt.base.annotations import annotations_of
 from overopt.base.config import from_dict, to_dict
 from overopt.base.errors import CheckpointError, ConfigError, DataError
 from overopt.base.seeding import torch_generator
@@ -20,7 +22,7 @@ from overopt.rewards.kinds.ensemble import (
 )
 from overopt.rewards.kinds.reward_model import MultiHeadScorer, RewardModelScorer
 from overopt.rewards.scorer import mean_std, raw_scores
-from overopt.rewards.settings import RewardConfig
+from overopt.rewards.settings import COMBINATIONS, RewardConfig
 from overopt.rewards.transforms import length
 from overopt.rewards.transforms.ensembles import ENSEMBLES
 from overopt.rewards.transforms.inputs import RewardInputs, Step, check_contract
@@ -284,3 +286,8 @@ def test_heads_on_one_trunk_are_members(tiny_llama, base):
 def test_reward_settings_survive_json():
     cfg = RewardConfig(members=2, members_by="pretraining", backbones=("ladder:3m",))
     assert from_dict(RewardConfig, json.loads(json.dumps(to_dict(cfg)))) == cfg
+
+
+def test_every_choice_of_a_combination_has_its_class_and_its_function():
+    choices = typing.get_args(annotations_of(RewardConfig)["combine"])
+    assert set(choices) == set(COMBINATIONS) == set(ENSEMBLES)

@@ -88,7 +88,7 @@ def run(tmp_path_factory):
 
     # Tokens of each prefix by its lengths, which are kept so that no other tensor takes their id.
     prompts_of: dict[int, tuple[torch.Tensor, list[list[int]]]] = {}
-    prefix, select = Llama.prefix, Prefix.select
+    prefix, select, joined = Llama.prefix, Prefix.select, Prefix.joined
 
     def recording_prefix(model, ids, length):
         made = prefix(model, ids, length)
@@ -100,6 +100,12 @@ def run(tmp_path_factory):
         made = select(some, row)
         known = prompts_of[id(some.length)][1]
         prompts_of[id(made.length)] = (made.length, [known[i] for i in row.tolist()])
+        return made
+
+    def recording_joined(parts):
+        made = joined(parts)
+        known = [prompt for part in parts for prompt in prompts_of[id(part.length)][1]]
+        prompts_of[id(made.length)] = (made.length, known)
         return made
 
     def recording(model, ids, length, before=None):
@@ -118,6 +124,7 @@ def run(tmp_path_factory):
         patch.setattr(ScalarHeadModel, "at_last_token", recording)
         patch.setattr(Llama, "prefix", recording_prefix)
         patch.setattr(Prefix, "select", recording_select)
+        patch.setattr(Prefix, "joined", staticmethod(recording_joined))
         patch.setattr(train, "forward_scores", recording_training)
         for stage in topological(build_graph(experiment)):
             seen.clear()
@@ -587,7 +594,7 @@ def test_what_does_not_fit_is_an_error_and_not_dropped(run, tmp_path):
     start, _ = world.bounds("eval")
     long = list(world.texts)
     long[start] += " and then he saw a cat" * 12
-    with pytest.raises(DataError, match=rf"prompt {start} has \d+ tokens, at most 48 fit"):
+    with pytest.raises(DataError, match=rf"\(line {start + 1}\) has \d+ tokens, at most 48 fit"):
         stories.StoriesWorld(tuple(long), world.tokenizer).prompts("eval", 1)
     made = load_responses(run.folders["comparisons"] / "validation.npz")
     with pytest.raises(DataError, match=r"n_pairs = 61: .* 60"):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tolerances import FP32
 
 from overopt.base.seeding import torch_generator
-from overopt.methods.ppo import adapted_kl_coef
+from overopt.methods.targets import adapted_kl_coef
 from overopt.pools.best_of_n import best_of_n
 from overopt.rewards.transforms import ensembles, length, shaping
 from overopt.rewards.transforms.ensembles import ENSEMBLES

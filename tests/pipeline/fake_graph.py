@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import numpy as np
 from overopt.base.errors import DivergenceError
 from overopt.base.files import load_arrays, load_json, save_arrays, save_json
 from overopt.base.seeding import numpy_rng
-from overopt.engine.execute import execute
+from overopt.engine.execute import drain, execute
 from overopt.engine.graph import Stage, StageContext
 from overopt.engine.store import Store
 
@@ -47,8 +48,9 @@ class MergeConfig:
 def log(context: StageContext, what: str) -> None:
     path = os.environ.get("FAKE_GRAPH_LOG")
     if path:
+        stage = context.out.name.split(".")[0]  # without the attempt
         fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        os.write(fd, f"{what} {context.out.name} {os.getpid()}\n".encode())
+        os.write(fd, f"{what} {stage} {os.getpid()}\n".encode())
         os.close(fd)
 
 
@@ -86,7 +88,8 @@ def run_train(context: StageContext) -> None:
         x = np.sin(x + 0.1 * rng.standard_normal(x.shape))
         norms.append(float(np.linalg.norm(x)))
         time.sleep(config.pause_s)
-        if (step + 1) % config.every == 0:
+        is_leaving = context.leaving()
+        if is_leaving or (step + 1) % config.every == 0:
             state = {"rng": rng.bit_generator.state, "x": x.tolist(), "norms": norms}
             path = context.checkpoint / f"step{step + 1:06d}.json"
             save_json(path, {**state, "step": step + 1})
@@ -131,6 +134,7 @@ def build(
     fates: tuple[str, ...] = ("finish",) * 3,
     pause_s: float = 0.005,
     alike: tuple[str, ...] | None = None,
+    every: int = 4,
 ):
     """Stages source -> train[0..] -> merge; train stage i ends as ``fates[i]`` says.
 
@@ -143,7 +147,7 @@ def build(
         Stage(
             name="train",
             version=1,
-            config=TrainConfig(root_seed=i, steps=steps, fate=fate, pause_s=pause_s),
+            config=TrainConfig(root_seed=i, steps=steps, fate=fate, pause_s=pause_s, every=every),
             run=run_train,
             stacked=None if alike is None else run_trains,
             alike="" if alike is None else alike[i],
@@ -181,5 +185,10 @@ if __name__ == "__main__":
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--fate", default="finish")
+    parser.add_argument("--every", type=int, default=4, help="steps between checkpoints")
+    parser.add_argument("--drain", action="store_true", help="as a worker; status 3: left early")
     args = parser.parse_args()
-    execute(build(args.steps, (args.fate,) * 3), Store(args.store), workers=args.workers)
+    stages, store = build(args.steps, (args.fate,) * 3, every=args.every), Store(args.store)
+    if args.drain:
+        sys.exit(3 if drain(stages, store, workers=args.workers).left else 0)
+    execute(stages, store, workers=args.workers)

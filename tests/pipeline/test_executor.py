@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
+import re
 import shutil
 import signal
 import threading
@@ -418,6 +419,10 @@ def test_on_a_terminal_lines_are_redrawn_in_place(monkeypatch):
     text = stream.getvalue()
     assert "\x1b[3F\x1b[J" in text
     assert text.count("train 0 (") < 20, "redrawn more often than ten times a second"
+    last = text.split("\x1b[J")[-1].splitlines()
+    assert re.match(r"  \[#{22,24}\.{0,2}\]  9\d% train 0 \(", last[0])
+    # Of 30.02 s of cost, 9 to 10 are behind: a third of the whole.
+    assert re.match(r"  \[#{7,8}\.{16,17}\] 0/5 stages, about", last[-1])
     reporter.end()
     assert stream.getvalue().endswith("\x1b[3F\x1b[J")
 

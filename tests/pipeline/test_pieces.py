@@ -13,6 +13,7 @@ from overopt.base.config import RuntimeConfig
 from overopt.base.errors import ConfigError, StoreError
 from overopt.base.files import load_json
 from overopt.cli.main import main
+from overopt.engine import signals
 from overopt.engine.execute import check_on_cpu, execute
 from overopt.engine.graph import Stage, topological
 from overopt.engine.perform import make_task, perform
@@ -186,7 +187,7 @@ def test_ppo_resumes_from_its_last_state_whenever_that_was_saved(
     runtime = RuntimeConfig(checkpoint_s=checkpoint_s, quiet=True)
     with pytest.raises(KeyboardInterrupt):
         perform(make_task(ppo, runtime), store, stop)
-    left = store.root / ".inflight" / f"ppo-{ppo.fingerprint}"
+    (left,) = (store.root / ".inflight").glob(f"ppo-{ppo.fingerprint}.*")
     assert (left / "state.safetensors").exists() == (checkpoint_s == 0)
     evaluations = sorted(file.name for file in left.glob("eval-*.npz"))
     assert evaluations[0] == "eval-00000.npz"
@@ -198,6 +199,50 @@ def test_ppo_resumes_from_its_last_state_whenever_that_was_saved(
     for file in (finished[0] / "store" / "ppo" / ppo.fingerprint).glob("*.*"):
         made = store.path("ppo", ppo.fingerprint) / file.name
         assert file.name == "manifest.json" or made.read_bytes() == file.read_bytes(), file.name
+
+
+def test_ppo_saves_the_step_at_which_it_is_asked_to_leave(finished, tmp_path, monkeypatch):
+    """Between two evaluations, where nothing is saved otherwise; no step is done twice."""
+    ppo = curve_stage(finished, 1).upstream["ppo"]
+    method = replace(ppo.config.method, steps=6, eval_early_every=6, eval_every=6)
+    longer = replace(ppo, config=replace(ppo.config, method=method))
+    store, _ = without(finished, tmp_path, ppo)
+    task, done = make_task(longer, RuntimeConfig(quiet=True)), []
+
+    def ask(step, total):
+        done.append(step)
+        if step == 3:
+            monkeypatch.setattr(signals._State, "is_leaving", True)
+
+    with pytest.raises(signals.Leaving):
+        perform(task, store, ask)
+    (left,) = (store.root / ".inflight").glob(f"ppo-{longer.fingerprint}.*")
+    assert (left / "log-3.json").exists()
+    monkeypatch.setattr(signals._State, "is_leaving", False)
+    perform(task, store, lambda step, total: done.append(step))
+    assert done == [1, 2, 3, 4, 5, 6]
+    whole = Store(shutil.copytree(store.root, tmp_path / "whole"))
+    shutil.rmtree(whole.path("ppo", longer.fingerprint))
+    perform(task, whole, lambda step, total: None)
+    for file in store.path("ppo", longer.fingerprint).glob("*.*"):
+        made = whole.path("ppo", longer.fingerprint) / file.name
+        assert file.name == "manifest.json" or made.read_bytes() == file.read_bytes(), file.name
+
+
+def test_a_worker_computes_what_is_missing_and_run_collects(finished, tmp_path, capsys):
+    lost = curve_stage(finished, 1)
+    without(finished, tmp_path, lost)
+    command, store = finished[1][1:-3], tmp_path / "store"
+    assert main(["worker", str(store), *command, "--deadline", "0"]) == 3
+    assert "1 left to other workers" in capsys.readouterr().err
+    assert main(["worker", str(store), *command]) == 0
+    assert "1 stages computed" in capsys.readouterr().out
+    assert main([*finished[1], *places(tmp_path)]) == 0
+    for name in RESULTS:
+        made = (tmp_path / "results" / name).read_bytes()
+        assert made == (finished[0] / "results" / name).read_bytes(), name
+    assert main(["watch", *command, "--store", str(store)]) == 0
+    assert "done" in capsys.readouterr().out
 
 
 def test_parts_of_the_runs_make_the_whole(finished, tmp_path, capsys):
@@ -238,7 +283,7 @@ def test_tf32_scores_are_other_scores_made_in_tf32(finished, tmp_path, monkeypat
 def test_a_part_can_be_planned(tmp_path, capsys):
     assert main(["plan", "desk", "--store", str(tmp_path), "--part", "2/5"]) == 0
     proxies = [x for x in capsys.readouterr().out.splitlines() if "  proxy " in x]
-    assert len(proxies) == 10 and all(x.endswith("data 1 rm 1") for x in proxies)
+    assert len(proxies) == 11 and all(x.endswith("data 1 rm 1") for x in proxies)
 
 
 def test_part_of_the_records_never_replaces_others(finished, tmp_path, capsys):

@@ -21,7 +21,7 @@ from overopt.engine.manifest import checksum
 from overopt.engine.store import Store
 from overopt.nets.checkpoints import load_lm
 from overopt.records import results as results_module
-from overopt.records.results import Results, held_results, recover, save_results, transaction
+from overopt.records.results import Tables, held_results, recover, save_results, transaction
 from overopt.rewards.kind import Place
 from overopt.rewards.kinds.ensemble import EnsembleScorer
 from overopt.rewards.load import load_scorer
@@ -122,7 +122,7 @@ def test_a_signal_ends_a_run_with_records_of_what_is_finished(finished, tmp_path
 
 
 def rows(name):
-    return Results([{"run_id": name, "x": 1}], [], [], {f"{name}.gold": files.np.arange(3.0)})
+    return Tables([{"run_id": name, "x": 1}], [], [], {f"{name}.gold": files.np.arange(3.0)})
 
 
 def write_own(folder, name, times):
@@ -246,6 +246,45 @@ def test_a_place_that_cannot_be_written_is_refused_before_work(finished, tmp_pat
     assert main(["run", "smoke", *settings, "--store", bad, "--results", str(tmp_path / "r")]) == 2
     for line in capsys.readouterr().err.splitlines():
         assert line.startswith("overopt: error: ") and bad in line
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 24 kB; skips where none can be mounted."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    size = ["-t", "tmpfs", "-o", "size=24k", "tmpfs", str(place)]
+    if shutil.which("mount") is None or subprocess.run(["mount", *size], check=False).returncode:
+        pytest.skip("needs to be allowed to mount a small file system")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        ("run smoke {settings} --store {store} --results {disk}/new", "--results"),
+        ("figures {results} --out {disk}/new", "--out"),
+        ("export smoke {settings} --store {store} --out {disk}/x.zip", "--out"),
+        ("sft --model ladder:0.05m --data {tmp}/data.jsonl --out {disk}/new/model", "--out"),
+    ],
+)
+def test_a_full_disk_is_named_with_the_option_that_gave_it(
+    finished, small_disk, tmp_path, capsys, command, option
+):
+    settings, store, results = finished
+    (tmp_path / "data.jsonl").write_text('{"prompt": "One day", "response": " it rained"}\n' * 4)
+    own = tmp_path / "store"  # exporting and running write a line into it
+    shutil.copytree(store, own)
+    line = command.format(
+        settings=" ".join(settings), disk=small_disk, tmp=tmp_path, store=own, results=results
+    )
+    assert main(line.split()) in (1, 2)
+    error = capsys.readouterr().err
+    place = small_disk if "x.zip" in command else small_disk / "new"
+    remedy = f"the disk is full; free some space in {place}, or give another directory"
+    assert f"{remedy} with {option}, then run again" in error
+    assert "Traceback" not in error
 
 
 def reading(command, folder):

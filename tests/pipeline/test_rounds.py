@@ -360,7 +360,7 @@ def test_each_step_is_evaluated_once():
             ["rounds.k=2", "rounds.rm=carry_on", "proxy.length_control=1"],
             "rounds.rm = 'carry_on': .* rounds.rm=restart",
         ),
-        (["rounds.k=2", "labels.n_pairs=5e4"], "labels.n_pairs = 50000: needs .* prompts"),
+        (["rounds.k=2", "labels.n_pairs=5e5"], "labels.n_pairs = 500000: needs .* prompts"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_any_work(settings, message):

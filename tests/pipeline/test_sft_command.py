@@ -37,7 +37,7 @@ def test_a_checkpoint_is_written_and_loads(data, tmp_path, capsys):
     assert tokenizers.shares_vocabulary(str(out), tokenizers.load_tokenizer())
     # The tokenizer begins a prompt as in training.
     before, after = codecs.load_codec("ladder:0.05m"), codecs.load_codec(str(out))
-    assert after.encode(["The cat"], dressed=False) == before.encode(["The cat"], dressed=False)
+    assert after.encode_prompts(["The cat"]) == before.encode_prompts(["The cat"])
     assert main(command) == 2  # the directory exists
     assert "exists: give a new directory" in capsys.readouterr().err
 
@@ -46,7 +46,7 @@ def test_examples_continue_their_prompt_and_end(data):
     codec = codecs.load_codec("ladder:0.05m")
     examples = encode_examples(read_examples(data), codec)
     for i, (prompt, response) in enumerate(zip(*examples, strict=True)):
-        assert prompt == codec.encode([EXAMPLES[i]["prompt"]], dressed=False)[0]
+        assert prompt == codec.encode_prompts([EXAMPLES[i]["prompt"]])[0]
         assert response[-1] == codec.eos
         assert codec.decode([prompt + response]) == [
             EXAMPLES[i]["prompt"] + EXAMPLES[i]["response"]
@@ -59,7 +59,7 @@ def test_examples_continue_their_prompt_and_end(data):
         ('{"prompt": "a"}', "line 2: response = None"),
         ('{"prompt": "", "response": "b"}', "line 2: prompt = ''"),
         ("[1]", r"line 2: \[1\]: must be an object"),
-        ("{", "line 2: not valid UTF-8 JSON"),
+        ("{", "line 2 is not JSON"),
     ],
 )
 def test_lines_that_cannot_be_used_are_named(tmp_path, line, message):

@@ -27,6 +27,10 @@ KINDS = {
     "process": [*SMALL_NET, "proxy.labels=hard_rollouts", "proxy.rollouts=1"],
     "regression": SMALL_NET,
     "implicit": [],
+    "mixture": [*SMALL_NET, "proxy.gate_steps=20", "proxy.gate_width=16"],
+    "two_models": SMALL_NET,
+    "judge": [*SMALL_NET, "proxy.critique=true", "proxy.samples=2"],
+    "pairwise": [*SMALL_NET, "proxy.opponents=2"],
     "rule": [],
 }
 
@@ -48,7 +52,7 @@ def test_a_kind_runs_to_a_picture(kind, store, tmp_path):
     assert main(["run", "smoke", *overrides(kind), *where]) == 0
     curves = load_curves(tmp_path)
     assert {c.meta["method"] for c in curves} == {"bon", "ppo"}
-    assert all(c.meta["backbone"].startswith(kind) for c in curves)
+    assert all(c.meta["backbone"].startswith(kind.replace("_", " ")) for c in curves)
     bon = next(c for c in curves if c.meta["method"] == "bon")
     assert bon["proxy_gain"][-1] > 0.5
     if kind == "rule":  # a perfect verifier: no gap

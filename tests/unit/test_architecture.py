@@ -24,14 +24,16 @@ MAY_IMPORT = {
     "methods": {"base", "nets"},
     "measure": {"base", "nets"},
     "rewards": {"base", "nets", "worlds", "measure"},
+    "evals": {"base", "fits", "pools", "engine", "nets", "worlds", "rewards"},
     "analysis": {"base", "records", "fits", "pools"},
     "reports": {"base", "records", "fits", "pools", "analysis"},
     "stages": {
         *("base", "records", "pools", "engine", "nets", "worlds", "rewards", "methods", "measure"),
     },
+    "control": {"base", "engine", "rewards", "stages"},
     "study": {
         *("base", "records", "pools", "engine", "nets", "worlds", "rewards", "methods", "measure"),
-        *("fits", "analysis", "reports", "stages"),
+        *("fits", "analysis", "reports", "stages", "control"),
     },
     "bench": {
         *(
@@ -46,26 +48,34 @@ MAY_IMPORT = {
             "methods",
             "measure",
         ),
-        *("fits", "analysis", "reports", "stages", "study"),
+        *("fits", "analysis", "reports", "stages", "study", "control", "evals"),
     },
     "cli": {
         *("", "base", "records", "pools", "engine", "nets", "worlds", "rewards", "methods"),
-        *("measure", "fits", "analysis", "reports", "stages", "study", "bench"),
+        *("measure", "fits", "analysis", "reports", "stages", "study", "control", "evals", "bench"),
     },
-    "": {"base", "fits", "pools", "records", "cli"},  # overopt itself: the names outsiders use
+    "": {  # overopt itself: the names outsiders use
+        *("base", "fits", "pools", "records", "analysis", "reports", "stages", "study", "cli"),
+    },
 }
 READING_WING = ("fits", "pools", "records", "analysis", "reports")
 MAY_TOUCH_FILES = {"base", "engine", "records", "cli", "bench", "study", "stages"}
 FILES_TOO = {  # and why
     "overopt.nets.sources",  # finds, hashes and converts checkpoints
+    "overopt.nets.headers",  # reads what stands in front of weights
     "overopt.nets.checkpoints",  # reads them
     "overopt.worlds.prompts",  # reads prompts
+    "overopt.evals.model",  # measures what scoring takes
+    "overopt.evals.models.judge",  # reads the user's template
+    "overopt.evals.models.reward",  # opens an artefact
+    "overopt.evals.converters.hh",  # reads a compressed file
     "overopt.pools.replay",  # keeps tables of the user's
     "overopt.pools.replay_source",  # reads them
     "overopt.reports.draw",  # writes pictures
     "overopt.reports.comparison",  # the same, and the leaderboard
     "overopt.reports.forecast",  # writes and reads forecasts
     "overopt.rewards.kinds.ensemble",  # makes the folders of members
+    "overopt.rewards.kinds.two_models",  # makes the folders of its models
     "overopt.rewards.transforms.own",  # compares a user's file with the copy in an artefact
 }
 IO_CALLS = {

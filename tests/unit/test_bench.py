@@ -16,9 +16,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from overopt.base.datatypes import Prompts
 from overopt.base.errors import ConfigError
+from overopt.base.kinds import names
 from overopt.base.seeding import torch_generator
-from overopt.bench import harness, peers, ppo_task, sampling_at_size, suite
-from overopt.bench.groups import estimators, mfu, pool, ppo_defaults, reward, scoring, stacked
+from overopt.bench import harness, method_run, peers, ppo_task, sampling_at_size, suite
+from overopt.bench.groups import (
+    estimators,
+    mfu,
+    pairs,
+    pool,
+    ppo_defaults,
+    reward,
+    scoring,
+    stacked,
+)
+from overopt.bench.groups import methods as methods_group
 from overopt.bench.groups import ppo as ppo_group
 from overopt.bench.harness import BenchError, make_row
 from overopt.bench.names import DEFAULT_GROUPS, GROUPS, module_of
@@ -193,6 +204,18 @@ def test_scoring_refuses_sides_that_disagree(tiny_reward_model, monkeypatch):
         scoring.scoring_rows(tiny_reward_model, **SMALL)
 
 
+def test_pairs_compare_equal_scores():
+    (row,) = pairs.pair_rows(replace(pairs.SMALL, num_hidden_layers=2), n_pairs=4, repeats=1)
+    assert row["ratio"] > 0 and "4 pairs" in row["note"]
+
+
+def test_pairs_refuse_sides_that_disagree(monkeypatch):
+    right = pairs.shared_scores
+    monkeypatch.setattr(pairs, "shared_scores", lambda *given: right(*given) + 1e-3)
+    with pytest.raises(BenchError, match="differ by 0.001"):
+        pairs.pair_rows(replace(pairs.SMALL, num_hidden_layers=2), n_pairs=4, repeats=1)
+
+
 # --- peers ----------------------------------------------------------------------------------------
 
 
@@ -317,6 +340,21 @@ def test_ppo_step_takes_the_seconds_of_the_peer(tiny_task, worker):
     assert 0.25 not in vs_products["reference_samples"]
 
 
+def test_methods_are_timed_against_ppo_in_turn(tiny_task):
+    rows = methods_group.method_rows(tiny_task, {"ppo": 7}, batch=8, repeats=2)
+    assert [row["name"] for row in rows] == list(methods_group.NAMES)
+    for row in rows:
+        assert len(row["samples"]) == len(row["reference_samples"]) == 2
+        assert row["ratio"] > 0 and row["details"]["peak_mb"] == {"ppo": 7}
+
+
+def test_every_method_makes_steps_on_the_task_and_a_missing_one_is_named(tiny_task):
+    for kind in names("overopt.methods"):
+        method_run.stepper(kind, tiny_task, batch=16)()
+    with pytest.raises(BenchError, match="nothing: its process ended with 1.*unknown"):
+        method_run.peak_mb("nothing")
+
+
 def test_ppo_defaults_report_the_score_they_reach(tiny_task):
     rows = ppo_defaults.ppo_defaults_rows(tiny_task, NO_PEER, batch=4, n_steps=3, n_seeds=2)
     assert [row["name"] for row in rows] == list(ppo_defaults.NAMES)
@@ -382,7 +420,7 @@ def test_peer_environment_failure_is_in_the_row(monkeypatch, tmp_path, tiny_llam
         raise BenchError(f"environment for {requirement} could not be built: no network")
 
     monkeypatch.setattr(suite, "environment_python", broken)
-    monkeypatch.setattr(reward, "load_lm", lambda source: tiny_llama(3, vocab_size=64))
+    monkeypatch.setattr(reward, "ladder", lambda rung: tiny_llama(3, vocab_size=64))
     measure = reward.reward_rows
     monkeypatch.setattr(
         reward,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import json
 import subprocess
 import sys
 import types
@@ -85,6 +87,12 @@ def fake_pipe(monkeypatch, tmp_path):
         parent, _, own = name.partition(".")
         package = importlib.import_module(f"overopt.{parent}")
         monkeypatch.setattr(package, own, module, raising=False)
+    # What carries an experiment out, over the stand-ins, and not left to other tests.
+    spec = importlib.util.find_spec("overopt.study.run")
+    carrier = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(carrier)
+    monkeypatch.setitem(sys.modules, "overopt.study.run", carrier)
+    monkeypatch.setattr(importlib.import_module("overopt.study"), "run", carrier, raising=False)
     monkeypatch.chdir(tmp_path)
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         monkeypatch.setenv(variable, "1")
@@ -122,6 +130,19 @@ def test_plan_run_status_tell_the_story_of_an_experiment(tmp_path, capsys):
     assert capsys.readouterr().out == "tiny: 1 stages, 1 done\n"
     assert run("plan", "tiny") == 0
     assert " done" in capsys.readouterr().out
+
+
+def test_plan_and_status_as_json_say_the_same(capsys):
+    assert run("plan", "tiny", "--json") == 0
+    planned = json.loads(capsys.readouterr().out)
+    (stage,) = planned["stages"]
+    assert (stage["title"], stage["state"]) == ("count", "missing")
+    assert planned["cost_s"] == stage["cost_s"] == 1.0 and planned["wall_s"] == 1.0
+    assert run("run", "tiny", "--workers", "1", "--quiet") == 0
+    assert run("status", "tiny", "--json") == 0
+    done = json.loads(capsys.readouterr().out)
+    assert done["stages"][0]["state"] == "done" and done["cost_s"] == 0
+    assert done["stages"][0]["fingerprint"] == stage["fingerprint"] and done["stale"] == {}
 
 
 def test_overrides_may_come_before_and_after_options(tmp_path, capsys):
@@ -248,7 +269,7 @@ def test_fit_and_figures_print_what_the_analysis_returns(capsys):
 
 
 def test_runs_with_other_overrides_do_not_share_a_results_folder():
-    from overopt.cli.run import default_results
+    from overopt.study.run import default_results
 
     plain, flipped = default_results("smoke"), default_results("smoke labels.label_flip_rate=0.2")
     assert str(plain) == "results/smoke"

@@ -1,6 +1,7 @@
 """The protocol without its runs: what is planned, what is refused, and the report of records."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -306,6 +307,15 @@ def test_the_frontier_marks_the_mean_end_of_the_runs_in_as_many_panels_as_it_nee
             for c in found.curves["ppo"][name]
         ]
         assert mark == pytest.approx(np.mean(ends, axis=0))
+
+
+@pytest.mark.parametrize("name", ["comparison.json", "choices.json"])
+def test_a_damaged_comparison_is_an_error_that_names_it(results, tmp_path, name):
+    shutil.copytree(results, tmp_path / "r")
+    for damaged in ("{}", '{"methods": 3, "bon": []}', "[]"):
+        (tmp_path / "r" / name).write_text(damaged)
+        with pytest.raises(DataError, match=name.replace(".", r"\.")):
+            load_results(tmp_path / "r")
 
 
 def test_unfinished_results_are_refused(tmp_path):

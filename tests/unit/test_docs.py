@@ -17,6 +17,7 @@ from test_architecture import MAY_IMPORT, PACKAGE
 from overopt.base import kinds
 from overopt.cli.main import _parse
 from overopt.cli.settings import describe_settings
+from overopt.control.settings import ControlRun
 from overopt.methods import ppo
 from overopt.stages.settings import RunConfig
 from overopt.study.presets import load_experiment
@@ -28,7 +29,7 @@ DOCUMENTS = sorted(
 NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
 LIVE = [name for name in NAMES if name != "CHANGELOG.md"]  # which names what has gone, too
 FOLDERS = ("docs", "experiments", "figures", "notebooks", "overopt", "tests")
-PRESETS = ("smoke", "quick", "desk", "gpu", "smollm")
+PRESETS = ("smoke", "quick", "desk", "gpu", "smollm", "control")
 
 
 KINDS = {
@@ -41,7 +42,8 @@ KINDS = {
 
 def known_settings() -> set[str]:
     """Dotted names of all settings of a run, those of every kind included."""
-    known = {setting.name for setting in describe_settings(RunConfig())}
+    runs = (RunConfig(), ControlRun())
+    known = {setting.name for run in runs for setting in describe_settings(run)}
     for part, folder in KINDS.items():
         for kind in kinds.names(folder):
             for field in dataclasses.fields(importlib.import_module(f"{folder}.{kind}").Settings):
@@ -184,7 +186,7 @@ def test_settings_that_are_named_exist(name):
     assert [s for s in named if s not in known and not s.endswith(".kind")] == []
 
 
-NEED_A_JUDGE = ("outcome", "process", "regression", "rule")
+NEED_A_JUDGE = ("outcome", "process", "regression", "rule", "mixture", "two_models", "judge")
 
 
 def test_kinds_in_the_readme_can_be_run():

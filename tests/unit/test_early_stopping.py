@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from overopt.analysis.hedging import hedge_n, score_hedge
+from overopt.analysis.hedging import score_hedge
 from overopt.analysis.regret import halves, oracle, proxy_of, regret
 from overopt.analysis.rules import (
     GOLD_COLUMNS,
@@ -25,6 +25,7 @@ from overopt.base.errors import ConfigError, DataError
 from overopt.base.seeding import numpy_rng
 from overopt.cli.main import main
 from overopt.pools.best_of_n import best_of_n
+from overopt.pools.hedge import hedge_n
 from overopt.pools.quantile import AdditiveErrorWorld, HumpWorld
 from overopt.records.curves import Curve, load_curves
 from overopt.records.schema import FIELDS

@@ -170,5 +170,8 @@ def test_the_reading_wing_names_no_method():
     ]
     assert len(files) > 25
     for file in files:
-        if file.name != "schema.py":
+        if (file.parent.name, file.name) not in (
+            ("records", "schema.py"),
+            ("records", "settings.py"),
+        ):
             assert not names.search(file.read_text(encoding="utf-8")), file
