@@ -6,7 +6,7 @@ no epochs and no seed decide how well it was fitted.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from overopt.base.config import check_types, require
 from overopt.base.lazy import lazy
-from overopt.rewards.kind import Job, Place, RewardSettings, Scorer, Trained, Unit
+from overopt.rewards.kind import Job, Place, RewardSettings, Standardised, Trained
 
 if TYPE_CHECKING:
     import torch
@@ -170,17 +170,12 @@ def _pooled(hidden: Tensor, mask: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class ProbeScorer(Scorer):
+class ProbeScorer(Standardised):
     """A head on pooled states, with the mean and std of its raw score under the initial policy."""
 
     model: ScalarHeadModel
     mean: float = 0.0
     std: float = 1.0
-
-    @property
-    def unit(self) -> Unit:
-        """Zero and unit of the score."""
-        return Unit(self.mean, self.std)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -191,14 +186,6 @@ class ProbeScorer(Scorer):
         """Log-odds (R,), up to a constant."""
         weight = self.model.head.weight[0].detach().cpu()
         return pooled_states(self.model, responses) @ weight
-
-    def score(self, responses: Responses) -> Tensor:
-        """Normalised scores (R,) float32."""
-        return (self.raw(responses) - self.mean) / self.std
-
-    def with_unit(self, unit: Unit) -> ProbeScorer:
-        """The same probe with another zero and unit."""
-        return replace(self, mean=unit.mean, std=unit.std)
 
     def save(self, folder: Path, info: dict[str, Any]) -> None:
         """Weights, shape and unit."""

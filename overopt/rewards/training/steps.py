@@ -1,6 +1,5 @@
 """Training on single steps: cross-entropy at the tokens where steps of a response end."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -9,18 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from overopt.base.datatypes import Responses, Sequences
-from overopt.base.errors import DivergenceError
-from overopt.base.seeding import torch_generator
 from overopt.nets.backbone import Backbone
 from overopt.nets.compute import Compute, fit_memory, tokens_at_once
 from overopt.nets.heads import ScalarHeadModel
 from overopt.nets.sampling import sequence_batches
-from overopt.rewards.training.train import (
-    GRAD_CLIP,
-    TrainingLog,
-    learning_rate,
-    reward_optimizer,
-)
+from overopt.rewards.training.train import TrainingLog, train_on_rows
 from overopt.worlds.codecs import in_own_tokens
 
 _BATCH_TOKENS, _BATCH_TOKENS_CPU = 8192, 2048
@@ -110,37 +102,33 @@ def train_on_steps(
         The loss is not finite; names the step.
     """
     seq, device = responses.sequences(), model.head.weight.device
-    parameters = list(model.parameters())
-    optimizer = reward_optimizer(parameters, lr=lr, weight_decay=weight_decay)
-    total = epochs * math.ceil(len(responses) / batch_responses)
-    log = TrainingLog()
 
-    def summed_loss(rows: Tensor) -> Tensor:
-        width = int(seq.length[rows].max())
-        some = Sequences(seq.ids[rows, :width], seq.length[rows], seq.n_prompt[rows])
-        some = Sequences(*(t.to(device) for t in some))
-        at, mask, wanted = (t[rows].to(device) for t in (steps.position, steps.mask, target))
-        with compute.autocast(device):
-            logits = logits_at(model, some, at)
-        nats = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
-        return (nats * mask).sum()[None] / n_steps
+    def loss_of(rows: Tensor) -> Callable[[Tensor], Tensor]:
+        n_steps = steps.mask[rows].sum().to(device)
 
-    for epoch in range(epochs):
-        order = torch.randperm(len(responses), generator=torch_generator(seed, "order", epoch))
-        for rows in order.split(batch_responses):
-            n_steps = steps.mask[rows].sum().to(device)
-            loss = float(compute.accumulate(rows, parameters, summed_loss)[0])
-            if not math.isfinite(loss):
-                raise DivergenceError(
-                    f"reward-model loss is {loss} at step {log.steps} of {total}: lower the"
-                    f" learning rate (lr = {lr})"
-                )
-            log.loss.append(loss)
-            torch.nn.utils.clip_grad_norm_(parameters, GRAD_CLIP)
-            for group in optimizer.param_groups:
-                group["lr"] = lr * learning_rate(log.steps, total)
-            optimizer.step()
-            log.steps += 1
-            progress(log.steps, total)
-        log.validation.append(validate())
-    return log
+        def summed(part: Tensor) -> Tensor:
+            width = int(seq.length[part].max())
+            some = Sequences(seq.ids[part, :width], seq.length[part], seq.n_prompt[part])
+            some = Sequences(*(t.to(device) for t in some))
+            at, mask, wanted = (t[part].to(device) for t in (steps.position, steps.mask, target))
+            with compute.autocast(device):
+                logits = logits_at(model, some, at)
+            nats = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+            return (nats * mask).sum()[None] / n_steps
+
+        return summed
+
+    return train_on_rows(
+        list(model.parameters()),
+        loss_of,
+        n_rows=len(responses),
+        batch=batch_responses,
+        epochs=epochs,
+        lr=lr,
+        weight_decay=weight_decay,
+        seed=seed,
+        name="reward-model",
+        validate=validate,
+        progress=progress,
+        compute=compute,
+    )

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from overopt.base.datatypes import Sequences, length_sorted, shared_prompts
 from overopt.base.errors import DivergenceError
+from overopt.base.seeding import torch_generator
 from overopt.nets.block import Prefix
 from overopt.nets.compute import Compute, clear_gradients, tokens_at_once
 from overopt.nets.heads import ScalarHeadModel
@@ -199,6 +200,53 @@ def train_reward_model(
             log.pairs_seen += len(batch.target)
             progress(log.steps, total)
         read_losses()
+        log.validation.append(validate())
+    return log
+
+
+def train_on_rows(
+    parameters: list[Tensor],
+    loss_of: Callable[[Tensor], Callable[[Tensor], Tensor]],
+    *,
+    n_rows: int,
+    batch: int,
+    epochs: int,
+    lr: float,
+    weight_decay: float,
+    seed: int,
+    name: str,
+    validate: Callable[[], dict[str, float]],
+    progress: Callable[[int, int], None],
+    compute: Compute,
+) -> TrainingLog:
+    """Train on single rows in the order of ``seed``, ``batch`` of them a step; AdamW as for comparisons.
+
+    ``loss_of(rows)`` gives, for the rows of a step, the function that maps some of them to their part
+    (1,) of the step's loss; parts add up. ``name``: of what is trained, for the error.
+
+    Raises
+    ------
+    DivergenceError
+        The loss is not finite; names the step.
+    """
+    optimizer = reward_optimizer(parameters, lr=lr, weight_decay=weight_decay)
+    total, log = epochs * math.ceil(n_rows / batch), TrainingLog()
+    for epoch in range(epochs):
+        order = torch.randperm(n_rows, generator=torch_generator(seed, "order", epoch))
+        for rows in order.split(batch):
+            loss = float(compute.accumulate(rows, parameters, loss_of(rows))[0])
+            if not math.isfinite(loss):
+                raise DivergenceError(
+                    f"{name} loss is {loss} at step {log.steps} of {total}: lower the learning rate"
+                    f" (lr = {lr})"
+                )
+            log.loss.append(loss)
+            torch.nn.utils.clip_grad_norm_(parameters, GRAD_CLIP)
+            for group in optimizer.param_groups:
+                group["lr"] = lr * learning_rate(log.steps, total)
+            optimizer.step()
+            log.steps += 1
+            progress(log.steps, total)
         log.validation.append(validate())
     return log
 

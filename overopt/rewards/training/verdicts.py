@@ -1,23 +1,15 @@
 """Training a language model to write a verdict behind a response, with or without a critique."""
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from overopt.base.datatypes import Sequences, length_sorted
-from overopt.base.errors import DivergenceError
-from overopt.base.seeding import torch_generator
 from overopt.nets.backbone import Backbone
 from overopt.nets.compute import Compute, fit_memory, tokens_at_once
 from overopt.nets.sampling import response_hidden, response_view, token_logprobs
-from overopt.rewards.training.train import (
-    GRAD_CLIP,
-    TrainingLog,
-    learning_rate,
-    reward_optimizer,
-)
+from overopt.rewards.training.train import TrainingLog, train_on_rows
 
 _BATCH_TOKENS, _BATCH_TOKENS_CPU = 8192, 2048
 
@@ -54,39 +46,36 @@ def train_to_write(
     DivergenceError
         The loss is not finite; names the step.
     """
-    parameters = list(model.parameters())
-    optimizer = reward_optimizer(parameters, lr=lr, weight_decay=weight_decay)
-    total, log = epochs * math.ceil(len(seq.ids) / batch), TrainingLog()
-    for epoch in range(epochs):
-        order = torch.randperm(len(seq.ids), generator=torch_generator(seed, "order", epoch))
-        for rows in order.split(batch):
-            n_tokens = int((seq.length - seq.n_prompt)[rows].sum())
 
-            def nats(part: Tensor, n_tokens: int = n_tokens) -> Tensor:
-                width = int(seq.length[part].max())
-                some = Sequences(seq.ids[part, :width], seq.length[part], seq.n_prompt[part])
-                some = Sequences(*(t.to(model.device) for t in some))
-                view = response_view(some)
-                with compute.autocast(model.device):
-                    logits = model.logits(response_hidden(model, some, view)[view.mask])
-                found = token_logprobs(logits.float(), view.tokens[view.mask])
-                return -found.sum()[None] / n_tokens
+    def loss_of(rows: Tensor) -> Callable[[Tensor], Tensor]:
+        n_tokens = int((seq.length - seq.n_prompt)[rows].sum())
 
-            loss = float(compute.accumulate(rows, parameters, nats)[0])
-            if not math.isfinite(loss):
-                raise DivergenceError(
-                    f"loss of the judge is {loss} at step {log.steps} of {total}: lower the learning"
-                    f" rate (lr = {lr})"
-                )
-            log.loss.append(loss)
-            torch.nn.utils.clip_grad_norm_(parameters, GRAD_CLIP)
-            for group in optimizer.param_groups:
-                group["lr"] = lr * learning_rate(log.steps, total)
-            optimizer.step()
-            log.steps += 1
-            progress(log.steps, total)
-        log.validation.append(validate())
-    return log
+        def nats(part: Tensor) -> Tensor:
+            width = int(seq.length[part].max())
+            some = Sequences(seq.ids[part, :width], seq.length[part], seq.n_prompt[part])
+            some = Sequences(*(t.to(model.device) for t in some))
+            view = response_view(some)
+            with compute.autocast(model.device):
+                logits = model.logits(response_hidden(model, some, view)[view.mask])
+            found = token_logprobs(logits.float(), view.tokens[view.mask])
+            return -found.sum()[None] / n_tokens
+
+        return nats
+
+    return train_on_rows(
+        list(model.parameters()),
+        loss_of,
+        n_rows=len(seq.ids),
+        batch=batch,
+        epochs=epochs,
+        lr=lr,
+        weight_decay=weight_decay,
+        seed=seed,
+        name="judge's",
+        validate=validate,
+        progress=progress,
+        compute=compute,
+    )
 
 
 @torch.no_grad()
