@@ -8,7 +8,8 @@ import pytest
 
 from overopt.analysis.reach import gain
 from overopt.base.errors import DataError
-from overopt.records.curves import load_curves, read_records
+from overopt.records import series
+from overopt.records.curves import Curve, load_curves, read_records
 from overopt.records.schema import FIELDS, SCHEMA_VERSION, validate_records
 
 ROOT = Path(__file__).parents[2]
@@ -106,3 +107,25 @@ def test_committed_records_have_the_intent_under_both_names():
     curve = load_curves(results)[0]
     assert curve["intent_score"].tolist() == curve["rubric_score"].tolist()
     np.testing.assert_allclose(curve.arrays["intent"].mean(1), curve["intent_score"], atol=1e-6)
+
+
+def promised(rows, **arrays):
+    return series.promised_gain(Curve(tuple(rows), arrays))
+
+
+def test_what_a_proxy_promises_is_its_gain_times_what_a_unit_is_worth():
+    rows = [{"proxy_gold_slope": 0.5, "proxy_raw": raw} for raw in (1.0, 2.0, 5.0)]
+    assert promised(rows).tolist() == [0.0, 0.5, 2.0]
+    assert promised([row | {"proxy_gold_slope": None} for row in rows]) is None
+    assert promised([row | {"proxy_gold_slope": -0.1} for row in rows]) is None  # knows nothing
+    changed = [rows[0], *(row | {"proxy_gold_slope": 0.7} for row in rows[1:])]
+    assert promised(changed) is None  # the proxy was replaced on the way
+
+
+def test_the_intent_is_shown_where_gold_is_a_model():
+    gold = np.array([[0.0, 1.0], [2.0, 3.0], [1.0, 2.0]])
+    same = Curve(({}, {}, {}), {"gold": gold, "intent": gold.copy()})
+    model = Curve(({}, {}, {}), {"gold": gold, "intent": gold * 0.5})
+    assert series._intent([same, same], 3) is None
+    assert series._intent([Curve(({},), {"gold": gold})], 3) is None
+    assert series._intent([same, model], 2).tolist() == [0.0, 1.5]
