@@ -64,10 +64,17 @@ def peak_of(curve: Curve) -> dict[str, Any]:
     }
 
 
-def peaks_of_most_data(curves: Sequence[Curve]) -> list[dict[str, Any]]:
-    """`peak_of` each curve of the largest data size."""
-    most = max(c.meta["n_pairs"] for c in curves)
-    return [peak_of(c) for c in curves if c.meta["n_pairs"] == most]
+def peaks_of_shared_data(curves: Sequence[Curve]) -> list[dict[str, Any]]:
+    """`peak_of` each curve of the number of comparisons that most proxies share."""
+    return [peak_of(c) for c in series.of_shared_data(curves)]
+
+
+def peaks_by_size(curves: Sequence[Curve]) -> list[dict[str, Any]]:
+    """`peak_of` the curves whose proxies differ in size and seed, not in what they were trained on.
+
+    Shuffled labels or a mitigation at some sizes would otherwise move the mean of these sizes.
+    """
+    return [peak_of(c) for c in series.of_shared_data(curves, treated_alike=True)]
 
 
 def size_rank_correlation(peaks: Sequence[dict[str, Any]], method: str) -> float:

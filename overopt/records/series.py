@@ -32,6 +32,8 @@ _TREATMENTS = {
     "kl_coef": "kl_coef",
 }
 """Columns that set series apart under every method -> what a legend calls them."""
+_PROXY_TREATMENTS = ("label_rule", "label_flip_rate", "mitigation")
+"""Those of them that the proxy had, not the policy."""
 _PLAIN = {"", "none", 0, "argmax"}
 """Values of a treatment that a legend need not name, unless others occur beside them."""
 
@@ -42,23 +44,43 @@ def methods_of(curves: Iterable[Curve]) -> list[str]:
     return sorted(found, key=lambda method: method != BON)
 
 
+def of_shared_data(curves: Sequence[Curve], *, treated_alike: bool = False) -> list[Curve]:
+    """Curves of the number of comparisons that most proxies share.
+
+    Proxies of different sizes compare at one number only. Where several numbers have as many
+    proxies, the one with more methods counts, then the larger.
+
+    ``treated_alike``: and of one kind of labels and one mitigation, by the same rule; plain ones
+    come first where as many proxies have others.
+    """
+    columns = ("n_pairs", *(_PROXY_TREATMENTS if treated_alike else ()))
+    ran: dict[tuple[Any, ...], list[Curve]] = {}
+    for curve in curves:
+        ran.setdefault(tuple(curve.meta.get(c) for c in columns), []).append(curve)
+
+    def rank(key: tuple[Any, ...]) -> tuple[int, ...]:
+        proxies = {c.meta["backbone"] for c in ran[key]}
+        methods = {c.meta["method"] for c in ran[key]}
+        plain = sum(value is None or value in _PLAIN for value in key[1:])
+        return len(proxies), len(methods), plain, key[0]
+
+    return ran[max(ran, key=rank)] if ran else []
+
+
 def group_curves(curves: Sequence[Curve]) -> Groups:
-    """Curves by method and series, sizes increasing, the largest data size only.
+    """Curves by method and series, sizes increasing, of the comparisons that most proxies share.
 
     A series is one proxy under one treatment: labels, mitigations or KL penalties that differ between
     the curves, or are not the plain ones, are named in the legend and never averaged. So is what
     the method's own description calls a treatment, where it differs between curves of the method.
     """
-    most = max(c.meta["n_pairs"] for c in curves)
     treatments = treatments_of(curves)
     groups: Groups = {}
     called = proxy_names(curves)
-    for curve in sorted(curves, key=lambda c: (c.meta["n_params"], c.meta["backbone"])):
-        if curve.meta["n_pairs"] == most:
-            parts = [called[curve.meta["backbone"]], *treatments[curve.meta["run_id"]]]
-            groups.setdefault(curve.meta["method"], {}).setdefault(", ".join(parts), []).append(
-                curve
-            )
+    shared = of_shared_data(curves)
+    for curve in sorted(shared, key=lambda c: (c.meta["n_params"], c.meta["backbone"])):
+        parts = [called[curve.meta["backbone"]], *treatments[curve.meta["run_id"]]]
+        groups.setdefault(curve.meta["method"], {}).setdefault(", ".join(parts), []).append(curve)
     return groups
 
 

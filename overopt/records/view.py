@@ -41,7 +41,7 @@ class ResultsView:
 
     @cached_property
     def groups(self) -> series.Groups:
-        """Method -> series -> replicate curves of the largest data size, proxy sizes increasing."""
+        """Method -> series -> replicate curves of the shared data size, proxy sizes increasing."""
         return series.group_curves(self.curves)
 
     @cached_property

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from overopt.analysis.peaks import peaks_of_most_data
+from overopt.analysis.peaks import peaks_of_shared_data
 from overopt.base import files
 from overopt.base.errors import ConfigError, DataError
 from overopt.base.files import plain
@@ -133,7 +133,7 @@ def _save(picture: Figure, figure: FigureFile, results: ResultsView, out: Path) 
     side = {
         "experiment": name,
         "records": sorted({c.meta["run_id"] for c in results.curves}),
-        "peaks": peaks_of_most_data(results.curves),
+        "peaks": peaks_of_shared_data(results.curves),
         **({} if figure.sidecar is None else figure.sidecar(results)),
         "fits": fits,
     }

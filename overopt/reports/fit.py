@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from overopt.analysis.peaks import peak_of, peak_table, peaks_of_most_data, size_rank_correlation
+from overopt.analysis.peaks import peak_of, peak_table, peaks_by_size, size_rank_correlation
 from overopt.base import files
 from overopt.fits.fit import POOR_FIT_P
 from overopt.fits.pvalues import p_text
@@ -35,7 +35,7 @@ def fit(records: str | Path) -> str:
         "p: of deviations from the form as large as these, by the scatter of prompts and seeds; "
         f"below {POOR_FIT_P:g} the form does not describe the curve, and its parameters mean little"
     )
-    peaks = peaks_of_most_data(results.curves)
+    peaks = peaks_by_size(results.curves)
     for method in results.methods:
         rho = size_rank_correlation(peaks, method)
         if not math.isnan(rho):
@@ -50,7 +50,7 @@ def fit_json(records: str | Path) -> dict[str, Any]:
     A number that is not available is null.
     """
     results = view(records)
-    peaks = peaks_of_most_data(results.curves)
+    peaks = peaks_by_size(results.curves)
     return files.plain(
         {
             "experiment": results.experiment,

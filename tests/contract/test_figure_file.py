@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 from matplotlib.image import imread
+from matplotlib.lines import Line2D
 
 from overopt.cli.main import main
+from overopt.records.view import view
 from overopt.reports.draw import built_in, draw
+from overopt.reports.figures import data_sizes, overoptimization
 
 RECORDS = Path(__file__).parents[2] / "experiments" / "results" / "exp001_figure1"
 
@@ -108,3 +111,21 @@ def test_every_built_in_figure_draws_committed_records(figure, tmp_path):
             assert f"{stem}.json" in names
             return
     pytest.fail(f"no committed records show {figure.name}")
+
+
+@pytest.mark.parametrize("name", ["exp001_figure1", "exp014_world", "desk", "smollm"])
+@pytest.mark.parametrize("figure", [overoptimization, data_sizes], ids=["curves", "data sizes"])
+def test_every_kind_of_line_stands_in_the_legend(figure, name):
+    """Such as the intent behind a gold that is a model; and the legend names nothing else."""
+    picture = figure.draw(view(RECORDS.parent / name))
+    if picture is None:
+        assert figure is data_sizes and name in ("exp001_figure1", "smollm")
+        return
+    drawn = {line.get_linestyle() for ax in picture.axes for line in ax.lines} - {"None"}
+    named = {key.get_linestyle() for key in picture.legends[0].legend_handles if line_like(key)}
+    assert named == drawn
+
+
+def line_like(key):
+    """Not the patch of a shaded area."""
+    return isinstance(key, Line2D)

@@ -10,7 +10,7 @@ from overopt.base.overrides import apply_overrides
 from overopt.base.userfile import loaded_kinds
 from overopt.cli.main import main
 from overopt.methods import ppo
-from overopt.records.series import group_curves
+from overopt.records.series import group_curves, of_shared_data
 from overopt.rewards.kinds import (
     judge,
     mixture,
@@ -140,15 +140,15 @@ class FakeCurve:
 
     is_bon = True
 
-    def __init__(self, backbone, n_params):
+    def __init__(self, backbone, n_params, n_pairs=10, method="bon", flips=0.0):
         self.meta = {
             "run_id": f"{backbone} {id(self)}",
             "backbone": backbone,
             "n_params": n_params,
-            "n_pairs": 10,
-            "method": "bon",
+            "n_pairs": n_pairs,
+            "method": method,
             "label_rule": "argmax",
-            "label_flip_rate": 0.0,
+            "label_flip_rate": flips,
         }
         self.shown = ppo.SHOWN
 
@@ -175,3 +175,25 @@ def test_proxies_are_averaged_only_with_their_like():
 
 def test_a_lone_rule_has_a_name_and_no_size():
     assert list(group_curves([FakeCurve("rule strict", 0)])["bon"]) == ["rule strict"]
+
+
+def test_proxies_are_grouped_at_the_comparisons_that_most_of_them_share():
+    """More comparisons of one size do not hide the others, nor its own run with few."""
+    few = [FakeCurve("ladder:0.2m", 2e5), FakeCurve("ladder:3m", 3e6)]
+    many = FakeCurve("ladder:0.2m", 2e5, n_pairs=99)
+    assert group_curves([*few, many]) == {"bon": {"0.2M proxy": few[:1], "3M proxy": few[1:]}}
+    only = FakeCurve("ladder:3m", 3e6, n_pairs=99)
+    assert group_curves([*few, many, only]) == {"bon": {"0.2M proxy": [many], "3M proxy": [only]}}
+    ppo_too = FakeCurve("ladder:3m", 3e6, method="ppo")
+    assert set(group_curves([*few, ppo_too, many, only])) == {"bon", "ppo"}
+
+
+def test_sizes_are_compared_among_proxies_that_were_treated_alike():
+    plain = [FakeCurve("ladder:0.2m", 2e5), FakeCurve("ladder:3m", 3e6)]
+    shuffled = [FakeCurve("ladder:0.2m", 2e5, flips=0.5), FakeCurve("ladder:3m", 3e6, flips=0.5)]
+    assert of_shared_data([*shuffled, *plain]) == [*shuffled, *plain]
+    for some in (shuffled[:1], shuffled):
+        assert of_shared_data([*some, *plain], treated_alike=True) == plain
+    assert of_shared_data(shuffled, treated_alike=True) == shuffled
+    assert of_shared_data([*shuffled, plain[0]], treated_alike=True) == shuffled
+    assert of_shared_data([]) == []

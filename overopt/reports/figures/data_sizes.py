@@ -15,7 +15,7 @@ from overopt.analysis.peaks import mean_peak
 from overopt.records.curves import Curve
 from overopt.records.series import MeanSeries, as_replicates, average
 from overopt.records.view import ResultsView
-from overopt.reports.figures.overoptimization import proxy_label
+from overopt.reports.figures.overoptimization import score_handles
 from overopt.reports.figures.style import MARKERS, X_LABELS, Style, draw_series, proxy_styles
 
 PICTURE = "fig03"
@@ -79,10 +79,7 @@ def draw(results: ResultsView) -> Figure | None:
         Line2D([], [], color=s.color, marker=s.marker, ms=5, label=f"{n:,} comparisons")
         for n, s in styles.items()
     ]
-    handles += [
-        Line2D([], [], color="0.3", marker="o", ms=4, lw=0.6, label="gold ± 1 stderr"),
-        Line2D([], [], color="0.3", ls="--", label=proxy_label(drawn)),
-    ]
+    handles += score_handles(drawn)
     fig.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     return fig
 

@@ -82,12 +82,7 @@ def _handles(
         Line2D([], [], color=s.color, marker=s.marker, ms=5, label=name)
         for name, s in styles.items()
     ]
-    handles += [
-        Line2D([], [], color="0.3", marker="o", ms=4, ls="-", lw=0.6, label="gold ± 1 stderr"),
-        Line2D([], [], color="0.3", ls="--", label=proxy_label(drawn)),
-    ]
-    if any(mean.intent is not None for mean in drawn):
-        handles.append(Line2D([], [], color="0.3", ls="-.", label="intent behind gold"))
+    handles += score_handles(drawn)
     if results.tilts:
         label = "gold, exponential tilt of the pool"
         handles.append(Line2D([], [], color="0.3", ls=":", lw=2, label=label))
@@ -98,6 +93,17 @@ def _handles(
     ):
         label = f"fit to gold (p ≥ {POOR_FIT_P:g})"
         handles.append(Line2D([], [], color="0.3", ls="-", lw=2.4, alpha=0.35, label=label))
+    return handles
+
+
+def score_handles(drawn: Sequence[MeanSeries]) -> list[Line2D]:
+    """Entries of the legend for the scores that `draw_series` draws of these."""
+    handles = [
+        Line2D([], [], color="0.3", marker="o", ms=4, ls="-", lw=0.6, label="gold ± 1 stderr"),
+        Line2D([], [], color="0.3", ls="--", label=proxy_label(drawn)),
+    ]
+    if any(mean.intent is not None for mean in drawn):
+        handles.append(Line2D([], [], color="0.3", ls="-.", label="intent behind gold"))
     return handles
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from overopt.analysis.peaks import peaks_of_most_data
+from overopt.analysis.peaks import peaks_by_size
 from overopt.base.shown import Shown
 from overopt.records.curves import BON
 from overopt.records.series import size_name
@@ -30,7 +30,7 @@ def draw(results: ResultsView) -> Figure | None:
     With `FEWEST_FOR_MEAN` replicates of every size and more, points are faint and without bars, and
     a line joins their means, with standard errors over replicates.
     """
-    peaks = peaks_of_most_data(results.curves)
+    peaks = peaks_by_size(results.curves)
     sizes = sorted({p["n_params"] for p in peaks})
     if len(sizes) < FEWEST_SIZES:
         return None
