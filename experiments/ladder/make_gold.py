@@ -1,4 +1,4 @@
-"""Fit the shipped gold reward model to the default rubric and freeze it.
+"""Fit the shipped gold reward model to the preset `extremal` of the rubric and freeze it.
 
     python experiments/ladder/make_gold.py OUT_DIR [--backbone 3m] [--prompts 1400] [--device cuda]
 
@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from overopt.rewards.kinds.learned_gold import sample_tilted, soft_pairs
 from safetensors.torch import save_file
 
 from overopt.base.seeding import derive_seed, torch_generator
@@ -22,11 +21,12 @@ from overopt.nets.heads import ScalarHeadModel
 from overopt.nets.layout import to_transformers_state
 from overopt.nets.sampling import sample
 from overopt.nets.sources import ladder_dir
-from overopt.rewards.kinds.rubric import RubricScorer, calibrate
+from overopt.rewards.kinds.rubric import RubricScorer
 from overopt.rewards.scorer import mean_std, raw_scores
+from overopt.rewards.training.tilted import sample_tilted, soft_pairs
 from overopt.rewards.training.train import train_reward_model
 from overopt.worlds.prompts import load_openings
-from overopt.worlds.rubric import RubricConfig
+from overopt.worlds.rubric import PRESETS
 from overopt.worlds.stories import StoriesWorld
 from overopt.worlds.tokenizers import load_tokenizer
 
@@ -45,7 +45,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     started = time.time()
-    world = StoriesWorld(tuple(load_openings()), load_tokenizer())
+    world = StoriesWorld(tuple(load_openings()), load_tokenizer(), PRESETS["extremal"])
     ladder = args.ladder or ladder_dir()
     policy = load_lm(str(ladder / "policy-0.8m")).to(args.device)
     base = sample(
@@ -55,23 +55,19 @@ def main() -> None:
         seed=derive_seed(0, "calibration"),
         copies=5,
     )
-    rubric = calibrate(
-        RubricConfig(), world.prompt_texts(base), world.response_texts(base), base.ended.tolist()
-    )
-    scorer = RubricScorer(rubric, world)
+    spec = world.calibrate(base)
+    scorer = RubricScorer(spec, world)
     prompts = world.prompts("gold", args.prompts)
     train = sample_tilted(
         policy,
         prompts,
-        world.tokenizer,
+        world,
         copies=args.copies,
         n_tokens=48,
         seed=derive_seed(0, "gold"),
     )
     held = world.prompts("eval", 60)
-    test = sample_tilted(
-        policy, held, world.tokenizer, copies=12, n_tokens=48, seed=derive_seed(0, "t")
-    )
+    test = sample_tilted(policy, held, world, copies=12, n_tokens=48, seed=derive_seed(0, "t"))
     plain = sample(policy, held, n_tokens=48, seed=derive_seed(0, "u"), copies=12)
     print(f"sampled {len(train)} in {time.time() - started:.0f} s", flush=True)
     model = ScalarHeadModel(load_lm(str(ladder / args.backbone)))
@@ -112,12 +108,7 @@ def main() -> None:
         "loss": log.loss[::10],
         "validation": log.validation,
         "wall_s": round(time.time() - started),
-        "rubric": {
-            "feature_mean": rubric.feature_mean,
-            "feature_std": rubric.feature_std,
-            "score_mean": rubric.score_mean,
-            "score_std": rubric.score_std,
-        },
+        "rubric": spec,
     }
     print(json.dumps({k: v for k, v in info.items() if k != "loss"}))
     args.out.mkdir(parents=True, exist_ok=True)
