@@ -1,8 +1,9 @@
 """Learning rates of proxies: searched for each size and each number of comparisons, by validation loss.
 
 Every proxy is trained at several rates on the same comparisons of two data seeds that no other
-experiment uses. The rate with the lowest mean loss on held-out pairs is the preset's
-(`overopt.study.presets.RATES`); LOG.md has the table.
+experiment uses. The rate with the lowest mean loss on held-out pairs should be the preset's
+(`overopt.study.presets.RATES`). The table in LOG.md is of a smaller search outside of the pipe; this
+experiment has not been run to its end.
 
     overopt run experiments/proxy_rates.py --results experiments/results/proxy_rates
     python experiments/proxy_rates.py experiments/results/proxy_rates

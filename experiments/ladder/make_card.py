@@ -61,8 +61,11 @@ ended there, so that ending is a choice within 48 tokens. Its loss on whole stor
 higher than that of 0.8m.
 
 **gold-3m** is a reward model on 3m, fitted to 42,000 soft comparisons of 16,800 responses (a sixth
-from the initial policy, the rest from tilted copies of it) that the rubric labelled, then frozen.
-Held-out agreement with the rubric: {gold}.
+from the initial policy, the rest from tilted copies of it) that the rubric's preset `extremal` labelled,
+then frozen. Held-out agreement with the rubric: {gold}.
+
+**openings_train.json.xz** holds 9,600 openings that 6m wrote, cut like those of the corpus. Only the
+split `train` has them.
 
 **Made by**
 
@@ -72,6 +75,7 @@ Held-out agreement with the rubric: {gold}.
         (0.2m: 1.2e-2, 0.8m: 4.8e-3, 3m: 6e-4; 6m on a CPU: --lr 3e-5 --tokens 8e5 --batch 16)
     python experiments/ladder/make_ladder.py policy-0.8m ... --lr 1e-3 --tokens 10e6 --seconds 25
     python experiments/ladder/make_openings.py STORIES TOKENIZER_DIR openings.json.xz
+    python experiments/ladder/make_train_openings.py overopt/ladder/openings_train.json.xz
     python experiments/ladder/make_gold.py overopt/ladder/gold-3m --device cuda
 
 No rung was chosen among several seeds. Rungs differ in tokens as well as in size, so the step from

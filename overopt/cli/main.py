@@ -71,6 +71,7 @@ def _command(argv: Sequence[str] | None) -> int:
         _say(f"error: {error.filename}: {error.strerror}: give another path")
         return 2
     except KeyboardInterrupt:
+        signals.settle()
         number = signals.received() or signal.SIGINT
         word = "interrupted" if number == signal.SIGINT else f"ended by {_name(number)}"
         _say(f"{word}; what is finished is kept, and running the same command again resumes")

@@ -48,6 +48,16 @@ def _handle(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
 
+def settle() -> None:
+    """After a KeyboardInterrupt was obeyed: let the exit status be the one that the program returns.
+
+    CPython remembers an interrupt that left a string of code under `exec` or `eval` (the bodies of
+    dataclasses are such) as one that nobody handled, and ends ``python -m`` by SIGINT whatever
+    the status. Running another string takes that back.
+    """
+    exec("")
+
+
 @contextlib.contextmanager
 def listening() -> Iterator[None]:
     """Handle the signals inside the block, where this is the main thread.

@@ -80,6 +80,7 @@ def fake_pipe(monkeypatch, tmp_path):
         "reports.fit": {"fit": lambda records: f"fitted {records}"},
         "reports.draw": {"draw": lambda records, out, only: [f"{out}/{records}.pdf"]},
     }
+    importlib.import_module("overopt.study.track")  # with the real ones, before they are hidden
     for name, functions in stand_ins.items():
         module = types.ModuleType(name)
         vars(module).update(functions)
@@ -221,6 +222,22 @@ def test_a_bug_keeps_its_traceback(capsys, monkeypatch):
 def test_an_interrupt_says_how_to_go_on(capsys):
     assert run("run", "tiny", "count.fate=interrupt", "--workers", "1", "--quiet") == 130
     assert "running the same command again resumes" in capsys.readouterr().err
+
+
+def test_an_interrupt_inside_a_string_of_code_has_the_same_status(tmp_path):
+    """An import that makes a dataclass runs one; CPython ends ``python -m`` by the signal after it."""
+    (tmp_path / "interrupted.py").write_text(
+        "import argparse, sys\n"
+        "from overopt.cli import main as cli\n"
+        "def command(args):\n"
+        "    exec('raise KeyboardInterrupt')\n"
+        "cli._parse = lambda argv: argparse.Namespace(command=command, debug=False)\n"
+        "sys.exit(cli.main([]))\n"
+    )
+    command = [sys.executable, "-m", "interrupted"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 130, done.stderr
+    assert "running the same command again resumes" in done.stderr
 
 
 def test_changed_code_under_one_name_is_an_error_until_accepted(capsys, monkeypatch):
