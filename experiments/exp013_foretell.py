@@ -3,10 +3,10 @@
 68 proxies: three sizes × 300 and 1,500 comparisons × labels as they are and 15 % flipped × five seeds,
 and at both numbers of comparisons, two seeds each, DPO's implicit reward and a probe on a frozen rung.
 Each is optimised against by best-of-n (to n = 2,048) and by PPO (to √KL = 8). Before that, each is
-measured in the ways in which reward models are picked: accuracy and loss on held-out pairs; accuracy of the best
-of four; accuracy on pairs off-distribution, of responses of a hotter policy and of policies that were
-optimised against a proxy of another seed; calibration; the tail index of its errors; disagreement with
-proxies that differ from it by the seed alone.
+measured in the ways in which reward models are picked: accuracy and loss on held-out pairs; accuracy of
+the best of four; accuracy on pairs off-distribution, of responses of a hotter policy and of policies
+that were optimised against a proxy of another seed; calibration; the tail index of its errors;
+disagreement with proxies that differ from it by the seed alone.
 
 Targets, in standard deviations of gold under the initial policy: the peak of gold, the √KL at which it
 is, and gold at the end. For each predictor and target: rank correlation, and partial rank correlation
