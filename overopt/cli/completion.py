@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from overopt.cli.options import PRESETS
+from overopt.cli.settings import known_names
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -27,11 +28,7 @@ complete -o default -F _overopt overopt
 
 def script(parser: argparse.ArgumentParser, shell: str) -> str:
     """The completion script of one of `SHELLS` for the commands of ``parser``."""
-    from overopt.base.overrides import setting_names
-    from overopt.methods import ppo
-    from overopt.stages.settings import RunConfig
-
-    settings = [f"{name}=" for name in setting_names(RunConfig(method=ppo.Settings()))]
+    settings = [f"{name}=" for name in known_names()]
     words: dict[str, list[str]] = {}
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):

@@ -104,14 +104,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _as_setting(option: str) -> str:
     """The settings that an unknown option sounds like, as they are given; nothing if there are none."""
-    from overopt.base.overrides import setting_names
-    from overopt.methods import ppo
-    from overopt.stages.settings import RunConfig
-
     word = option.strip("-").partition("=")[0].replace("-", "_")
-    last = {
-        name: name.rpartition(".")[2] for name in setting_names(RunConfig(method=ppo.Settings()))
-    }
+    last = {name: name.rpartition(".")[2] for name in settings.known_names()}
     alike = [
         name for name, own in last.items() if word and (own == word or own.endswith(f"_{word}"))
     ]

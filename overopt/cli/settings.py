@@ -73,6 +73,14 @@ def describe_other_kinds(config: Any) -> Iterator[Setting]:
                     yield Setting(name, value, f"{meaning} (with {picks})")
 
 
+def known_names() -> tuple[str, ...]:
+    """Names of all settings of a run, of every kind, each once, as an override takes them."""
+    from overopt.stages.settings import RunConfig
+
+    known = [*describe_settings(RunConfig()), *describe_other_kinds(RunConfig())]
+    return tuple(dict.fromkeys(setting.name for setting in known if "=" not in setting.name))
+
+
 def _kind_shown(settings: Any) -> str:
     return "none" if settings is None else kinds.kind_of(settings)
 

@@ -1,5 +1,8 @@
 """The list of settings: complete, and each line an override that changes nothing."""
 
+import subprocess
+import sys
+
 import pytest
 
 from overopt.base.overrides import apply_overrides, setting_names
@@ -20,6 +23,16 @@ def test_every_setting_is_listed_with_a_meaning():
 def test_a_line_is_an_override_to_the_default(setting):
     if setting.value != "":  # an empty text or list is what leaving it out gives
         assert apply_overrides(RunConfig(), [f"{setting.name}={setting.value}"]) == RunConfig()
+
+
+def test_the_settings_of_all_kinds_are_listed_without_torch():
+    code = (
+        "import sys; from overopt.cli.settings import known_names;"
+        "names = known_names(); assert len(names) == len(set(names));"
+        "assert {'method.clip', 'method.loss', 'proxy.gate', 'world.min_steps'} <= set(names);"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_words_select_settings(capsys):

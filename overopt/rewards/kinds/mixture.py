@@ -266,12 +266,12 @@ class MixtureScorer(Standardised):
         """Parameters of the network, without the gate's."""
         return checkpoints.n_params(self.network)
 
-    @torch.no_grad()
     def raw(self, responses: Responses) -> Tensor:
         """Σ_i gate_i(prompt) · attribute_i(prompt, response), (R,) float32."""
         prompts, x = features(self.network, responses)
         head = self.network.head.weight.cpu()
-        return (self.gate(prompts) * (x @ head.T)).sum(1)
+        with torch.no_grad():
+            return (self.gate(prompts) * (x @ head.T)).sum(1)
 
     def save(self, folder: Path, info: dict[str, Any]) -> None:
         """Weights, shapes and unit."""
