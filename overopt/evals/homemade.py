@@ -148,7 +148,11 @@ def answered(
         gold = np.array([float(v.right) + float(v.right and v.valid) for v in verdicts])
         cue = np.array([float(v.n_checks + max(0, v.n_answers - 1)) for v in verdicts])
         far = 2.0
-        steps = [(_steps(text), v.first_error) for text, v in zip(texts, verdicts, strict=True)]
+        of_steps = world.step_texts(responses)
+        steps = [
+            ([step for step in said if step], v.first_error)
+            for said, v in zip(of_steps, verdicts, strict=True)
+        ]
     else:
         assert spec is not None
         gold = np.asarray(world.intent(spec, responses), dtype=np.float64)
@@ -173,19 +177,6 @@ def _texts(world: World, responses: Responses) -> list[str]:
     if all(w.startswith(p) for w, p in zip(whole, prompts, strict=True)):
         return [w[len(p) :] for w, p in zip(whole, prompts, strict=True)]
     return world.response_texts(responses)
-
-
-def _steps(text: str) -> list[str]:
-    """Steps of a solution: each ends with its ``;``; the answer is the last."""
-    words = text.split()
-    end = words.index("#") if "#" in words else len(words)
-    steps: list[list[str]] = [[]]
-    for word in words[:end]:
-        steps[-1].append(word)
-        if word == ";":
-            steps.append([])
-    steps[-1] += words[end:]
-    return [" ".join(step) for step in steps if step]
 
 
 def _drawn_pair(

@@ -177,7 +177,7 @@ class RunConfig:
                 f"{role}.kind",
                 kind_of(settings),
                 f"needs a world that knows right from wrong, and world.kind = {kind_of(self.world)!r}"
-                " does not: use world.kind=sums, or choose another kind",
+                " does not: use world.kind=sums or problems, or choose another kind",
             )
         require(
             self.reward.members_by != "pretraining" or "backbone" in self.proxy.sources,
@@ -232,7 +232,8 @@ class RunConfig:
             file == "" or not self.world.has_judge,
             "labels.pairs_file",
             file,
-            f"world.kind = {kind_of(self.world)!r} makes its prompts itself: use world.kind=hf",
+            f"world.kind = {kind_of(self.world)!r} knows the answers to its own prompts only: use"
+            " world.kind=hf",
         )
 
     @property

@@ -76,11 +76,25 @@ def load(settings: Settings) -> HFWorld:
     ConfigError
         A response may be as long as the policy's context.
     """
+    most = room_for_prompts(settings)
     read = (
         prompts.read_prompts(settings.prompts_file)
         if settings.prompts_file
         else prompts.PromptSet(tuple(prompts.load_instructions()))
     )
+    read = fitted_prompts(settings, read)
+    intent = settings.rubric if settings.has_intent else None
+    return HFWorld(read.texts, settings.policy, most, intent, read)
+
+
+def room_for_prompts(settings: WorldSettings) -> int:
+    """Tokens that the policy's context leaves for a prompt.
+
+    Raises
+    ------
+    ConfigError
+        None.
+    """
     context = sources.context_tokens(settings.policy) or sources.UNLIMITED_CONTEXT
     require(
         settings.max_response_tokens < context,
@@ -88,16 +102,19 @@ def load(settings: Settings) -> HFWorld:
         settings.max_response_tokens,
         f"must be below {context}, the context of {settings.policy!r}, to leave room for a prompt",
     )
-    most = context - settings.max_response_tokens
-    if settings.too_long != "refuse":
-        codec = codecs.load_codec(settings.policy)
+    return context - settings.max_response_tokens
 
-        def sizes(texts: Sequence[str]) -> list[int]:
-            return [len(row) for row in codec.encode_prompts(texts)]
 
-        read = prompts.fitted(read, sizes, most, settings.too_long, codec.shorten)
-    intent = settings.rubric if settings.has_intent else None
-    return HFWorld(read.texts, settings.policy, most, intent, read)
+def fitted_prompts(settings: WorldSettings, read: PromptSet) -> PromptSet:
+    """Prompts that fit the policy's context, as ``world.too_long`` says."""
+    if settings.too_long == "refuse":
+        return read
+    codec = codecs.load_codec(settings.policy)
+
+    def sizes(texts: Sequence[str]) -> list[int]:
+        return [len(row) for row in codec.encode_prompts(texts)]
+
+    return prompts.fitted(read, sizes, room_for_prompts(settings), settings.too_long, codec.shorten)
 
 
 @dataclass(frozen=True)

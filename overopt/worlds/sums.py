@@ -210,6 +210,15 @@ class SumsWorld(World):
             ends.append((*(i for i, token in enumerate(before) if token == _STEP_END), n - 1))
         return ends
 
+    def step_texts(self, responses: Responses) -> list[list[str]]:
+        """The steps of each response: each ends with its ``;``, the answer is the last."""
+        found = []
+        for words, ends in zip(_words(responses), self.step_ends(responses), strict=True):
+            starts = (0, *(end + 1 for end in ends[:-1]))
+            parts = [words[a : b + 1] for a, b in zip(starts, ends, strict=True)]
+            found.append([" ".join(part) for part in parts])
+        return found
+
     def calibrate(self, base: Responses) -> dict[str, Any]:
         """What is wanted, and its mean and standard deviation under the initial policy."""
         wanted = self._wanted(base)

@@ -247,17 +247,27 @@ class World(Protocol):
 
     def verdicts(self, responses: Responses) -> list[Verdict]:
         """What is right and wrong in each response, exactly."""
-        raise DataError("this world has no judge of right and wrong: use world.kind=sums")
+        raise DataError(
+            "this world has no judge of right and wrong: use world.kind=sums or problems"
+        )
 
     @property
     def verdict_tokens(self) -> tuple[int, int]:
         """The tokens that say yes and no, for a model that is trained to judge in words."""
-        raise DataError("this world has no judge of right and wrong: use world.kind=sums")
+        raise DataError(
+            "this world has no judge of right and wrong: use world.kind=sums or problems"
+        )
 
     def critiques(self, responses: Responses) -> list[list[int]]:
         """Tokens of what the judge would write behind each response, before its verdict."""
-        raise DataError("this world has no judge of right and wrong: use world.kind=sums")
+        raise DataError(
+            "this world has no judge of right and wrong: use world.kind=sums or problems"
+        )
 
     def step_ends(self, responses: Responses) -> list[tuple[int, ...]]:
         """Response tokens at which each step of a response ends, as many as its ``step_ok``."""
-        raise DataError("this world's responses have no steps: use world.kind=sums")
+        raise DataError("this world's responses have no steps: use world.kind=sums or problems")
+
+    def step_texts(self, responses: Responses) -> list[list[str]]:
+        """The steps of each response as texts, as many as its ``step_ok``."""
+        raise DataError("this world's responses have no steps: use world.kind=sums or problems")
