@@ -44,6 +44,7 @@ def peak_of(curve: Curve) -> dict[str, Any]:
     k = int(gain.mean(1).argmax())
     fall = paired_difference(gain[k], gain[-1])
     proxy = curve["proxy_score"]
+    share = proxy / np.maximum.accumulate(proxy)
     return {
         "series": series.series_name(curve),
         "method": curve.meta["method"],
@@ -59,8 +60,8 @@ def peak_of(curve: Curve) -> dict[str, Any]:
         "end_gold": float(gain[-1].mean()),
         "fall": fall.estimate,
         "fall_stderr": fall.stderr,
-        "proxy_end_share": float(proxy[-1] / np.maximum.accumulate(proxy)[-1]),
-        "proxy_lowest_share": float((proxy[1:] / np.maximum.accumulate(proxy)[1:]).min()),
+        "proxy_end_share": float(share[-1]),
+        "proxy_lowest_share": float((share[1:] if len(share) > 1 else share).min()),
     }
 
 

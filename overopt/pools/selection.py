@@ -7,6 +7,7 @@ A selector is one file in `overopt.pools.selectors`, found by its name. It defin
                                              pool is weighed
     coordinates(grid) -> (K,) int            what its points are called in records; the first is the
                                              initial policy, which picks at random
+    READS_ANSWERS                            True where it reads what responses answer, else left out
     weights(pool, grid) -> iterator          for each prompt (K, N): the probability that each of its
                                              responses is picked
 
@@ -25,6 +26,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from overopt.base.errors import ConfigError
 from overopt.pools.table import Floats
@@ -38,10 +40,13 @@ class ScoredPool(NamedTuple):
     """Scores (P, N) of N responses to each prompt.
 
     Gold is there for `hedged` alone, which reads that of other prompts than the one it chooses for.
+    ``answers``, for selectors that ``READS_ANSWERS``: which responses to a prompt give the same one,
+    by number, −1 for those that give none.
     """
 
     proxy: Floats
     gold: Floats
+    answers: NDArray[np.int_] | None = None
 
 
 class Grid(NamedTuple):
@@ -74,6 +79,11 @@ def selector(name: str) -> ModuleType:
             f"bon.also = {name!r}: is no selector of the pool: use {', '.join(names())}"
         )
     return importlib.import_module(f"{_FOLDER}.{name}")
+
+
+def reads_answers(name: str) -> bool:
+    """Whether a selector reads what responses answer."""
+    return getattr(selector(name), "READS_ANSWERS", False)
 
 
 def by_quantile(scores: Floats, cdf: Callable[[Floats], Floats]) -> Floats:

@@ -12,8 +12,11 @@ from overopt.base import files
 from overopt.engine.graph import Stage, StageContext
 from overopt.pools import selection
 from overopt.stages import best_of_n
+from overopt.stages.common import load_responses
 from overopt.stages.points import correlation, save_curve, stderr
+from overopt.stages.pool import pool_folders
 from overopt.stages.settings import BonConfig, RunConfig
+from overopt.worlds.load import load_world
 from overopt.worlds.world import AnyWorld
 
 MIN_ESS, RELIABLE_SHARE = 20.0, 0.95
@@ -62,7 +65,8 @@ def run_selector(ctx: StageContext) -> None:
     pool = best_of_n.scored_pool(ctx)
     module = selection.selector(cfg.selector)
     grid = selection.Grid(cfg.bon.ns, cfg.bon.strength)
-    scores = selection.ScoredPool(pool.proxy_PN, pool.columns["gold"])
+    answers = _answers(ctx) if selection.reads_answers(cfg.selector) else None
+    scores = selection.ScoredPool(pool.proxy_PN, pool.columns["gold"], answers)
     curve = _expected(module.weights(scores, grid), pool.columns, ctx)
     supported = (curve.ess >= MIN_ESS).mean(axis=1) >= RELIABLE_SHARE
     kept = 1 if not supported[0] else int(np.argmin([*supported, False]))
@@ -93,6 +97,18 @@ def run_selector(ctx: StageContext) -> None:
     arrays = {k: x[:kept] for k, x in (curve.columns | {"kl": curve.kl}).items()}
     save_curve(ctx.out, rows, arrays, [pool.proxy.unit] * kept)
     files.save_json(ctx.out / "shown.json", module.SHOWN._asdict())
+
+
+def _answers(ctx: StageContext) -> np.ndarray:
+    """Of the pool (P, N), which responses to a prompt give the same answer; −1: none."""
+    world, found = load_world(ctx.config.world), []
+    for folder in pool_folders(ctx):
+        given = world.answers(load_responses(folder / "responses.npz"))
+        n_prompts = len(files.load_arrays(folder / "scores.npz", ("gold",))["gold"])
+        for texts in np.array(given, dtype=object).reshape(n_prompts, -1):
+            number = {text: i for i, text in enumerate(dict.fromkeys(t for t in texts if t))}
+            found.append([number.get(text, -1) for text in texts])
+    return np.array(found)
 
 
 def _expected(

@@ -32,7 +32,7 @@ class BonConfig:
         First prompt of the eval split that is used; keeps tuning and test prompts apart.
     also : tuple of str
         Other ways to choose from the pool, each with a curve of its own: tilt, soft, poisson,
-        pessimism, tails, hedged.
+        pessimism, tails, hedged; majority and weighted_majority where answers can be compared.
     strength : float
         λ of ``soft`` best-of-n, per sd of the proxy.
     precision : "fp32" or "tf32"
@@ -81,6 +81,55 @@ class BonConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """Beam search over the steps of responses, guided by the proxy, in a world that has steps.
+
+    Attributes
+    ----------
+    candidates : tuple of int
+        Beginnings that compete after each step, increasing from 1, which is the policy itself; empty
+        for no search.
+    expansions : int
+        M continuations of each beginning that is kept; N = candidates / M are.
+    lookahead : int
+        Further steps behind which a beginning is scored.
+    n_prompts : int
+        Prompts of the eval split, one response to each.
+    """
+
+    candidates: tuple[int, ...] = ()
+    expansions: int = 4
+    lookahead: int = 0
+    n_prompts: int = 48
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(self.expansions >= 2, "search.expansions", self.expansions, "must be at least 2")
+        require(self.lookahead >= 0, "search.lookahead", self.lookahead, "must be at least 0")
+        require(self.n_prompts >= 2, "search.n_prompts", self.n_prompts, "must be at least 2")
+        given = self.candidates
+        require(
+            given[:1] in ((), (1,)) and list(given) == sorted(set(given)),
+            "search.candidates",
+            given,
+            "must be increasing whole numbers that start at 1: gains are over the policy",
+        )
+        for n in given:
+            require(
+                n < self.expansions or n % self.expansions == 0,
+                "search.candidates",
+                n,
+                f"must be below search.expansions = {self.expansions}, or a multiple of it",
+            )
+
+    @property
+    def title(self) -> str:
+        """What is not the default."""
+        ahead = f" lookahead {self.lookahead}" if self.lookahead else ""
+        return f"{self.expansions} expansions{ahead}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class RoundsConfig:
     """Retraining the proxy on responses of the optimised policy (iterated RLHF, Wolf et al. 2025).
 
@@ -124,7 +173,7 @@ class RunConfig:
 
     Attributes
     ----------
-    world, gold, labels, proxy, reward, bon, method, rounds : configs
+    world, gold, labels, proxy, reward, bon, method, rounds, search : configs
         One for each part; ``bon`` and ``method`` may be none. ``world``, ``gold``, ``proxy`` and
         ``method`` hold the settings of a kind.
     root_seed : int
@@ -139,6 +188,7 @@ class RunConfig:
     bon: BonConfig | None = field(default_factory=BonConfig)
     method: AnyMethod | None = None
     rounds: RoundsConfig = field(default_factory=RoundsConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
     root_seed: int = 0
 
     def __post_init__(self) -> None:
@@ -152,6 +202,21 @@ class RunConfig:
             "reward.backbones",
             self.reward.backbones,
             f"repeats a backbone (proxy.backbone = {backbone!r}): members would be equal",
+        )
+        voted = [n for n in (self.bon.also if self.bon else ()) if selection.reads_answers(n)]
+        require(
+            not voted or self.world.has_judge,
+            "bon.also",
+            ",".join(voted),
+            f"counts answers, and responses of world.kind = {kind_of(self.world)!r} give none: use"
+            " world.kind=sums or problems, or leave it out",
+        )
+        require(
+            not self.search.candidates or self.world.has_judge,
+            "search.candidates",
+            self.search.candidates,
+            f"a search goes step by step, and responses of world.kind = {kind_of(self.world)!r} have no"
+            " steps: use world.kind=sums or problems, or leave it out",
         )
         if self.rounds.k > 1:
             self._check_rounds()

@@ -1,6 +1,6 @@
 """From an experiment to its graph of stages.
 
-    calibration -> gold -> comparisons -> labels -> proxy -> bon, selectors
+    calibration -> gold -> comparisons -> labels -> proxy -> bon, selectors, search
                       \\-> pool -------------------------/  \\-> method -> judge
 
 Runs of control, where responses are no texts, have a chain of their own (`overopt.control.stages`).
@@ -25,6 +25,7 @@ from overopt.stages import (
     judge,
     pool,
     rounds,
+    search,
     selectors,
 )
 from overopt.stages.settings import Experiment, RunConfig
@@ -61,8 +62,9 @@ def curve_stages(run: RunConfig | ControlRun) -> list[Stage]:
         pools = pool.pool_stages(run, {"calibration": base, "gold": truth})
         bon = best_of_n.stage(run, proxy, pools, base)
         ends += [bon, *selectors.stages(run, bon)]
+    scored = {"calibration": base, "gold": truth, "proxy": proxy}
+    ends += search.stages(run, scored)
     if method is not None:
-        scored = {"calibration": base, "gold": truth, "proxy": proxy}
         ends.append(judge.stage(run, method, scored | rounds.earlier_roles(run, done)))
     return ends
 

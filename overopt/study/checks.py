@@ -29,7 +29,7 @@ else:
 
 RESERVED = (
     *("calibration", "gold", "comparisons", "labels", "pool", "proxy", "heads", "reward", "scores"),
-    *("bon", "round_data", "experiments", "policy", "start"),
+    *("bon", "search", "searched", "round_data", "experiments", "policy", "start"),
     *selection.names(),
 )
 """Names of stages, their inputs and folders of the store, which a user's method may not take."""

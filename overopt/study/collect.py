@@ -21,8 +21,10 @@ from overopt.records.results import (
     transaction,
 )
 from overopt.records.schema import SCHEMA_VERSION, validate_records
+from overopt.stages import search
 from overopt.stages.names import mitigation_name
 from overopt.stages.samples import load_samples
+from overopt.stages.search import SEARCH
 from overopt.stages.settings import Experiment, RunConfig
 from overopt.study import collect_control
 from overopt.study.chain import curve_stages
@@ -112,12 +114,13 @@ def curve_tables(name: str, run: RunConfig, stage: Stage, artefacts: store.Store
     }
     training = {r: files.load_json(f / "training.json") for r, f in proxies.items()}
     on_pool = stage.name == BON or (run.bon is not None and stage.name in run.bon.also)
-    method = None if on_pool else run.method
+    is_untrained = on_pool or stage.name == SEARCH
+    method = None if is_untrained else run.method
     scorer = files.load_json(proxies["proxy"] / "scorer.json")
     common = _common(name, run, method, stage.fingerprint) | {
         size: scorer[size] for size in ("n_params", "n_params_total")
     }
-    if on_pool:
+    if is_untrained:
         common["method"] = stage.name
     rows = []
     for row in (common | _renamed(row) for row in files.load_json(folder / "rows.json")):
@@ -143,7 +146,9 @@ def curve_tables(name: str, run: RunConfig, stage: Stage, artefacts: store.Store
     curve = files.load_arrays(folder / "curve.npz")
     arrays = {f"{stage.fingerprint}.{_RENAMED.get(k, k)}": v for k, v in curve.items()}
     shown = {} if method is None else {kind_of(method): module_of(method).SHOWN}
-    if on_pool and stage.name != BON:
+    if stage.name == SEARCH:
+        shown = {SEARCH: search.SHOWN}
+    elif on_pool and stage.name != BON:
         shown = {stage.name: selection.selector(stage.name).SHOWN}
     return Tables(
         records=rows,
@@ -218,6 +223,8 @@ def _rm_calls(run: RunConfig, method: Schedule | None, row: dict[str, Any]) -> i
     a_step = run.method.responses_per_step if run.method else 0
     if method:
         responses = row["value"] * a_step
+    elif row["method"] == SEARCH:
+        responses = row["rm_calls"]
     elif row["method"] == BON or selection.selector(row["method"]).DRAWS:
         responses = row["value"] * row["n_prompts"]
     else:  # it weighs the whole pool

@@ -58,8 +58,7 @@ def numeric(prompt: str, response: str, answer: str) -> Found:
 def exact(prompt: str, response: str, answer: str) -> Found:
     """What stands behind ``####``, or the whole response; case, spaces and a full stop are passed by."""
     del prompt
-    marked = [plain(text) for text in _LINE.findall(response)] or [plain(response)]
-    given = [text for text in dict.fromkeys(marked) if text]
+    given = texts_given(response)
     hits = [text == plain(answer) for text in given]
     return Found(len(given) == 1 and all(hits), any(hits), len(given))
 
@@ -98,6 +97,12 @@ def numbers_given(response: str) -> list[Fraction]:
         return list(dict.fromkeys(marked))
     last = last_number(response)
     return [] if last is None else [last]
+
+
+def texts_given(response: str) -> list[str]:
+    """What stands behind each ``####``, `plain`, each once; without a mark the whole response."""
+    marked = [plain(text) for text in _LINE.findall(response)] or [plain(response)]
+    return [text for text in dict.fromkeys(marked) if text]
 
 
 def equations(text: str) -> Iterator[tuple[str, str]]:

@@ -279,6 +279,15 @@ class ProblemsWorld(hf.HFWorld):
             raise DataError("a response is to a prompt without an answer: only problems are judged")
         return [self.problems[i] for i in numbers]
 
+    def answers(self, responses: Responses) -> list[str]:
+        """Numbers that are given, with ``checker=numeric``; else what stands behind ``####``, or all."""
+        return [self._answer(text) for text in self.response_texts(responses)]
+
+    def _answer(self, response: str) -> str:
+        if self.checker is answers.numeric:
+            return " ".join(map(str, answers.numbers_given(response)))
+        return " ".join(answers.texts_given(response))
+
     def step_ends(self, responses: Responses) -> list[tuple[int, ...]]:
         """Response tokens at which each line with text ends; the last line, with the last token."""
         return [tuple(self._ends(row)) for row in codecs.real(responses.ids, responses.mask)]

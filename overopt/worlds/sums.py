@@ -187,6 +187,10 @@ class SumsWorld(World):
         pairs = zip(asked, _words(responses), strict=True)
         return [sums_text.judge(self.problems[i], words) for i, words in pairs]
 
+    def answers(self, responses: Responses) -> list[str]:
+        """The words behind the first ``#``: one number, unless several answers are listed."""
+        return [" ".join(words).partition("#")[2].strip() for words in _words(responses)]
+
     @property
     def verdict_tokens(self) -> tuple[int, int]:
         """Two words that no solution has."""

@@ -251,6 +251,10 @@ class World(Protocol):
             "this world has no judge of right and wrong: use world.kind=sums or problems"
         )
 
+    def answers(self, responses: Responses) -> list[str]:
+        """What each response answers, alike where they mean the same; empty where it does not."""
+        raise DataError("this world's responses give no answers: use world.kind=sums or problems")
+
     @property
     def verdict_tokens(self) -> tuple[int, int]:
         """The tokens that say yes and no, for a model that is trained to judge in words."""

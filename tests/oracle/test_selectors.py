@@ -5,6 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 from scipy.optimize import minimize
+from scipy.special import expit
 from scipy.stats import poisson as poisson_of
 
 from overopt.base.errors import ConfigError
@@ -13,12 +14,22 @@ from overopt.pools import selection
 from overopt.pools.best_of_n import kl_bon
 from overopt.pools.hedge import hedge_n
 from overopt.pools.selection import BETAS, Grid, ScoredPool, best_of, ess, kl_nats
-from overopt.pools.selectors import hedged, pessimism, poisson, soft, tails, tilt
+from overopt.pools.selectors import (
+    hedged,
+    majority,
+    pessimism,
+    poisson,
+    soft,
+    tails,
+    tilt,
+    weighted_majority,
+)
 from overopt.pools.tilt import exponential_tilt
 
 SCORES = np.array([0.3, -1.2, 0.3, 1.7, 0.9])  # two are equal
 GRID = Grid(ns=(1, 2, 3, 4), strength=2.0)
 NAMES = selection.names()
+BY_SCORE = tuple(name for name in NAMES if not selection.reads_answers(name))
 
 
 def pool_of(scores, gold=None):
@@ -157,7 +168,7 @@ def test_a_hedge_stops_where_gold_of_the_other_half_turns():
     assert not np.allclose(again[1], found[1])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", BY_SCORE)
 def test_what_every_selector_keeps(name):
     """Weights add up, start at random, move away steadily, and never beat the tilt at their KL."""
     module, pool = selection.selector(name), large()
@@ -182,9 +193,40 @@ def test_what_every_selector_keeps(name):
 
 
 def test_selectors_are_found_by_their_files_and_others_refused():
-    assert set(NAMES) == {"tilt", "soft", "poisson", "pessimism", "tails", "hedged"}
-    modules = (tilt, soft, poisson, pessimism, tails, hedged)
+    assert set(NAMES) == {*BY_SCORE, "majority", "weighted_majority"}
+    modules = (tilt, soft, poisson, pessimism, tails, hedged, majority, weighted_majority)
     for what in ("label", "coord", "marker"):
         assert len({getattr(m.SHOWN, what) for m in modules}) == len(modules)
     with pytest.raises(ConfigError, match=r"bon\.also = 'tilts': is no selector.*hedged"):
         selection.selector("tilts")
+
+
+@pytest.mark.parametrize(
+    ("name", "vote"), [("majority", np.ones_like), ("weighted_majority", expit)]
+)
+def test_votes_against_all_draws(name, vote):
+    """Five responses with three answers, one of them none; every draw of n listed."""
+    scores, given, ns = np.array([0.5, -1.0, 2.0, 0.0, 1.0]), np.array([0, 0, 1, -1, 2]), (1, 2, 3)
+    votes = np.where(given < 0, 0.0, vote(scores))
+    pool = ScoredPool(scores[None], scores[None], given[None])
+    (found,) = weights_of(name, pool, Grid(ns, 1.0))
+    for k, n in enumerate(ns):
+        wins = dict.fromkeys(given, 0.0)
+        draws = list(product(range(5), repeat=n))
+        for drawn in map(list, draws):
+            sums = {g: votes[[i for i in drawn if given[i] == g]].sum() for g in given[drawn]}
+            top = [g for g, x in sums.items() if x > max(sums.values()) - 1e-9]
+            for g in top:
+                wins[g] += 1 / len(top) / len(draws)
+        exact = np.array([wins[g] / (given == g).sum() for g in given])
+        spread = np.sqrt(exact * (1 - exact) / 1024)
+        assert found[k].sum() == pytest.approx(1)
+        assert (np.abs(found[k] - exact) <= 4.5 * spread + 1e-12).all()
+
+
+def test_a_vote_moves_no_further_than_its_answers():
+    """Responses that give the same answer are picked alike, so draws add next to no KL."""
+    given = np.arange(2000) % 3
+    pool = ScoredPool(np.zeros((1, 2000)), np.zeros((1, 2000)), given[None])
+    (found,) = weights_of("majority", pool, Grid((1, 2, 64), 1.0))
+    assert (kl_nats(found) < 0.01).all()

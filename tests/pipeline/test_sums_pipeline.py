@@ -24,7 +24,11 @@ SMALL = [
 SMALL_NET = ["proxy.backbone=ladder:sums-0.2m", "proxy.epochs=1"]
 KINDS = {
     "outcome": [*SMALL_NET, "proxy.loss=within_prompt"],
-    "process": [*SMALL_NET, "proxy.labels=hard_rollouts", "proxy.rollouts=1"],
+    "process": [
+        *SMALL_NET,
+        *("proxy.labels=hard_rollouts", "proxy.rollouts=1"),
+        *("search.candidates=1,4", "search.n_prompts=4", "bon.also=majority,weighted_majority"),
+    ],
     "regression": SMALL_NET,
     "implicit": [],
     "mixture": [*SMALL_NET, "proxy.gate_steps=20", "proxy.gate_width=16"],
@@ -51,7 +55,8 @@ def test_a_kind_runs_to_a_picture(kind, store, tmp_path):
     where = ["--store", str(store), "--results", str(tmp_path), "--workers", "1", "--quiet"]
     assert main(["run", "smoke", *overrides(kind), *where]) == 0
     curves = load_curves(tmp_path)
-    assert {c.meta["method"] for c in curves} == {"bon", "ppo"}
+    more = {"search", "majority", "weighted_majority"} if kind == "process" else set()
+    assert {c.meta["method"] for c in curves} == {"bon", "ppo"} | more
     assert all(c.meta["backbone"].startswith(kind.replace("_", " ")) for c in curves)
     bon = next(c for c in curves if c.meta["method"] == "bon")
     assert bon["proxy_gain"][-1] > 0.5
@@ -60,7 +65,8 @@ def test_a_kind_runs_to_a_picture(kind, store, tmp_path):
             assert np.allclose(curve["gold_gain"], curve["proxy_gain"], atol=1e-5)
             assert np.allclose(curve["gold_score"], curve["intent_score"], atol=1e-5)
     draw(str(tmp_path), tmp_path / "figures")
-    assert list((tmp_path / "figures").glob("*.png"))
+    assert (tmp_path / "figures" / "fig01_smoke.png").exists()
+    assert (tmp_path / "figures" / "search_smoke.png").exists() == bool(more)
 
 
 @pytest.mark.slow
