@@ -95,7 +95,7 @@ def run_search(ctx: StageContext) -> None:
     world, policy = load_world(cfg.world), initial_policy(ctx)
     proxy = scorer_of(ctx, "proxy", world)
     asked = world.rows("eval", cfg.search.n_prompts)
-    reader = _reader(world, proxy, policy.cfg.eos_token_id)
+    reader = reader_of(world, proxy, asked, policy.cfg.eos_token_id)
     took: dict[str, dict[str, list[int]]] = {}
     for done, n in enumerate(cfg.search.candidates, start=1):
         expansions = min(n, cfg.search.expansions)
@@ -116,9 +116,11 @@ def run_search(ctx: StageContext) -> None:
     files.save_json(ctx.out / "took.json", took)
 
 
-def _reader(world: World, proxy: Scorer, end: int) -> search.Reader:
+def reader_of(
+    world: World, proxy: Scorer, asked: Sequence[Sequence[int]], end: int
+) -> search.Reader:
+    """How a search in ``world`` reads responses to the first prompts of the eval split, ``asked``."""
     start, _ = world.bounds("eval")
-    asked = world.rows("eval", world.n_prompts("eval"))
 
     def responses(problems: Sequence[int], answers: Sequence[Sequence[int]]) -> Responses:
         pairs = [(asked[i], answer) for i, answer in zip(problems, answers, strict=True)]

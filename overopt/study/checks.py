@@ -154,6 +154,8 @@ def check_prompts(run: RunConfig, world: World) -> None:
     )
     if run.bon is not None:
         world.rows("eval", run.bon.eval_offset + run.bon.n_prompts)
+    if run.search.candidates:
+        world.rows("eval", run.search.n_prompts)
     if run.method is not None:
         world.rows("eval", run.method.eval_offset + run.method.eval_prompts)
 

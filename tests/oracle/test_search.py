@@ -13,7 +13,7 @@ from overopt.base.errors import ConfigError
 from overopt.methods.search import Reader, beam_search, kl_bound
 from overopt.nets.checkpoints import load_lm
 from overopt.nets.sampling import sample
-from overopt.stages.search import _reader
+from overopt.stages.search import reader_of
 from overopt.study.presets import load_experiment
 from overopt.worlds import rows, sums
 
@@ -112,7 +112,9 @@ def problems():
     """A world, its policy, and a reader with a perfect guide: right steps so far, and a right answer."""
     world = sums.load(sums.Settings(n_problems=600))
     policy = load_lm("ladder:sums-0.2m")
-    made = _reader(world, SimpleNamespace(score=None), policy.cfg.eos_token_id)
+    made = reader_of(
+        world, SimpleNamespace(score=None), world.rows("eval", 12), policy.cfg.eos_token_id
+    )
 
     def score(responses):
         found = world.verdicts(responses)
