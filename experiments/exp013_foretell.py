@@ -50,6 +50,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from overopt.analysis.predictors import (
     out_of_sample_r2,
@@ -59,6 +60,7 @@ from overopt.analysis.predictors import (
     tail_index,
 )
 from overopt.base import files
+from overopt.base.errors import DataError
 from overopt.base.seeding import numpy_rng
 from overopt.engine.graph import Stage
 from overopt.engine.store import Store
@@ -84,6 +86,8 @@ HOTTER = homemade.HomemadeConfig(
 )
 KNOWN = ("log size", "log pairs", "flips")
 TARGETS = ("peak", "√KL of the peak", "end")
+DRAWS = 1000
+"""Draws of settings behind an interval."""
 
 
 def build() -> Experiment:
@@ -200,6 +204,12 @@ def table(results: Path, store: Store) -> list[dict]:
     probes: Probes | None = None
     found, scores = [], []
     ends = [(run, *curve_stages(run)) for run in experiment.runs]
+    missing = sum(stage.fingerprint not in curves for _, *both in ends for stage in both)
+    if missing:
+        raise DataError(
+            f"{results}: lacks {missing} of {2 * len(ends)} curves: finish `overopt run"
+            f" {Path(__file__).name} --results {results}` first"
+        )
     for run, _, judged in ends:
         seed, n_pairs = run.labels.data_seed, run.labels.n_pairs
         is_plain = n_pairs == PAIRS[1] and run.labels.label_flip_rate == 0
@@ -260,41 +270,113 @@ def _asked(x: np.ndarray, y: np.ndarray, given: np.ndarray, columns: dict) -> di
 
     def drawn(statistic: Callable, *of: np.ndarray) -> dict:
         rng = numpy_rng(0, "exp013")
-        found = over_groups(lambda rows: statistic(*(v[rows] for v in of)), settings, rng=rng)
-        return found._asdict()
+        return over_groups(
+            lambda rows: statistic(*(v[rows] for v in of)), settings, rng=rng, draws=DRAWS
+        )._asdict()
 
     return {
         "n": int(ok.sum()),
         "rho": drawn(rank_correlation, x, y),
         "partial": drawn(partial_rank_correlation, x, y, known),
-        "r2": out_of_sample_r2(x[:, None], y, seeds),
+        "r2": drawn(out_of_sample_r2, x[:, None], y, seeds),
         "r2_known": out_of_sample_r2(known, y, seeds),
-        "r2_with_known": out_of_sample_r2(np.column_stack([known, x]), y, seeds),
+        "r2_added": drawn(_added, known, x, y, seeds),
     }
+
+
+def _added(known: np.ndarray, x: np.ndarray, y: np.ndarray, seeds: np.ndarray) -> float:
+    """Share of variance that ``x`` foretells beyond what was known anyway, in seeds left out."""
+    both = np.column_stack([known, x])
+    return out_of_sample_r2(both, y, seeds) - out_of_sample_r2(known, y, seeds)
+
+
+# --- what is shown --------------------------------------------------------------------------------
 
 
 def markdown(found: list[dict]) -> str:
     """The table of predictors."""
-    head = "target | predictor | ρ | given size, data, flips | R² left out | of the known | of both"
+    head = (
+        "target | predictor | n | ρ | given size, data, flips | R² left out | of the known | added"
+    )
     lines = [f"| {head} |", f"|{'---|' * (head.count('|') + 1)}"]
     for row in found:
-        cells = [row["target"], row["predictor"]]
-        for name in ("rho", "partial"):
-            part = row[name]
-            cells.append(f"{part['value']:.2f} [{part['low']:.2f}, {part['high']:.2f}]")
-        cells += [f"{row[name]:.2f}" for name in ("r2", "r2_known", "r2_with_known")]
+        shown = {name: _with_interval(row[name]) for name in ("rho", "partial", "r2", "r2_added")}
+        shown["r2_known"] = f"{row['r2_known']:.2f}"
+        order = ("rho", "partial", "r2", "r2_known", "r2_added")
+        cells = [row["target"], row["predictor"], str(row["n"]), *(shown[name] for name in order)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
+def _with_interval(part: dict) -> str:
+    return f"{part['value']:.2f} [{part['low']:.2f}, {part['high']:.2f}]"
+
+
+LOOKS = {
+    "rho": {"label": "rank correlation", "color": "#0072B2", "marker": "o", "mfc": "#0072B2"},
+    "partial": {
+        "label": "the same, given size, comparisons and flips",
+        "color": "#D55E00",
+        "marker": "s",
+        "mfc": "white",
+    },
+}
+"""Colours of the Okabe-Ito palette; a filled circle and an open square also differ in grey."""
+
+
+def picture(found: list[dict]) -> Figure:
+    """A panel for each target: both correlations of each predictor, with intervals of 95 %."""
+    ends = list(dict.fromkeys(row["target"] for row in found))
+    names = list(dict.fromkeys(row["predictor"] for row in found))
+    fig = Figure(figsize=(9.5, 1.2 + 0.6 * len(names)), layout="constrained")
+    axes = fig.subplots(2, len(TARGETS), sharex=True, sharey=True)
+    for ax, end in zip(axes.flat, ends, strict=True):
+        rows = [row for row in found if row["target"] == end]
+        ax.axvline(0, color="0.5", lw=0.8)
+        for shift, (name, look) in zip((-0.16, 0.16), LOOKS.items(), strict=True):
+            y = np.arange(len(rows)) + shift
+            value, low, high = (
+                np.array([row[name][part] for row in rows]) for part in ("value", "low", "high")
+            )
+            ax.hlines(y, low, high, color=look["color"], lw=1.2)
+            ax.plot(value, y, ls="", ms=5, **look)
+        ax.set_title(end, fontsize=9, loc="left")
+        ax.grid(axis="y", color="0.9", lw=0.6)
+        ax.set_axisbelow(True)
+        ax.spines[["top", "right"]].set_visible(False)
+    ax.set_xlim(-1, 1)
+    ax.set_yticks(range(len(names)), names, fontsize=8)
+    ax.invert_yaxis()
+    n = max(row["n"] for row in found)
+    fig.supxlabel(f"correlation over {n} proxies; lines: 95 % over draws of settings", fontsize=9)
+    handles, labels = ax.get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False, fontsize=9)
+    return fig
+
+
 def main(results: str, store: str) -> None:
-    """Write ``predictors.json`` and ``predictors.md`` beside the records, and print the table."""
-    rows = table(Path(results), Store(Path(store)))
+    """Write ``predictors.json``, ``predictors.md`` and ``foretell.png`` beside the records."""
+    folder = Path(results)
+    rows = table(folder, Store(Path(store)))
     found = foretells(rows)
-    plain = [{k: v if v == v else None for k, v in row.items()} for row in rows]
-    files.save_json(Path(results) / "predictors.json", {"proxies": plain})
-    files.atomic_write(Path(results) / "predictors.md", markdown(found).encode())
+    files.save_json(
+        folder / "predictors.json", _without_nan({"proxies": rows, "predictors": found})
+    )
+    files.atomic_write(folder / "predictors.md", markdown(found).encode())
+    files.save_figure(folder / "foretell.png", picture(found))
     print(markdown(found))
+
+
+def _without_nan(value: object) -> object:
+    """JSON has no numbers that are not finite: null in their place."""
+    match value:
+        case float():
+            return value if np.isfinite(value) else None
+        case dict():
+            return {key: _without_nan(item) for key, item in value.items()}
+        case list():
+            return [_without_nan(item) for item in value]
+    return value
 
 
 if __name__ == "__main__":

@@ -107,6 +107,18 @@ def tied_share(scores: Iterable[NDArray[np.float64]] | None) -> float:
     return float(np.mean([np.sum(s == np.max(s)) > 1 for s in scores]))
 
 
+def position(outcome: Outcome) -> dict[str, Estimate]:
+    """How often a judge picks the response that it sees first, of its picks; nothing of other models.
+
+    Where each response stands is drawn, so a judge that does not mind has 1 over the number of
+    responses.
+    """
+    places = [place for place in outcome.places or () if place >= 0]
+    if not places:
+        return {}
+    return {"The first is picked": wilson(places.count(0) / len(places), len(places))}
+
+
 def not_finite(outcome: Outcome) -> int:
     """How many scores are not numbers or infinite."""
     return sum(int((~np.isfinite(s)).sum()) for s in outcome.scores or ())

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -122,8 +122,7 @@ def ask(
         "cpu_s": time.process_time() - start_cpu,
         "wall_s": time.perf_counter() - start,
     }
-    outcome = found.outcome
-    return Outcome(outcome.scores, outcome.choices, outcome.first_errors, outcome.is_judge, cost)
+    return replace(found.outcome, cost=cost)
 
 
 def per_thousand(cost: dict[str, float]) -> dict[str, float]:

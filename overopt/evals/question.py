@@ -56,6 +56,8 @@ class Outcome:
         gave none.
     choices : list of int, or None
         For each question the number of the response that a judge picked, -1 where it picked none.
+    places : list of int, or None
+        Where that response stood among those that the judge saw, from 0, -1 where it picked none.
     first_errors : list of int, or None
         For each question the step at which its first response goes wrong, -1 for none, -2 where the
         model did not say.
@@ -67,6 +69,7 @@ class Outcome:
 
     scores: list[NDArray[np.float64]] | None = None
     choices: list[int] | None = None
+    places: list[int] | None = None
     first_errors: list[int] | None = None
     is_judge: bool = False
     cost: dict[str, float] = field(default_factory=dict)

@@ -74,8 +74,9 @@ def configure(
 def _kind_of_source(source: str) -> str:
     if (Path(source) / "scorer.json").is_file():
         return "reward"
-    kinds = read_config(source_dir(source)).get("architectures") or [""]
-    if kinds[0].endswith("ForSequenceClassification"):
+    path = source_dir(source)
+    kinds = read_config(path).get("architectures") or [""]
+    if classifier.is_classifier(path):
         return "classifier"
     if kinds[0].endswith(("ForCausalLM", "LMHeadModel")):
         raise ConfigError(

@@ -236,14 +236,14 @@ def load_reward_model(source: str) -> tuple[ScalarHeadModel, float, float]:
 def load_labelled_llama(source: str) -> ScalarHeadModel | None:
     """A sequence classifier of transformers as a trunk and a head for each label.
 
-    None where `Llama` does not compute its architecture.
+    None where `Llama` does not compute its architecture, or its labels have no head called score.
     """
     path = source_dir(source)
     spec = read_config(path)
     if _llama_config(source, spec, 0, output=False) is None:
         return None
     state = read_weights(path)
-    if "score.weight" not in state:
+    if "score.weight" not in state or "score.bias" in state:
         return None
     model = ScalarHeadModel(load_trunk(source), len(state["score.weight"]))
     model.head.load_state_dict(

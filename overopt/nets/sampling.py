@@ -364,13 +364,20 @@ class Continuations(NamedTuple):
 
 
 def continuations(
-    model: Backbone, responses: Responses, batch_tokens: int, *, with_last: bool = False
+    model: Backbone,
+    responses: Responses,
+    batch_tokens: int,
+    *,
+    with_last: bool = False,
+    by_length: bool = False,
 ) -> Iterator[Continuations] | None:
     """Responses in batches of similar length, each distinct prompt computed once for all of them.
 
     None where that cannot be, or is no gain: prompts that are not shared, an accelerator, for which
     fewer and larger calls count more, or a network that is no compact `Llama`. ``with_last``: the
     last token of the prompt belongs to the rows, as its hidden state predicts the first of a response.
+    ``by_length``: prompts of like length are computed together too, at the width of the longest of
+    them and not of all; a gain where lengths differ much, and the last bits of scores differ.
     """
     if not isinstance(model, Llama) or model.device.type != "cpu" or len(responses) == 0:
         return None
@@ -378,9 +385,12 @@ def continuations(
     shared = shared_prompts(Sequences(seq.ids, seq.length, seq.n_prompt - int(with_last)))
     if shared is None:
         return None
-    at_once = max(1, batch_tokens // shared.prompt_ids.shape[1])
-    pieces = zip(shared.prompt_ids.split(at_once), shared.n_prompt.split(at_once), strict=True)
-    prompts = Prefix.joined([model.prefix(ids, length) for ids, length in pieces])
+    if by_length:
+        prompts = _prefix_by_length(model, shared.prompt_ids, shared.n_prompt, batch_tokens)
+    else:
+        at_once = max(1, batch_tokens // shared.prompt_ids.shape[1])
+        pieces = zip(shared.prompt_ids.split(at_once), shared.n_prompt.split(at_once), strict=True)
+        prompts = Prefix.joined([model.prefix(ids, length) for ids, length in pieces])
     return (
         Continuations(
             rows,
@@ -392,18 +402,36 @@ def continuations(
     )
 
 
+def _prefix_by_length(model: Llama, ids: Tensor, length: Tensor, batch_tokens: int) -> Prefix:
+    """`Llama.prefix` of right-padded prompts (P, L), those of like length at once."""
+    parts, order = [], []
+    for rows in length_sorted(length, batch_tokens):
+        width = int(length[rows[-1]])
+        part = model.prefix(ids[rows, :width], length[rows])
+        more = (0, 0, 0, ids.shape[1] - width)  # behind the real tokens, where nothing looks
+        layers = [(F.pad(keys, more), F.pad(values, more)) for keys, values in part.layers]
+        parts.append(Prefix(layers, part.length))
+        order.append(rows)
+    return Prefix.joined(parts).select(torch.cat(order).argsort())
+
+
 @torch.no_grad()
 def score_logprobs(
-    policy: Backbone, responses: Responses, *, batch_tokens: int | None = None
+    policy: Backbone,
+    responses: Responses,
+    *,
+    batch_tokens: int | None = None,
+    by_length: bool = False,
 ) -> Tensor:
     """Log-probabilities (R, T) in nats of given tokens under ``policy``; 0 where masked.
 
-    ``batch_tokens``: padded tokens of one call; None: what suits the device.
+    ``batch_tokens``: padded tokens of one call; None: what suits the device. ``by_length``: as for
+    `continuations`.
     """
     if batch_tokens is None:
         batch_tokens = tokens_at_once(policy.device, 2048, n_logits=policy.cfg.vocab_size)
     out = torch.zeros(responses.ids.shape)
-    parts = continuations(policy, responses, batch_tokens, with_last=True)
+    parts = continuations(policy, responses, batch_tokens, with_last=True, by_length=by_length)
     if parts is not None:
         for part in parts:
             width = part.ids.shape[1] - 1

@@ -32,7 +32,7 @@ def diagram(table: Mapping[str, Sequence[float]], title: str) -> Figure:
         label="pairs, 95 % intervals",
     )
     top.set_ylabel("share in which the higher score is better")
-    top.legend(frameon=False, fontsize=8, loc="upper left")
+    fig.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     top.set_title(title, fontsize=9, loc="left")
     middle, width = (columns["low"] + columns["high"]) / 2, columns["high"] - columns["low"]
     below.bar(middle, columns["n"], width * 0.9, color=_COLOR, alpha=0.5)

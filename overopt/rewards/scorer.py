@@ -36,9 +36,16 @@ def raw_scores(
 
 @torch.no_grad()
 def head_outputs(
-    model: ScalarHeadModel, responses: Responses, *, batch_tokens: int | None = None
+    model: ScalarHeadModel,
+    responses: Responses,
+    *,
+    batch_tokens: int | None = None,
+    by_length: bool = False,
 ) -> Tensor:
-    """What `raw_scores` gives, of responses that are in the model's own tokens."""
+    """What `raw_scores` gives, of responses that are in the model's own tokens.
+
+    ``by_length``: as for `overopt.nets.sampling.continuations`.
+    """
     n_heads = model.head.out_features
     out = torch.zeros(len(responses), n_heads).squeeze(-1)
     device = model.head.weight.device
@@ -47,7 +54,7 @@ def head_outputs(
         batch_tokens = tokens_at_once(device, elsewhere)
 
     def fill(batch_tokens: int) -> None:
-        parts = continuations(model.backbone, responses, batch_tokens)
+        parts = continuations(model.backbone, responses, batch_tokens, by_length=by_length)
         if parts is not None:
             for part in parts:
                 scores = model.at_last_token(part.ids, part.length, part.before)

@@ -128,8 +128,10 @@ def test_judges_of_pairs_have_half_a_point_for_no_verdict():
     rated = outcome([(7, 3), (5, 5), (-1, 4), (2, 9)], is_judge=True)
     found = rewardbench.report(settings, rows, rated)
     assert [r["credit"] for r in found.rows] == [1, 0.5, 0.5, 0]
-    found = rewardbench.report(settings, rows, Outcome(choices=[0, 1, -1, 0]))
+    found = rewardbench.report(settings, rows, Outcome(choices=[0, 1, -1, 0], places=[1, 0, -1, 0]))
     assert [r["credit"] for r in found.rows] == [1, 0, 0.5, 1]
+    first = found.groups["Position"]["The first is picked"]
+    assert first.value == pytest.approx(2 / 3, abs=EXACT) and first.n == 3  # of its picks
     assert math.isnan(found.tied)
 
 
@@ -380,7 +382,12 @@ def test_candidates_by_counting():
     ]
     both = [(a, b) for a, x in everyone for b, y in everyone if x > y]
     pooled = sum((a > b) + 0.5 * (a == b) for a, b in both) / len(both)
-    assert overall["Right above wrong, all prompts"].value == pytest.approx(pooled, abs=EXACT)
+    over_all = overall["Right above wrong, all prompts"]
+    assert over_all.value == pytest.approx(pooled, abs=EXACT)
+    assert 0 <= over_all.low < pooled < over_all.high <= 1
+    # Prompts are drawn, not responses: the same responses again tell nothing new.
+    again = candidates.pooled_auc([np.tile(s, 9) for s in scores], [np.tile(g, 9) for g in gold])
+    assert again[:3] == pytest.approx(over_all[:3], abs=EXACT)
     curve = {k: e.value for k, e in found.groups["Gold of the best of n"].items()}
     assert curve["n = 1"] == pytest.approx(gold.mean(), abs=EXACT)
     tops = [g[s == s.max()].mean() for s, g in zip(scores, gold, strict=True)]

@@ -70,11 +70,14 @@ def test_shared_prompts_change_no_score(responses, monkeypatch):
     reward = ScalarHeadModel(checkpoints.load_trunk("ladder:0.2m"))
     reward.init_head(torch.Generator().manual_seed(0))
     assert sampling.continuations(lm, responses, 64) is not None  # there is something to share
-    shared = score_logprobs(lm, responses, batch_tokens=64), scorer.raw_scores(reward, responses)
+    shared = [score_logprobs(lm, responses, batch_tokens=64), scorer.raw_scores(reward, responses)]
+    # Prompts in parts of like length: the same scores, in the same order.
+    shared.append(score_logprobs(lm, responses, batch_tokens=64, by_length=True))
+    shared.append(scorer.head_outputs(reward, responses, batch_tokens=64, by_length=True))
     for module in (sampling, scorer):
         monkeypatch.setattr(module, "continuations", lambda *_, **__: None)
     alone = score_logprobs(lm, responses), scorer.raw_scores(reward, responses)
-    for got, want in zip(shared, alone, strict=True):
+    for got, want in zip(shared, alone * 2, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=3e-5)
 
 

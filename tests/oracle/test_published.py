@@ -11,6 +11,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from overopt.base.datatypes import Responses
 from overopt.base.errors import CheckpointError, ConfigError
 from overopt.base.seeding import torch_generator
+from overopt.evals.models import classifier as evaluated
+from overopt.evals.question import Question, Turn
+from overopt.evals.run import configure
 from overopt.nets import checkpoints, examine
 from overopt.nets.sampling import sample
 from overopt.rewards.kinds import classifier, pretrained
@@ -268,6 +271,13 @@ def test_an_adapter_with_a_head_is_a_reward_model(tmp_path, policy):
         with torch.no_grad():
             hidden = trunk(torch.tensor([row["input_ids"]])).last_hidden_state[0, -1]
         assert float(score) == pytest.approx(float(head[0] @ hidden), abs=TIGHT * 10)
+    # Benchmarks know it for a classifier of one label, and score it alike.
+    settings = configure("pairs", source, []).model
+    assert isinstance(settings, evaluated.Settings)
+    asked = [Question((Turn("user", "Why?"),), ("Because.", "It is so"))]
+    scores = evaluated.load(settings, "cpu").answer(asked).outcome.scores[0]
+    expected = classifier.label_logits(model, evaluated.encode(tokenizer, asked))[:, 0]
+    assert scores == pytest.approx(expected.detach().numpy(), abs=TIGHT * 10)
 
 
 @pytest.mark.parametrize(

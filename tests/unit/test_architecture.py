@@ -69,6 +69,7 @@ FILES_TOO = {  # and why
     "overopt.evals.models.judge",  # reads the user's template
     "overopt.evals.models.reward",  # opens an artefact
     "overopt.evals.converters.hh",  # reads a compressed file
+    "overopt.evals.converters.imdb",  # reads a folder of texts
     "overopt.pools.replay",  # keeps tables of the user's
     "overopt.pools.replay_source",  # reads them
     "overopt.reports.draw",  # writes pictures

@@ -205,15 +205,20 @@ def test_scoring_refuses_sides_that_disagree(tiny_reward_model, monkeypatch):
 
 
 def test_pairs_compare_equal_scores():
-    (row,) = pairs.pair_rows(replace(pairs.SMALL, num_hidden_layers=2), n_pairs=4, repeats=1)
-    assert row["ratio"] > 0 and "4 pairs" in row["note"]
+    shape = replace(tiny_sizes().model, max_position_embeddings=pairs.LONGEST)
+    (row,) = pairs.pair_rows(shape, n_pairs=4, repeats=1)
+    assert row["ratio"] > 0 and "4 pairs of 2985" in row["note"]
+    # Both sides of (1, 2 | 3), (1, 2 | 4, 5): one beginning of two tokens, padded two by two.
+    some = [[[1, 2, 3], [1, 2, 4, 5]], [[7, 8], [7, 9]]]
+    assert pairs.positions(some, batch=2) == {"tokens": 11, "prompts_once": 8, "padded": 14}
 
 
 def test_pairs_refuse_sides_that_disagree(monkeypatch):
     right = pairs.shared_scores
     monkeypatch.setattr(pairs, "shared_scores", lambda *given: right(*given) + 1e-3)
     with pytest.raises(BenchError, match="differ by 0.001"):
-        pairs.pair_rows(replace(pairs.SMALL, num_hidden_layers=2), n_pairs=4, repeats=1)
+        shape = replace(tiny_sizes().model, max_position_embeddings=pairs.LONGEST)
+        pairs.pair_rows(shape, n_pairs=4, repeats=1)
 
 
 # --- peers ----------------------------------------------------------------------------------------

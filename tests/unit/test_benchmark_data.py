@@ -11,7 +11,7 @@ from overopt.base import files
 from overopt.base.errors import DataError
 from overopt.cli.main import main
 from overopt.evals.benchmarks import bias
-from overopt.evals.converters import alpaca_eval, gsm8k, halueval, hh, llmbar
+from overopt.evals.converters import alpaca_eval, gsm8k, halueval, hh, imdb, llmbar
 from overopt.evals.question import Outcome, Turn
 from overopt.evals.results import board, html, kappa, markdown, read_result
 from overopt.evals.rows import Row
@@ -145,6 +145,26 @@ def test_halueval_puts_what_is_known_in_front(tmp_path):
         halueval.convert(halueval.Settings(), tmp_path / "qa_data.json")
     with pytest.raises(DataError, match="holds none of qa_data.json"):
         halueval.convert(halueval.Settings(), tmp_path / "other")
+
+
+def test_imdb_pairs_reviews_by_number(tmp_path):
+    root = tmp_path / "test"
+    texts = {"pos/2_9.txt": "Fine.<br />So", "pos/10_7.txt": "Good.", "neg/2_1.txt": "Bad."}
+    for name, text in texts.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text, encoding="utf-8")
+    (made,) = imdb.convert(imdb.Settings(), root)
+    (row,) = made.rows
+    assert (made.name, row["chosen"], row["rejected"]) == ("imdb_test", "Fine.\nSo", "Bad.")
+    assert "pos has 2 rows, the published file 12500" in made.notes[0]
+    assert "1 reviews left out" in made.notes[2]
+    (other,) = imdb.convert(imdb.Settings(wanted="negative"), root)[0].rows
+    assert other["chosen"] == "Bad." and "negative review" in other["prompt"]
+    (root / "pos/3_2.txt").write_text("x", encoding="utf-8")
+    with pytest.raises(DataError, match="3_2.txt: has 2 stars of 10"):
+        imdb.convert(imdb.Settings(), root)
+    with pytest.raises(DataError, match="give aclImdb/test or aclImdb/train"):
+        imdb.convert(imdb.Settings(), tmp_path)
 
 
 def test_alpaca_eval_takes_clear_preferences(tmp_path):

@@ -13,6 +13,7 @@ from overopt.analysis.predictors import (
     rank_correlation,
     tail_index,
 )
+from overopt.base.userfile import load_module
 
 
 def test_rank_correlation_is_that_of_scipy():
@@ -67,3 +68,31 @@ def test_hill_finds_the_index_of_a_pareto_tail(alpha):
     x = pareto.rvs(alpha, size=100_000, random_state=np.random.default_rng(5))
     assert tail_index(x) == pytest.approx(alpha, rel=0.06)  # 4 / sqrt(5,000)
     assert math.isnan(tail_index(-x)) and tail_index(np.ones(100)) == math.inf
+
+
+def test_experiment_13_asks_what_it_says(monkeypatch):
+    """A target that is the predictor is foretold; what was known anyway, size, says nothing of it."""
+    experiment = load_module("experiments/exp013_foretell.py", needs=("foretells", "markdown"))
+    monkeypatch.setattr(experiment, "DRAWS", 60)
+    rng = np.random.default_rng(6)
+    rows = [
+        {
+            "seed": seed,
+            "setting": f"{size} {pairs}",
+            "log size": size,
+            "log pairs": pairs,
+            "flips": 0.0,
+            "accuracy": (x := float(rng.normal())),
+            "PPO end": 2 * x,
+        }
+        for seed in range(4)
+        for size in (1.0, 2.0, 3.0)
+        for pairs in (5.0, 7.0)
+    ]
+    (found,) = experiment.foretells(rows)
+    assert (found["target"], found["predictor"], found["n"]) == ("PPO end", "accuracy", 24)
+    assert found["rho"]["value"] == pytest.approx(1) and found["rho"]["low"] > 0.99
+    assert found["partial"]["value"] == pytest.approx(1)
+    assert found["r2"]["value"] == pytest.approx(1) and found["r2_known"] < 0.1
+    assert found["r2_added"]["value"] == pytest.approx(1 - found["r2_known"])
+    assert "| PPO end | accuracy | 24 | 1.00 [1.00, 1.00] |" in experiment.markdown([found])

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm, rankdata
 
 from overopt.base.config import check_types, require
+from overopt.base.seeding import numpy_rng
 from overopt.evals import rows as files
 from overopt.evals.benchmark import BenchmarkSettings, Report, not_finite, tied_share
 from overopt.evals.intervals import LEVEL, NOTHING, Estimate
@@ -91,10 +92,7 @@ def report(settings: Settings, rows: Sequence[Row], outcome: Outcome) -> Report:
         groups["Overall"]["Right above wrong, within prompts"] = mean_of(
             [auc(s, g) for s, g in zip(scores, gold, strict=True)]
         )
-        pooled = auc(np.concatenate(scores), np.concatenate(gold))
-        groups["Overall"]["Right above wrong, all prompts"] = Estimate(
-            pooled, math.nan, math.nan, sum(map(len, gold))
-        )
+        groups["Overall"]["Right above wrong, all prompts"] = pooled_auc(scores, gold)
     notes, tables = [], {}
     n_common = min(map(len, gold))
     if all(np.isfinite(s).all() for s in scores) and len(rows) > 1 and n_common > 1:
@@ -125,6 +123,7 @@ def report(settings: Settings, rows: Sequence[Row], outcome: Outcome) -> Report:
 
 
 _Z = float(norm.ppf(0.5 + LEVEL / 2))
+_DRAWS = 1000
 
 
 def mean_of(values: Sequence[float]) -> Estimate:
@@ -158,6 +157,23 @@ def auc(scores: NDArray[np.float64], gold: NDArray[np.float64]) -> float:
         return math.nan
     rank = rankdata(scores)
     return float((rank[is_right].sum() - n * (n + 1) / 2) / (n * m))
+
+
+def pooled_auc(
+    scores: Sequence[NDArray[np.float64]], gold: Sequence[NDArray[np.float64]]
+) -> Estimate:
+    """`auc` over the responses to all prompts, with the percentile interval of draws of prompts."""
+    value = auc(np.concatenate(scores), np.concatenate(gold))
+    picks = numpy_rng(0, "auc").integers(len(gold), size=(_DRAWS, len(gold)))
+    draws = [
+        auc(np.concatenate([scores[i] for i in p]), np.concatenate([gold[i] for i in p]))
+        for p in picks
+    ]
+    n = sum(map(len, gold))
+    if math.isnan(value) or np.isnan(draws).all():
+        return Estimate(value, math.nan, math.nan, n)
+    low, high = np.nanquantile(draws, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
+    return Estimate(value, float(low), float(high), n)
 
 
 def best_of_curve(

@@ -21,6 +21,7 @@ from overopt.evals.benchmark import (
     by_subset,
     not_finite,
     pair_credit,
+    position,
     tied_share,
 )
 from overopt.evals.benchmarks.rewardbench import checked_pairs, questions
@@ -83,7 +84,11 @@ def report(settings: Settings, rows: Sequence[Row], outcome: Outcome) -> Report:
         tables["reliability"] = measured.table
     return Report(
         headline="Accuracy",
-        groups={"Overall": overall, "Subsets": by_subset(subset, credit)},
+        groups={
+            "Overall": overall,
+            "Subsets": by_subset(subset, credit),
+            "Position": position(outcome),
+        },
         rows=[
             {"id": row["id"] or f"{row.file}:{row.number}", "subset": row["subset"], "credit": c}
             for row, c in zip(rows, credit, strict=True)

@@ -25,6 +25,7 @@ from overopt.evals.benchmark import (
     by_subset,
     not_finite,
     pair_credit,
+    position,
     tied_share,
     weighted_mean,
 )
@@ -148,7 +149,12 @@ def report(settings: Settings, rows: Sequence[Row], outcome: Outcome) -> Report:
     overall |= {"All rows": by_subset(["all"] * len(rows), credit)["all"]}
     return Report(
         headline="Score" if sections else "All rows",
-        groups={"Overall": overall, "Sections": sections, "Subsets": subsets},
+        groups={
+            "Overall": overall,
+            "Sections": sections,
+            "Subsets": subsets,
+            "Position": position(outcome),
+        },
         rows=[
             {"id": row["id"] or f"{row.file}:{row.number}", "subset": row["subset"], "credit": c}
             for row, c in zip(rows, credit, strict=True)

@@ -27,6 +27,7 @@ from overopt.evals.benchmark import (
     Report,
     by_subset,
     not_finite,
+    position,
     tied_share,
 )
 from overopt.evals.intervals import LEVEL, NOTHING, Estimate, square_and_add
@@ -149,7 +150,12 @@ def report(settings: Settings, rows: Sequence[Row], outcome: Outcome) -> Report:
     notes += [f"mean of {len(scored)} subsets; no score of {', '.join(missing)}"] if missing else []
     return Report(
         headline="Score",
-        groups={"Overall": {"Score": overall}, "Subsets": subsets, **groups},
+        groups={
+            "Overall": {"Score": overall},
+            "Subsets": subsets,
+            **groups,
+            "Position": position(outcome),
+        },
         rows=[
             {"id": row["id"], "subset": row["subset"], "credit": credit.get(i)}
             for i, row in enumerate(rows)

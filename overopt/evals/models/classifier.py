@@ -1,4 +1,5 @@
-"""Any sequence classifier of transformers, with one label or several.
+"""Any sequence classifier of transformers, with one label or several; also as a LoRA adapter, and a
+language model with a head for a score.
 
 It reads the dialogue in its chat template; without one, prompt and response as a pair (encoders) or
 with a line break between them (decoders). Each text gets the score that transformers gives it alone.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from overopt.base.config import check_types, require
@@ -20,7 +22,14 @@ from overopt.base.errors import CheckpointError, ConfigError, DataError
 from overopt.base.lazy import lazy
 from overopt.evals.model import Answers, Model, ModelSettings, flat, grouped
 from overopt.evals.question import Outcome, Question
-from overopt.nets.sources import auto_tokenizer, context_tokens, read_config, source_dir
+from overopt.nets import adapters, examine
+from overopt.nets.sources import (
+    auto_tokenizer,
+    context_tokens,
+    read_config,
+    source_dir,
+    tokenizer_dir,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -64,9 +73,17 @@ class Settings(ModelSettings):
         require(self.max_tokens >= 0, "model.max_tokens", self.max_tokens, "must be at least 0")
 
 
+def is_classifier(path: Path) -> bool:
+    """Whether a checkpoint's folder holds a sequence classifier, or a head for a score."""
+    return examine.is_classifier(read_config(path)) or examine.read_value_head(path) is not None
+
+
 def label_names(source: str) -> list[str]:
     """The labels of a classifier, in the order of its outputs."""
-    spec = read_config(source_dir(source))
+    path = source_dir(source)
+    spec = read_config(path)
+    if not examine.is_classifier(spec) and (head := examine.read_value_head(path)):
+        return [f"LABEL_{i}" for i in range(head.labels)]
     if "id2label" in spec:
         return [str(spec["id2label"][key]) for key in sorted(spec["id2label"], key=int)]
     return [f"LABEL_{i}" for i in range(spec.get("num_labels", 2))]
@@ -99,18 +116,21 @@ def weights_of(settings: Settings) -> tuple[float, ...]:
 def load(settings: Settings, device: str) -> Model:
     """The classifier on the device; CheckpointError where the source is none."""
     path = source_dir(settings.source)
-    if (path / "adapter_config.json").is_file():
+    if (path / adapters.CONFIG).is_file() and not adapters.is_adapter(path):
         raise CheckpointError(
-            f"{settings.source!r} is an adapter: merge it into its model (merge_and_unload of peft) and"
-            " save that"
+            f"{settings.source!r} holds a model and an adapter, {adapters.CONFIG}: give each a folder of"
+            " its own"
         )
     kinds = read_config(path).get("architectures") or []
-    if kinds and not any(kind.endswith("ForSequenceClassification") for kind in kinds):
+    if kinds and not is_classifier(path):
         raise CheckpointError(
             f"{settings.source!r} is a {kinds[0]}, no sequence classifier: take model.kind=policy for"
             " the log-probabilities of a language model, or model.kind=judge to let it judge"
         )
-    weights, tokenizer = weights_of(settings), auto_tokenizer(settings.source, path)
+    weights, tokenizer = (
+        weights_of(settings),
+        auto_tokenizer(settings.source, tokenizer_dir(settings.source)),
+    )
     network: torch.nn.Module | None = None
     if settings.shared:
         network = checkpoints.load_labelled_llama(settings.source)

@@ -171,7 +171,7 @@ class Judge(Model):
         said, n_tokens = self._verdicts(asked, list(LETTERS[:places]))
         chosen = [_number(text, lambda t: parse_letter(t, places)) for text in said]
         found = [order[k] if k >= 0 else -1 for order, k in zip(orders, chosen, strict=True)]
-        return Answers(Outcome(choices=found), n_tokens)
+        return Answers(Outcome(choices=found, places=chosen), n_tokens)
 
     def first_errors(self, questions: Sequence[Question], threshold: float) -> Answers:
         """The paragraph that it names, -2 where it names none; by ratings where it rates."""

@@ -8,9 +8,12 @@ With a reference it is the implicit reward of DPO up to the factor β, which cha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from overopt.base.config import check_types, require
 from overopt.base.errors import DataError
@@ -20,12 +23,16 @@ from overopt.evals.question import Outcome, Question
 from overopt.nets.sources import context_tokens
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from overopt.evals import shared
     from overopt.nets import checkpoints, sampling
     from overopt.nets.backbone import Backbone
     from overopt.worlds import codecs
     from overopt.worlds import rows as row_tables
     from overopt.worlds.codecs import Piece, TextCodec
 else:
+    shared = lazy("overopt.evals.shared")
     codecs, row_tables = lazy("overopt.worlds.codecs"), lazy("overopt.worlds.rows")
     checkpoints, sampling = lazy("overopt.nets.checkpoints"), lazy("overopt.nets.sampling")
 
@@ -110,19 +117,46 @@ class Policy(Model):
             end=self.settings.end,
         )
         check_rows(rows, self.settings.source)
+        scores = in_tables(rows, questions, lambda at: self._scores([rows[i] for i in at]))
+        n_tokens = sum(len(prompt) + len(answer) for prompt, answer in rows)
+        return Answers(Outcome(scores=grouped(scores, questions)), n_tokens)
+
+    def _scores(self, rows: Sequence[Row]) -> Tensor:
+        """Scores (R,) float64 in nats."""
         responses = row_tables.as_responses(rows, pad=self.codec.pad, eos=self.codec.eos)
-        logp = sampling.score_logprobs(self.policy, responses).double()
+        logp = sampling.score_logprobs(self.policy, responses, by_length=True).double()
         if self.reference is not None:
-            logp = logp - sampling.score_logprobs(self.reference, responses).double()
+            logp -= sampling.score_logprobs(self.reference, responses, by_length=True)
         match self.settings.read:
             case "mean":
-                scores = logp.sum(1) / responses.length
+                return logp.sum(1) / responses.length
             case "norm":
-                scores = -logp.norm(dim=1)
+                return -logp.norm(dim=1)
             case _:
-                scores = logp.sum(1)
-        n_tokens = sum(len(prompt) + len(answer) for prompt, answer in rows)
-        return Answers(Outcome(scores=grouped(scores.numpy(), questions)), n_tokens)
+                return logp.sum(1)
+
+
+Row = tuple[list[int], list[int]]
+"""Token ids of a prompt and of an answer to it."""
+
+
+def in_tables(
+    rows: Sequence[Row], questions: Sequence[Question], score: Callable[[list[int]], Tensor]
+) -> NDArray[np.float64]:
+    """Scores (R,) of all rows, by ``score`` of their numbers, some questions at a time.
+
+    A network keeps keys and values of all prompts of a table: those of a whole benchmark do not fit
+    in memory.
+    """
+    of_question = grouped(np.arange(len(rows)), questions)
+    members = [[int(i) for i in part] for part in of_question]
+    beginning = [len(rows[part[0]][0]) for part in members]
+    n_tokens = [sum(len(half) for i in part for half in rows[i]) for part in members]
+    out = np.zeros(len(rows))
+    for batch in shared.batches(beginning, n_tokens):
+        at = [i for q in batch for i in members[q]]
+        out[at] = score(at).double().numpy()
+    return out
 
 
 def dressed(codec: TextCodec, question: Question) -> list[Piece]:
@@ -133,7 +167,7 @@ def dressed(codec: TextCodec, question: Question) -> list[Piece]:
     return codecs.in_template(codec.tokenizer, turns, answer=True)
 
 
-def check_rows(rows: Sequence[tuple[list[int], list[int]]], source: str) -> None:
+def check_rows(rows: Sequence[Row], source: str) -> None:
     """Raise DataError where a row has no prompt or does not fit the context of ``source``."""
     context = context_tokens(source)
     for i, (prompt, answer) in enumerate(rows):

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from overopt.base.config import check_types, from_dict, require
 from overopt.base.errors import ConfigError, DataError
@@ -22,13 +22,15 @@ from overopt.base.kinds import names
 from overopt.base.lazy import lazy
 from overopt.engine.store import Store
 from overopt.evals.model import Answers, Model, ModelSettings, first_below, flat, grouped
-from overopt.evals.models.policy import check_rows, dressed
+from overopt.evals.models.policy import Row, check_rows, dressed, in_tables
 from overopt.evals.question import Outcome, Question
 from overopt.rewards.kind import Place, Scorer
 from overopt.worlds.load import load_world
 from overopt.worlds.world import AnyWorld, World
 
 if TYPE_CHECKING:
+    import torch
+
     from overopt.base.datatypes import Responses
     from overopt.rewards import load as loading
     from overopt.rewards.kinds import process
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from overopt.worlds import rows as row_tables
     from overopt.worlds.codecs import TextCodec
 else:
+    torch = lazy("torch")
     loading, codecs = lazy("overopt.rewards.load"), lazy("overopt.worlds.codecs")
     row_tables = lazy("overopt.worlds.rows")
     process = lazy("overopt.rewards.kinds.process")
@@ -140,7 +143,7 @@ class Reward(Model):
     def _scorer(self, world: World) -> Scorer:
         return loading.load_scorer(self.folder, self.place._replace(world=world))
 
-    def _read(self, questions: Sequence[Question]) -> tuple[Scorer, Responses, int]:
+    def _read(self, questions: Sequence[Question]) -> _Asked:
         """The scorer in a world that asks these prompts, and the responses in tokens."""
         rows = self.codec.continued(
             flat(questions, lambda q, r: dressed(self.codec, q)),
@@ -150,11 +153,10 @@ class Reward(Model):
         check_rows(rows, self.policy)
         self._check_words(rows)
         world = self.place.world.asking(flat(questions, lambda q, r: q.prompt))
-        n_tokens = sum(len(prompt) + len(answer) for prompt, answer in rows)
         responses = row_tables.as_responses(rows, pad=self.codec.pad, eos=self.codec.eos)
-        return self._scorer(world), responses, n_tokens
+        return _Asked(self._scorer(world), rows, responses)
 
-    def _check_words(self, rows: Sequence[tuple[list[int], list[int]]]) -> None:
+    def _check_words(self, rows: Sequence[Row]) -> None:
         unknown = self.codec.tokenizer.unk_token_id
         for i, row in enumerate(rows):
             if unknown is not None and any(unknown in part for part in row):
@@ -165,8 +167,13 @@ class Reward(Model):
 
     def answer(self, questions: Sequence[Question]) -> Answers:
         """The raw score of each response."""
-        scorer, responses, n_tokens = self._read(questions)
-        return Answers(Outcome(scores=grouped(scorer.raw(responses).numpy(), questions)), n_tokens)
+        asked = self._read(questions)
+        scores = in_tables(
+            asked.rows,
+            questions,
+            lambda at: asked.scorer.raw(asked.responses.select(torch.tensor(at))),
+        )
+        return Answers(Outcome(scores=grouped(scores, questions)), asked.n_tokens)
 
     def first_errors(self, questions: Sequence[Question], threshold: float) -> Answers:
         """The first step below the threshold by a process reward model's own log-odds of each step.
@@ -176,10 +183,10 @@ class Reward(Model):
         DataError
             It finds another number of steps in a response than the benchmark has.
         """
-        scorer, responses, n_tokens = self._read(questions)
-        if not isinstance(scorer, process.ProcessScorer):
+        asked = self._read(questions)
+        if not isinstance(asked.scorer, process.ProcessScorer):
             return super().first_errors(questions, threshold)
-        logits, mask = scorer.step_logits(responses)
+        logits, mask = asked.scorer.step_logits(asked.responses)
         found = []
         for i, question in enumerate(questions):
             of_steps = logits[i][mask[i]].double().numpy()
@@ -189,4 +196,17 @@ class Reward(Model):
                     f" it, {len(question.steps[0])} are given: set what joins them (benchmark.joint)"
                 )
             found.append(first_below(of_steps, threshold))
-        return Answers(Outcome(first_errors=found), n_tokens)
+        return Answers(Outcome(first_errors=found), asked.n_tokens)
+
+
+class _Asked(NamedTuple):
+    """A scorer, and what it is asked about: token ids, and the same as a table."""
+
+    scorer: Scorer
+    rows: list[Row]
+    responses: Responses
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of prompts and answers."""
+        return sum(len(part) for row in self.rows for part in row)
