@@ -36,6 +36,9 @@ from overopt.engine import signals
 FAMILIES = (begin, run, cluster, settings, look, compare, reports, train, evals, keep, bench)
 """In the order of ``overopt --help``."""
 
+RESUMES = ("run", "worker")
+"""Commands that keep what is finished, and go on from it."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
@@ -74,7 +77,9 @@ def _command(argv: Sequence[str] | None) -> int:
         signals.settle()
         number = signals.received() or signal.SIGINT
         word = "interrupted" if number == signal.SIGINT else f"ended by {_name(number)}"
-        _say(f"{word}; what is finished is kept, and running the same command again resumes")
+        if args.name in RESUMES:
+            word += "; what is finished is kept, and running the same command again resumes"
+        _say(word)
         return 128 + number
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Protocol, Self, runtime_checkable
 
 from overopt.base.errors import StoreError
 from overopt.base.kinds import Kind, kind_of
@@ -38,6 +38,15 @@ class Unit(NamedTuple):
 
     mean: float
     std: float
+
+
+@runtime_checkable
+class ReadsSteps(Protocol):
+    """A scorer that also says of each step of a response how likely it is right."""
+
+    def step_logits(self, responses: Responses) -> tuple[Tensor, Tensor]:
+        """Log-odds (R, S) that each step is right, and where there is one, (R, S)."""
+        ...
 
 
 class Scorer(Protocol):

@@ -231,7 +231,7 @@ def test_an_interrupt_inside_a_string_of_code_has_the_same_status(tmp_path):
         "from overopt.cli import main as cli\n"
         "def command(args):\n"
         "    exec('raise KeyboardInterrupt')\n"
-        "cli._parse = lambda argv: argparse.Namespace(command=command, debug=False)\n"
+        "cli._parse = lambda argv: argparse.Namespace(command=command, debug=False, name='run')\n"
         "sys.exit(cli.main([]))\n"
     )
     command = [sys.executable, "-m", "interrupted"]

@@ -24,7 +24,7 @@ from overopt.engine.store import Store
 from overopt.evals.model import Answers, Model, ModelSettings, first_below, flat, grouped
 from overopt.evals.models.policy import Row, check_rows, dressed, in_tables
 from overopt.evals.question import Outcome, Question
-from overopt.rewards.kind import Place, Scorer
+from overopt.rewards.kind import Place, ReadsSteps, Scorer
 from overopt.worlds.load import load_world
 from overopt.worlds.world import AnyWorld, World
 
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
     from overopt.base.datatypes import Responses
     from overopt.rewards import load as loading
-    from overopt.rewards.kinds import process
     from overopt.worlds import codecs
     from overopt.worlds import rows as row_tables
     from overopt.worlds.codecs import TextCodec
@@ -41,7 +40,6 @@ else:
     torch = lazy("torch")
     loading, codecs = lazy("overopt.rewards.load"), lazy("overopt.worlds.codecs")
     row_tables = lazy("overopt.worlds.rows")
-    process = lazy("overopt.rewards.kinds.process")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +182,7 @@ class Reward(Model):
             It finds another number of steps in a response than the benchmark has.
         """
         asked = self._read(questions)
-        if not isinstance(asked.scorer, process.ProcessScorer):
+        if not isinstance(asked.scorer, ReadsSteps):
             return super().first_errors(questions, threshold)
         logits, mask = asked.scorer.step_logits(asked.responses)
         found = []
