@@ -169,7 +169,7 @@ def error_of_fit(form: str) -> Array:
     """Root of the covariance (2, 2) that noise gives to α and β fitted to the points of a prompt."""
     d = D[form]
     operator = linear_operator(FORMS[form].basis(d, np.nan) / d[:, None])
-    return NOISE * np.linalg.cholesky(operator @ operator.T)
+    return np.asarray(NOISE * np.linalg.cholesky(operator @ operator.T))
 
 
 def fits(form: str, made: Truth, rng: np.random.Generator) -> list[FitResult]:

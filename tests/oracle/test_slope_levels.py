@@ -180,7 +180,8 @@ def test_reported_peaks_are_not_made_by_choosing_them():
     rng = numpy_rng(0, "reported")
     of_run, of_mean, naive = [], [], []
     for _ in range(40):
-        (curves,) = simulate({"a": (0.0, 0.0)}, rng=rng, n_seeds=3, n_prompts=24).values()
+        arms = simulate({"a": (0.0, 0.0)}, rng=rng, n_seeds=3, n_prompts=24, full=True)
+        curves = arms["a"]
         found = [peak_of(c) for c in curves]
         of_run += [[p["peak_gold"], p["fall"]] for p in found]
         of_mean.append(peak_of_mean(as_replicates(curves)).estimate)
