@@ -3,7 +3,7 @@
 Gold of seeds × prompts along d(α − βd) and d(α − β log d), where prompts, seeds and proxies have
 effects of known size. An interval should cover in 95 % of data sets, a test reject as its level says.
 
-    python experiments/coverage.py                      # 1,000 a row, into docs/statistics.md; 3 CPU minutes
+    python experiments/coverage.py                      # 1,000 a row: 3 CPU minutes, writes the page
     python experiments/coverage.py --runs 100 --print   # to the terminal
 
 The numbers do not depend on how many processes there are.
