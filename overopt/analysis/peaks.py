@@ -1,13 +1,23 @@
-"""Where curves peak, how far they have come down at their end, and how peaks follow proxy size."""
+"""Where curves peak, how far they have come down at their end, and how peaks follow proxy size.
+
+Heights and falls are cross-fitted: the largest of several noisy means is too high where it is read off
+the prompts that chose it.
+"""
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from overopt.fits.replicates import paired_difference
+from overopt.analysis.metrics import at_peak, half_splits
+from overopt.base.seeding import numpy_rng
+from overopt.fits.forms import Array
+from overopt.fits.replicates import PairedDifference, ReplicateCurve, paired_difference
 from overopt.records import series
 from overopt.records.curves import Curve
 
@@ -21,28 +31,64 @@ PEAK_MEANING = {
 }
 
 
+def cross_fitted(gain_KP: Array) -> Array:
+    """Gold gain at a curve's peak by prompt, (P,): chosen on one half of the prompts, read on the other.
+
+    Over 32 random halves, the same ones whenever there are P prompts; nan for a single prompt. See
+    `overopt.analysis.metrics.at_peak`.
+    """
+    n_prompts = gain_KP.shape[1]
+    if n_prompts < 2:
+        return np.full(n_prompts, math.nan)
+    (peak,) = at_peak(gain_KP, [gain_KP], _splits(n_prompts))
+    return peak
+
+
+@cache
+def _splits(n_prompts: int) -> NDArray[np.bool_]:
+    return half_splits(n_prompts, rng=numpy_rng(0, "peaks", n_prompts))
+
+
+def peak_of_mean(replicates: Sequence[ReplicateCurve]) -> PairedDifference:
+    """Gold gain at the peak of the mean of replicate curves, cross-fitted, with its error.
+
+    The peak is that of the mean over replicates and one half of the prompts, as far as all curves
+    reach; it is read on the other half. Errors are over seeds and prompts; nan for a single prompt.
+    """
+    n = min(len(r.d) for r in replicates)
+    gains = [np.asarray(r.gold_KP)[:n] for r in replicates]
+    n_prompts = gains[0].shape[1]
+    if n_prompts < 2:
+        nothing = np.zeros((len(gains), n_prompts))
+        return replace(paired_difference(nothing, nothing), estimate=math.nan)
+    peak = np.stack(at_peak(np.mean(gains, axis=0), gains, _splits(n_prompts)))
+    return paired_difference(
+        peak, np.zeros_like(peak), data_seeds=[r.data_seed for r in replicates]
+    )
+
+
 def mean_peak(curves: Sequence[Curve], largest: int) -> tuple[float, float]:
     """Mean over replicates of the peak gold gain up to the coordinate ``largest``, and its stderr.
 
-    The standard error is over replicates: nan for one. A peak is the largest of several noisy means,
-    so it is too high by selection, most where curves are noisy or have many points.
+    Cross-fitted. The standard error is over replicates: nan for one.
     """
-    gains = ((c["value"], c.gain("gold")) for c in curves)
-    heights = np.array([gain.mean(1)[value <= largest].max() for value, gain in gains])
+    gains = [c.gain("gold")[c["value"] <= largest] for c in curves]
+    heights = np.array([cross_fitted(gain).mean() for gain in gains])
     stderr = heights.std(ddof=1) / len(heights) ** 0.5 if len(heights) > 1 else math.nan
     return float(heights.mean()), float(stderr)
 
 
 def peak_of(curve: Curve) -> dict[str, Any]:
-    """The best point of a curve by mean gold gain, and the fall from it to the last point.
+    """The peak of a curve by mean gold gain, and the fall from it to the last point.
 
-    The fall is the paired difference (peak minus end, same prompts) with its standard error. The
-    peak is selected as the largest mean, so its height is biased upwards by a fraction of its
-    standard error; the fall inherits that.
+    ``peak_at`` and ``peak_sqrt_kl`` are those of the highest mean. ``peak_gold`` is cross-fitted, and
+    so is ``fall``, the difference of peak and end on the same prompts: without a true fall it is at
+    most 0 on average. Standard errors are over prompts.
     """
     gain = curve.gain("gold")
     k = int(gain.mean(1).argmax())
-    fall = paired_difference(gain[k], gain[-1])
+    peak = cross_fitted(gain)
+    fall = paired_difference(peak, gain[-1])
     proxy = curve["proxy_score"]
     share = proxy / np.maximum.accumulate(proxy)
     return {
@@ -54,8 +100,8 @@ def peak_of(curve: Curve) -> dict[str, Any]:
         "accuracy": curve.meta["proxy_accuracy"],
         "peak_at": int(curve["value"][k]),
         "peak_sqrt_kl": float(curve["sqrt_kl"][k]),
-        "peak_gold": float(gain[k].mean()),
-        "peak_stderr": float(gain[k].std(ddof=1) / gain.shape[1] ** 0.5),
+        "peak_gold": float(peak.mean()),
+        "peak_stderr": float(peak.std(ddof=1) / len(peak) ** 0.5),
         "end_sqrt_kl": float(curve["sqrt_kl"][-1]),
         "end_gold": float(gain[-1].mean()),
         "fall": fall.estimate,

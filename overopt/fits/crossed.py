@@ -36,6 +36,8 @@ class CrossedMean(NamedTuple):
     n_prompts: int
     unit_dof: float
     """Degrees of freedom of ``unit_ms``: units − 1 where all are alike."""
+    by_prompt: Array
+    """(P, Q) means over units, whose mean is ``estimate``."""
 
     def dof(self, contrast: Array) -> float:
         """Degrees of freedom of the variance of ``contrast @ estimate``; see `crossed_mean`."""
@@ -104,8 +106,10 @@ def crossed_mean(
     if s < 2 and p < 2:
         covar = np.full((q, q), np.nan)
     else:
-        covar = _subtract_floored(unit_ms + prompt_ms, rest_ms)
-    return CrossedMean(mean, covar, unit_ms, prompt_ms, rest_ms, s, p, float(s - 1))
+        covar = subtract_floored(unit_ms + prompt_ms, rest_ms)
+    return CrossedMean(
+        mean, covar, unit_ms, prompt_ms, rest_ms, s, p, float(s - 1), values.mean(axis=0)
+    )
 
 
 def nested_mean(groups: Sequence[ArrayLike], weights: ArrayLike) -> CrossedMean:
@@ -150,10 +154,11 @@ def nested_mean(groups: Sequence[ArrayLike], weights: ArrayLike) -> CrossedMean:
         n_units=int(units.sum()),
         n_prompts=p,
         unit_dof=unit_ms**2 / spread if spread > 0 else float((units - 1).min()),
+        by_prompt=by_prompt[:, None],
     )
 
 
-def _subtract_floored(total: Array, rest: Array) -> Array:
+def subtract_floored(total: Array, rest: Array) -> Array:
     """``total − rest``, raised to ``rest`` in every direction where it falls below."""
     values, vectors = np.linalg.eigh(rest)
     if values[-1] <= 0 or values[0] <= 1e-12 * values[-1]:

@@ -85,6 +85,9 @@ class FitResult:
     at_bound: bool
     """The shape parameter stopped at the end of its range: its stderr means little."""
     message: str
+    by_prompt: Array | None = None
+    """(P, p) parameters of each prompt's own curve, whose mean is ``params``; None without values by
+    prompt. Fits to the same prompts, column by column, share their errors through it."""
 
     @property
     def peak_sqrt_kl(self) -> float:
@@ -134,8 +137,8 @@ class FitResult:
         )
 
     def to_dict(self) -> Any:
-        """Plain lists, numbers and strings for JSON; see `jsonable`."""
-        return jsonable(self)
+        """Plain lists, numbers and strings for JSON, without ``by_prompt``; see `jsonable`."""
+        return jsonable({k: v for k, v in vars(self).items() if k != "by_prompt"})
 
 
 def fit_curve(

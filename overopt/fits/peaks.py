@@ -168,7 +168,7 @@ def estimate_peak(
         return PeakEstimate(
             status="beyond_range" if significant else "not_significant",
             sqrt_kl_ci=Interval(min(low, d_max), np.inf),
-            gold_ci=Interval(_seen_maximum(form, params, covar, quantile, d_max), np.inf),
+            gold_ci=Interval(_least_maximum(form, params, covar, quantile, d_max), np.inf),
         )
     # Gradient of the height at the peak: ∂/∂α = d*, ∂/∂β = −d*ψ(d*) (envelope theorem).
     q_height = quantile(np.array([where, -where * float(turn.psi(np.array(where)))]))
@@ -181,15 +181,17 @@ def estimate_peak(
     )
 
 
-def _seen_maximum(
+def _least_maximum(
     form: Form, params: Array, covar: Array, quantile: Callable[[Array], float], d_max: float
 ) -> float:
-    """Lower bound of the maximum from inside the measured range; nan where that is unknown.
+    """Lower bound of a maximum that was not seen.
 
-    A maximum is at least as high as the curve at any d, hence as its lower band at any fixed d.
+    A maximum is at least as high as the curve at any d, hence as its lower band at any fixed d: the d
+    of the highest estimate up to ``d_max``. Without a measured range it is the smallest maximum over
+    the confidence ellipse, 0 where that holds curves that fall from the start.
     """
     if not np.isfinite(d_max):
-        return np.nan
+        return height_interval(form, params, covar, quantile(np.array([0.0, 1.0]))).low
     basis = form.basis(np.linspace(0.0, d_max, LOWER_BOUND_POINTS), np.nan)
     stderr = np.sqrt(np.einsum("ki,ij,kj->k", basis, covar, basis))
     values = basis @ params

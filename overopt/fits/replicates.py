@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -148,7 +148,7 @@ def fit_replicates(
     if mean.n_prompts < 2:
         notes.append("one prompt: no uncertainty from prompts")
     trusted = n_points > len(params) and mean.n_prompts > 1
-    return summarize(
+    fit = summarize(
         model,
         params,
         mean.covar if trusted else np.full_like(mean.covar, np.nan),
@@ -163,6 +163,7 @@ def fit_replicates(
         penalty=penalty,
         notes=notes,
     )
+    return replace(fit, by_prompt=mean.by_prompt)
 
 
 class MeanCurve(NamedTuple):

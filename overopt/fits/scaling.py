@@ -4,8 +4,10 @@ Takes fits of single curves from `fit` or `replicates`. A forecast is made for a
 been trained, is a frozen object that turns into JSON, and is scored against the fit of the proxy
 once it exists. After Gao et al. 2022, figure 3: α and β are close to linear in log parameters.
 
-Differs from the reference in carrying the covariance of every fit through to the forecast, and in
-counting the scatter of proxies about the line, beyond what their own errors explain.
+The proxies are the sample. How far they lie from the line says how uncertain it is, whatever made
+them do so (seeds, prompts, or the proxies themselves), so that nothing has to be assumed of the
+errors of single fits. What residuals cannot show is what prompts do to all proxies alike; it comes
+from the fits' values by prompt.
 """
 
 from __future__ import annotations
@@ -20,10 +22,12 @@ from numpy.typing import ArrayLike
 from scipy import stats
 from scipy.linalg import block_diag
 
-from overopt.base.errors import ConfigError, DataError, FitError
+from overopt.base.errors import ConfigError, DataError
+from overopt.fits.crossed import CrossedMean
 from overopt.fits.fit import Band, FitResult, jsonable
 from overopt.fits.forms import Array, get_form
-from overopt.fits.linear import linear_operator, t_quantile
+from overopt.fits.linear import t_quantile
+from overopt.fits.lines import in_common, least_squares, squares, through
 from overopt.fits.peaks import Interval, estimate_peak
 
 QUANTITIES = ("alpha", "beta", "peak_sqrt_kl", "peak_gold")
@@ -53,35 +57,60 @@ class ScalingFit:
     """Coefficients held constant over proxies."""
     coef: Mapping[str, Mapping[str, float]]
     """``coef["beta"]["log10_n_params"]``; each also has an ``intercept``."""
-    covar: Array
-    """Covariance of all coefficients in order, already multiplied by ``scatter``."""
+    mean: CrossedMean
+    """All coefficients in order, with their covariance over proxies and prompts."""
+    residual: Array
+    """(2, 2) mean squares and products of the residuals of α and β: how far a proxy, measured like
+    these, lies from the line."""
     scatter: float
-    """max(1, χ²/dof): how much wider proxies scatter about the line than their errors explain."""
-    excess_covar: Array
-    """(2, 2) variance of a new proxy's true (α, β) about the line: (scatter − 1) · mean error."""
+    """χ²/dof of the residuals in units of the fits' own errors: 1 where they explain them."""
     chi2: float
     dof: int
+    """Proxies less coefficients of one line: degrees of freedom of ``residual``."""
     p_value: float
+    """Probability of a larger χ² if proxies differed from the line by the fits' errors alone."""
     ci_level: float
     fitted_on: tuple[Mapping[str, Any], ...]
     """Label, size, data and coefficients of every proxy used."""
 
+    @property
+    def covar(self) -> Array:
+        """Covariance of all coefficients in order: intervals by t with ``mean.dof(contrast)``."""
+        return self.mean.covar
+
     def design(self, n_params: float, n_pairs: float | None = None) -> Array:
         """Rows for α and β, (2, number of coefficients)."""
-        return _design(self.terms, self.constant, n_params, n_pairs)
+        row = _row(self.terms, n_params, n_pairs)
+        of_one = [row[: 1 if name in self.constant else None] for name in ("alpha", "beta")]
+        return np.asarray(block_diag(*of_one))
 
-    def mean(self, n_params: float, n_pairs: float | None = None) -> tuple[Array, Array]:
-        """(α, β) on the line, (2,), and the covariance of the line there, (2, 2)."""
-        rows = self.design(n_params, n_pairs)
-        flat = np.array([v for group in self.coef.values() for v in group.values()])
-        return rows @ flat, rows @ self.covar @ rows.T
+    def line(self, n_params: float, n_pairs: float | None = None) -> CrossedMean:
+        """(α, β) on the line, with their covariance and degrees of freedom."""
+        return through(self.mean, self.design(n_params, n_pairs), np.zeros((2, 2)))
+
+    def new_proxy(self, n_params: float, n_pairs: float | None = None) -> CrossedMean:
+        """(α, β) of another proxy that is measured like these, by the same number of seeds."""
+        return through(self.mean, self.design(n_params, n_pairs), self.residual)
+
+    def slope_ci(self, name: str, term: str = "log10_n_params") -> Interval:
+        """Interval of the slope of ``"alpha"`` or ``"beta"`` along one of ``terms``."""
+        flat = [(group, key) for group, keys in self.coef.items() for key in keys]
+        contrast = np.eye(len(flat))[flat.index((name, term))]
+        half = t_quantile(self.ci_level, self.mean.dof(contrast))
+        half *= float(contrast @ self.covar @ contrast) ** 0.5
+        return Interval(self.coef[name][term] - half, self.coef[name][term] + half)
 
     def band(self, name: str, n_params: ArrayLike, n_pairs: float | None = None) -> Band:
         """The line of ``"alpha"`` or ``"beta"`` at each size, with its pointwise interval."""
         row = ("alpha", "beta").index(name)
-        pairs = [self.mean(float(n), n_pairs) for n in np.ravel(np.asarray(n_params, dtype=float))]
-        value = np.array([mean[row] for mean, _ in pairs])
-        half = t_quantile(self.ci_level, self.dof) * np.sqrt([cov[row, row] for _, cov in pairs])
+        lines = [self.line(float(n), n_pairs) for n in np.ravel(np.asarray(n_params, dtype=float))]
+        value = np.array([line.estimate[row] for line in lines])
+        half = np.array(
+            [
+                t_quantile(self.ci_level, line.dof(np.eye(2)[row])) * line.covar[row, row] ** 0.5
+                for line in lines
+            ]
+        )
         return Band(value, value - half, value + half)
 
 
@@ -95,11 +124,12 @@ class Forecast:
     alpha: float
     beta: float
     covar: tuple[tuple[float, float], tuple[float, float]]
-    """Of the new proxy's true (α, β): error of the line plus scatter about it."""
+    """Of (α, β): error of the line plus scatter about it."""
     ci: Mapping[str, Interval]
-    """By quantity, of `QUANTITIES`."""
+    """Prediction intervals by quantity, of `QUANTITIES`; see `forecast` for what they cover."""
     ci_level: float
     dof: int
+    """Of the scatter of proxies about the line."""
     peak_status: str
     """``in_range`` where the forecast has a significant turn-over (at any d)."""
     peak_sqrt_kl: float
@@ -142,7 +172,7 @@ class ForecastScore:
     error: float
     """Observed minus forecast."""
     error_sigma: float
-    """``error`` over the combined standard error of forecast and observation."""
+    """``error`` over the standard error of the forecast, which counts the observation's own."""
     inside: bool | None
     """Whether the observed value lies in the forecast's interval; None where one is missing."""
 
@@ -152,60 +182,55 @@ def fit_scaling(
     *,
     terms: Sequence[str] = ("log10_n_params",),
     constant: Sequence[str] = (),
-    covariance: ArrayLike | None = None,
     ci_level: float = 0.95,
 ) -> ScalingFit:
-    """Weighted linear regression of (α, β) on log10 parameters and pairs.
+    """Linear regression of (α, β) on log10 parameters and pairs.
 
     Parameters
     ----------
     points
-        Proxies with fits of one form, each with uncertainty.
+        Proxies with fits of one form, each with uncertainty. Fits by `fit_replicates` with the same
+        number of prompts are taken to be on the same prompts, in the same columns.
     terms
         Any of ``log10_n_params``, ``log10_n_pairs``.
     constant
         Coefficients that do not vary with the terms, e.g. ``("alpha",)`` for RL.
-    covariance
-        Covariance of (α₁, β₁, α₂, β₂, ...), (2n, 2n), for fits that share prompts. Without it the
-        fits count as independent of each other; α and β of one fit never do.
     ci_level
         Level of bands and forecasts.
 
     Raises
     ------
     DataError
-        Mixed forms, a fit without uncertainty, a missing size, or no more equations than
-        coefficients (a line through its points says nothing about scatter).
+        Mixed forms, a fit without uncertainty, a missing size, or no more proxies than coefficients
+        of a line (a line through its points says nothing about scatter).
 
     Notes
     -----
-    Generalized least squares with the fits' covariances, multiplied by max(1, χ²/dof) (Birge) for
-    scatter between proxies; t quantiles with ``dof``.
+    Ordinary least squares, a line for α and one for β, with the mean squares and products S of their
+    residuals. With prompts in common it is a two-way table of proxies and prompts with a line in the
+    place of a mean: coefficients have the variance that S gives, plus that over prompts of the lines
+    through each prompt's own coefficients, less their mean square about those lines. Degrees of
+    freedom as in `overopt.fits.crossed`. Seeds are nested in proxies and part of S.
+
+    Weights by the errors of single fits are not used: with a handful of seeds these are known to a
+    third at best, and proxies scatter beyond them. Where fits are of very different precision, the
+    line is less efficient than it could be.
     """
     points, terms, constant = list(points), tuple(terms), tuple(constant)
     _check_scaling(points, terms, constant)
-    n_coef = 2 * (1 + len(terms)) - len(terms) * len(set(constant))
-    dof = 2 * len(points) - n_coef
-    if dof < 1:
+    designs = _designs(points, terms, constant)
+    dofs = [len(points) - x.shape[1] for x in designs]
+    if min(dofs) < 1:
+        n_coef = max(x.shape[1] for x in designs)
         raise DataError(
-            f"{len(points)} proxies for {n_coef} coefficients leave no residual; add proxies or "
-            "drop terms"
+            f"{len(points)} proxies for {n_coef} coefficients of a line leave no residual; add"
+            " proxies or drop terms"
         )
-    design = np.concatenate([_design(terms, constant, p.n_params, p.n_pairs) for p in points])
-    target = np.concatenate([np.array(list(p.fit.params.values())) for p in points])
-    errors = _errors(points, covariance)
-    try:
-        whiten = np.linalg.inv(np.linalg.cholesky(errors))
-    except np.linalg.LinAlgError:
-        raise FitError("covariance of the fits is not positive definite") from None
-    operator = linear_operator(whiten @ design)
-    theta = operator @ (whiten @ target)
-    chi2 = float(np.sum((whiten @ (target - design @ theta)) ** 2))
-    scatter = max(1.0, chi2 / dof)
-    mean_error = np.mean(
-        [errors[2 * i : 2 * i + 2, 2 * i : 2 * i + 2] for i in range(len(points))], axis=0
-    )
-    values = iter(map(float, theta))
+    table = np.array([list(p.fit.params.values()) for p in points]).T
+    by_prompt_PJC = in_common([p.fit.by_prompt for p in points])
+    mean, residual = least_squares(designs, table, dofs, by_prompt_PJC)
+    chi2 = squares(designs, table, [p.fit.covar for p in points], by_prompt_PJC)
+    values = iter(map(float, mean.estimate))
     coef = {
         name: {key: next(values) for key in ("intercept", *(() if name in constant else terms))}
         for name in ("alpha", "beta")
@@ -215,15 +240,24 @@ def fit_scaling(
         terms=terms,
         constant=constant,
         coef=coef,
-        covar=scatter * (operator @ operator.T),
-        scatter=scatter,
-        excess_covar=(scatter - 1.0) * mean_error,
+        mean=mean,
+        residual=residual,
+        scatter=chi2 / sum(dofs),
         chi2=chi2,
-        dof=dof,
-        p_value=float(stats.chi2.sf(chi2, dof)),
+        dof=min(dofs),
+        p_value=float(stats.chi2.sf(chi2, sum(dofs))),
         ci_level=ci_level,
         fitted_on=tuple(map(_described, points)),
     )
+
+
+def _designs(
+    points: Sequence[ScalingPoint], terms: Sequence[str], constant: Sequence[str]
+) -> list[Array]:
+    """Designs of α and of β, (proxies, coefficients) each."""
+    rows = [_row(terms, p.n_params, p.n_pairs) for p in points]
+    full = np.array(rows)
+    return [full[:, : 1 if name in constant else None] for name in ("alpha", "beta")]
 
 
 def _check_scaling(
@@ -247,17 +281,6 @@ def _check_scaling(
             )
 
 
-def _errors(points: Sequence[ScalingPoint], covariance: ArrayLike | None) -> Array:
-    """Covariance of (α₁, β₁, α₂, β₂, ...), (2n, 2n), as given or of independent fits."""
-    if covariance is None:
-        return np.asarray(block_diag(*(p.fit.covar for p in points)))
-    errors = np.asarray(covariance, dtype=float)
-    n = 2 * len(points)
-    if errors.shape != (n, n):
-        raise DataError(f"covariance has shape {errors.shape}; it must be {(n, n)}")
-    return errors
-
-
 def _described(point: ScalingPoint) -> dict[str, Any]:
     """What a forecast keeps of a proxy that its line was fitted on."""
     return {
@@ -271,19 +294,29 @@ def _described(point: ScalingPoint) -> dict[str, Any]:
 
 
 def forecast(scaling: ScalingFit, n_params: float, n_pairs: float | None = None) -> Forecast:
-    """Coefficients and peak, with intervals, of a proxy that has not been trained.
+    """Coefficients and peak, with prediction intervals, of a proxy that has not been trained.
 
-    The intervals are for the new proxy's true values: they hold the error of the line and the
-    scatter of proxies about it, not the measurement error the new proxy will have.
+    Notes
+    -----
+    An interval covers, with probability ``ci_level``, what as many seeds of the new proxy as the others
+    had will show over all prompts there are: it holds the error of the line, the scatter of proxies
+    about it, seeds among its causes, and what prompts do to all proxies. The new proxy's true values,
+    without its seeds' scatter, and a fit on the very same prompts it covers at least as often. t has
+    the degrees of freedom of the residuals, three with five sizes: with few sizes intervals are wide,
+    because little is known. Not covered are lines that bend beyond the sizes that they were fitted to,
+    and a new proxy that is measured by fewer seeds.
     """
-    theta, line = scaling.mean(n_params, n_pairs)
-    covar = line + scaling.excess_covar
-    q = t_quantile(scaling.ci_level, scaling.dof)
-    turn = estimate_peak(get_form(scaling.form), theta, covar, quantile=lambda _: q)
-    ci = {
-        name: Interval(float(t - q * s), float(t + q * s))
-        for name, t, s in zip(("alpha", "beta"), theta, np.sqrt(np.diag(covar)), strict=True)
-    }
+    made = scaling.new_proxy(n_params, n_pairs)
+    theta, covar = made.estimate, made.covar
+
+    def quantile(contrast: Array) -> float:
+        return t_quantile(scaling.ci_level, made.dof(contrast))
+
+    turn = estimate_peak(get_form(scaling.form), theta, covar, quantile=quantile)
+    ci = {}
+    for name, row in zip(("alpha", "beta"), np.eye(2), strict=True):
+        half = quantile(row) * float(row @ covar @ row) ** 0.5
+        ci[name] = Interval(float(row @ theta) - half, float(row @ theta) + half)
     return Forecast(
         form=scaling.form,
         n_params=n_params,
@@ -309,9 +342,9 @@ def forecast(scaling: ScalingFit, n_params: float, n_pairs: float | None = None)
 def score_forecast(forecast: Forecast, observed: FitResult) -> list[ForecastScore]:
     """Compare a forecast with the fit of the proxy it was made for, one row per quantity.
 
-    ``inside`` asks whether the observed value lies in the forecast's interval; ``error_sigma``
-    divides by both errors. Standard errors of the peak are by the delta method here. Where the
-    forecast or the observation has no peak, ``inside`` is None and the numbers are nan.
+    ``inside`` asks whether the observed value lies in the forecast's interval, which is made for an
+    observed one. Standard errors of the peak are by the delta method here. Where the forecast or the
+    observation has no peak, ``inside`` is None and the numbers are nan.
     """
     if observed.form != forecast.form:
         raise DataError(
@@ -338,7 +371,7 @@ def score_forecast(forecast: Forecast, observed: FitResult) -> list[ForecastScor
                 observed=measured[name],
                 observed_stderr=theirs[name],
                 error=error,
-                error_sigma=error / math.hypot(own[name], theirs[name]),
+                error_sigma=error / own[name],
                 inside=low <= measured[name] <= high if known else None,
             )
         )
@@ -364,19 +397,16 @@ def _stderrs(form: str, values: Mapping[str, float], covar: Array) -> dict[str, 
     return {name: float(np.sqrt(g @ covar @ g)) for name, g in gradients.items()}
 
 
-def _design(
-    terms: Sequence[str], constant: Sequence[str], n_params: float, n_pairs: float | None
-) -> Array:
-    """Rows of α and β for one proxy, (2, coefficients of α then of β)."""
+def _row(terms: Sequence[str], n_params: float, n_pairs: float | None) -> list[float]:
+    """1 and the terms of one proxy."""
     sizes = {"log10_n_params": n_params, "log10_n_pairs": n_pairs}
-    slopes = []
+    row = [1.0]
     for term in terms:
         size = sizes[term]
         if size is None or not size > 0:
             raise DataError(f"{term.removeprefix('log10_')} is {size!r}; {term} needs it positive")
-        slopes.append(math.log10(size))
-    rows = [np.array([[1.0, *(() if name in constant else slopes)]]) for name in ("alpha", "beta")]
-    return np.asarray(block_diag(*rows))
+        row.append(math.log10(size))
+    return row
 
 
 def _number(value: float | str | None) -> float:

@@ -15,7 +15,11 @@ from overopt.reports.slopes import slope_lines
 def fit(records: str | Path) -> str:
     """Fits and peaks of a results directory, as a table."""
     results = view(records)
-    lines = ["measured: each curve's highest point and its end", peak_table(results.curves), ""]
+    lines = [
+        "measured: each curve's peak and end; peak gold and fall are cross-fitted",
+        peak_table(results.curves),
+        "",
+    ]
     lines.append("fitted: functional forms over the whole curve, and the peak that they imply")
     for method, series in results.fits.items():
         for name, result in series.items():

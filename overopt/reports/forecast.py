@@ -51,9 +51,8 @@ def forecast(
 
     Notes
     -----
-    α and β are straight lines in log10 parameters. The fits of the sizes count as independent; in
-    an experiment of ours they share prompts, whose effect common to all sizes is then
-    under-counted.
+    α and β are straight lines in log10 parameters. Intervals are for what a fit of the new proxy
+    will give, measured by as many seeds as the others: see `overopt.fits.scaling.forecast`.
     """
     if not (math.isfinite(n_params) and n_params > 0):
         raise DataError(f"n_params = {n_params}: give the proxy's positive number of parameters")
@@ -77,13 +76,14 @@ def forecast(
     )
     lines = [
         f"{method} (form {made.form}), proxy of {n_params / 1e6:.3g}M parameters and"
-        f" {made.n_pairs} pairs; {made.ci_level:.0%} intervals, t with {made.dof} dof",
+        f" {made.n_pairs} pairs; {made.ci_level:.0%} prediction intervals for a proxy with as many"
+        f" seeds, from {made.dof} degrees of freedom",
         *(
             f"  {name:12} {number(getattr(made, name))} {interval(made.ci[name])}"
             for name in scaling.QUANTITIES
         ),
         f"  peak: {PEAK_MEANING.get(made.peak_status, made.peak_status)}",
-        f"  fitted on {', '.join(p.label for p in points)}; chi2/dof {line.chi2 / line.dof:.2f}",
+        f"  fitted on {', '.join(p.label for p in points)}; chi2/dof {line.scatter:.2f}",
     ]
     reach = max(float(c["sqrt_kl"].max()) for c in same)
     return "\n".join([*lines, *_doubts(made, points, reach), f"written to {path}"])

@@ -7,6 +7,7 @@ import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
+from overopt.analysis.peaks import peak_of_mean
 from overopt.base.errors import ConfigError, DataError
 from overopt.records import series
 from overopt.records.curves import Curve
@@ -127,7 +128,7 @@ def told(sample: Sample) -> list[str]:
 
 
 class _Ends(NamedTuple):
-    """Mean gold gain of a series at its peak and at its end, with standard errors."""
+    """Mean gold gain of a series at its peak (cross-fitted) and at its end, with standard errors."""
 
     peak: float
     peak_stderr: float
@@ -168,9 +169,9 @@ def _ends(results: ResultsView) -> dict[tuple[str, str], _Ends]:
     found = {}
     for method, named in results.groups.items():
         for name, same in named.items():
-            mean = series.average(same, results.replicates[method][name])
-            k = int(mean.gold.argmax())
-            numbers = (mean.gold[k], mean.gold_stderr[k], mean.gold[-1], mean.gold_stderr[-1])
+            replicates = results.replicates[method][name]
+            mean, peak = series.average(same, replicates), peak_of_mean(replicates)
+            numbers = (peak.estimate, peak.stderr, mean.gold[-1], mean.gold_stderr[-1])
             found[same[0].shown.label, name] = _Ends(*map(float, numbers))
     return found
 

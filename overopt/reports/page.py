@@ -24,6 +24,7 @@ from overopt.base.durations import duration
 from overopt.base.errors import DataError
 from overopt.fits.fit import POOR_FIT_P
 from overopt.fits.linear import t_quantile
+from overopt.fits.pvalues import p_text
 from overopt.fits.replicates import mean_curve
 from overopt.records import series
 from overopt.records.curves import Curve
@@ -280,7 +281,7 @@ def _fit_rows(results: ResultsView) -> Iterable[list[str]]:
             params = (f"{k} {with_error(v, fit.stderr[k])}" for k, v in fit.params.items())
             poor = ["the form does not describe the curve"] if fit.p_value < POOR_FIT_P else []
             flags = "; ".join(filter(None, [*poor, fit.message]))
-            yield [label, name, fit.form, ", ".join(params), f"{fit.p_value:.2g}", peak, flags]
+            yield [label, name, fit.form, ", ".join(params), p_text(fit.p_value), peak, flags]
 
 
 def _cost_rows(costs: Sequence[dict[str, Any]]) -> list[list[str]]:

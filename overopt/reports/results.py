@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
-from overopt.analysis.peaks import peak_of
+from overopt.analysis.peaks import peak_of, peak_of_mean
 from overopt.base import escape
 from overopt.fits.fit import POOR_FIT_P, FitResult
+from overopt.fits.pvalues import p_text
 from overopt.fits.scaling import ScalingPoint
 from overopt.records import series
 from overopt.records.curves import BON, load_records, results_dir
@@ -55,8 +56,8 @@ class Results(ResultsView):
     def peaks(self) -> pd.DataFrame:
         """A row for each curve: where gold peaks, where it ends, and the fall between the two.
 
-        Gains in standard deviations of gold. A peak is the largest of several noisy means, so its
-        height is too high by selection.
+        Gains in standard deviations of gold. Height and fall are cross-fitted: the peak is chosen on
+        one half of the prompts and read on the other.
         """
         import pandas as pd
 
@@ -124,11 +125,11 @@ def _row(tag: str, cells: Sequence[object]) -> str:
 
 
 def _ends(curves: Sequence[series.Curve]) -> tuple[str, str, str]:
-    """Peak and end of the mean over replicates, with standard errors, and √KL at the end."""
-    mean = series.average(curves, series.as_replicates(curves))
-    top = int(mean.gold.argmax())
+    """Cross-fitted peak and end of the mean over replicates, and √KL at the end."""
+    replicates = series.as_replicates(curves)
+    mean, peak = series.average(curves, replicates), peak_of_mean(replicates)
     return (
-        f"{with_error(mean.gold[top], mean.gold_stderr[top])} at √KL {mean.d[top]:.2f}",
+        f"{with_error(peak.estimate, peak.stderr)} at √KL {mean.d[mean.gold.argmax()]:.2f}",
         with_error(mean.gold[-1], mean.gold_stderr[-1]),
         f"{mean.d[-1]:.2f}",
     )
@@ -138,6 +139,6 @@ def _fitted(fit: FitResult | None) -> str:
     if fit is None:
         return "none"
     if fit.p_value < POOR_FIT_P:
-        return f"{fit.form} does not describe the curve (p = {fit.p_value:.1g})"
+        return f"{fit.form} does not describe the curve ({p_text(fit.p_value)})"
     params = (f"{k} {with_error(v, fit.stderr[k])}" for k, v in fit.params.items())
     return f"{fit.form}: {', '.join(params)}"

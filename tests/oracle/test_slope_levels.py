@@ -9,11 +9,13 @@ from simulated_curves import simulate
 from tolerances import FP64, SIGMAS
 
 from overopt.analysis.metrics import half_splits
+from overopt.analysis.peaks import peak_of, peak_of_mean
 from overopt.analysis.slopes import SHAPE, shape_slopes
 from overopt.base.seeding import numpy_rng
 from overopt.fits.crossed import nested_mean
 from overopt.fits.trend import trend
 from overopt.records.curves import Curve
+from overopt.records.series import as_replicates
 
 X = np.array([4.7, 5.3, 5.9, 6.5])
 SIZES = {"a": 50_000, "b": 200_000, "c": 800_000, "d": 3_200_000}
@@ -171,6 +173,22 @@ def test_a_fall_is_not_made_by_choosing_the_peak():
     assert np.mean(naive) > 0.2
     assert np.mean(fair) < SIGMAS * np.std(fair) / 60**0.5
     assert rejected / 120 < 0.025 + 3 * (0.025 * 0.975 / 120) ** 0.5
+
+
+def test_reported_peaks_are_not_made_by_choosing_them():
+    """The same for the peaks of tables and figures, of a run and of the mean of runs."""
+    rng = numpy_rng(0, "reported")
+    of_run, of_mean, naive = [], [], []
+    for _ in range(40):
+        arms = simulate({"a": (0.0, 0.0)}, rng=rng, n_seeds=3, n_prompts=24, full=True)
+        curves = arms["a"]
+        found = [peak_of(c) for c in curves]
+        of_run += [[p["peak_gold"], p["fall"]] for p in found]
+        of_mean.append(peak_of_mean(as_replicates(curves)).estimate)
+        naive += [c.gain("gold").mean(axis=1).max() for c in curves]
+    assert np.mean(naive) > 0.2
+    assert (np.mean(of_run, axis=0) < SIGMAS * np.std(of_run, axis=0) / 40**0.5).all()
+    assert np.mean(of_mean) < SIGMAS * np.std(of_mean) / 40**0.5
 
 
 def test_peaks_beyond_the_end_say_nothing_of_location():

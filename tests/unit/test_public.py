@@ -57,7 +57,10 @@ def test_results_hold_curves_and_what_follows_from_them(results):
     assert [c.meta["run_id"] for c in results.curves] == list(dict.fromkeys(results.table.run_id))
     assert list(results.peaks.method) == [c.meta["method"] for c in results.curves]
     highest = results.table.groupby("run_id", sort=False).gold_gain.max()
-    assert np.allclose(results.peaks.peak_gold, highest, atol=1e-6)
+    # Cross-fitted, so below the highest mean, by no more than the choice among noisy means adds.
+    low = np.array(highest) - 2 * results.peaks.peak_stderr
+    assert (results.peaks.peak_gold < np.array(highest)).all()
+    assert (results.peaks.peak_gold > low).all()
 
 
 def test_fits_are_those_of_the_command_unless_another_form_is_asked_for(results):
@@ -90,7 +93,7 @@ def test_plot_gives_a_figure_or_says_why_not(results):
 def test_a_notebook_shows_a_line_for_each_series(results):
     page = results._repr_html_()
     assert page.count("<tr>") == 1 + 6
-    assert "0.56±0.10 at √KL 2.34" in page  # PPO against the largest proxy
+    assert "0.45±0.10 at √KL 2.34" in page  # PPO against the largest proxy
     poor = [
         f for of_method in results.fits.values() for f in of_method.values() if f.p_value < 1e-3
     ]

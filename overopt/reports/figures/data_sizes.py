@@ -112,7 +112,7 @@ def _draw_peaks(ax: Axes, sweeps: Sweeps, sizes: Sequence[int]) -> None:
     ax.set_xticks(sizes, [f"{n:,}" for n in sizes], fontsize=8)
     ax.set_xticks([], minor=True)
     ax.set_xlabel("comparisons the proxy was trained on")
-    ax.set_ylabel("peak gold gain (sd) ± 1 stderr over seeds")
+    ax.set_ylabel("peak gold gain, cross-fitted (sd) ± 1 stderr")
     title = f"({LETTERS[len(sweeps) % 8]}) peaks up to n = {largest_n(sweeps):,}"
     ax.set_title(title, loc="left", fontsize=10)
     ax.legend(frameon=False, fontsize=8)

@@ -54,7 +54,7 @@ def draw(results: ResultsView) -> Figure | None:
     ax.set_xticks(sizes, [size_name(n) for n in sizes])
     ax.set_xticks([], minor=True)
     ax.set_xlabel("proxy size (non-embedding parameters)")
-    ax.set_ylabel("peak gold gain (sd of gold) ± 1 stderr")
+    ax.set_ylabel("peak gold gain, cross-fitted (sd of gold) ± 1 stderr")
     fig.legend(*ax.get_legend_handles_labels(), frameon=False, loc="outside upper right", ncols=2)
     ax.spines[["top", "right"]].set_visible(False)
     return fig
