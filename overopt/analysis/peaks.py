@@ -38,7 +38,9 @@ def peak_of(curve: Curve) -> dict[str, Any]:
 
     The fall is the paired difference (peak minus end, same prompts) with its standard error. The
     peak is selected as the largest mean, so its height is biased upwards by a fraction of its
-    standard error; the fall inherits that.
+    standard error; the fall inherits that. ``proxy_fall`` is how far the proxy ends below its own
+    highest point, in standard deviations of the initial policy, whose zero is arbitrary: 0 where it
+    kept rising.
     """
     gain = curve.gain("gold")
     k = int(gain.mean(1).argmax())
@@ -59,8 +61,7 @@ def peak_of(curve: Curve) -> dict[str, Any]:
         "end_gold": float(gain[-1].mean()),
         "fall": fall.estimate,
         "fall_stderr": fall.stderr,
-        "proxy_end_share": float(proxy[-1] / np.maximum.accumulate(proxy)[-1]),
-        "proxy_lowest_share": float((proxy[1:] / np.maximum.accumulate(proxy)[1:]).min()),
+        "proxy_fall": float(proxy.max() - proxy[-1]),
     }
 
 
@@ -90,10 +91,10 @@ def size_rank_correlation(peaks: Sequence[dict[str, Any]], method: str) -> float
 
 
 def peak_table(curves: Sequence[Curve]) -> str:
-    """One line a curve: where gold peaks, how far it falls, whether the proxy kept rising."""
+    """One line a curve: where gold peaks, how far it falls, and how far the proxy does."""
     head = (
         f"{'method':6} {'series':14} {'pairs':>6} {'seed':>4} {'acc':>5} {'peak at':>7} {'√KL':>5}"
-        f" {'peak gold':>12} {'end √KL':>7} {'end':>6} {'fall':>12} {'proxy end/max':>13}"
+        f" {'peak gold':>12} {'end √KL':>7} {'end':>6} {'fall':>12} {'proxy fall':>10}"
     )
     lines = [head]
     for p in map(peak_of, curves):
@@ -102,6 +103,6 @@ def peak_table(curves: Sequence[Curve]) -> str:
             f" {p['accuracy']:5.2f} {p['peak_at']:7d} {p['peak_sqrt_kl']:5.2f}"
             f" {p['peak_gold']:6.2f}±{p['peak_stderr']:.2f}  {p['end_sqrt_kl']:7.2f}"
             f" {p['end_gold']:6.2f} {p['fall']:6.2f}±{p['fall_stderr']:.2f}"
-            f"  {p['proxy_end_share']:13.2f}"
+            f"  {p['proxy_fall']:10.2f}"
         )
     return "\n".join(lines)
