@@ -95,7 +95,7 @@ class HFBackbone(Backbone):
             eos_token_id=eos_token_id,
             masked_ids=tuple(masked_ids),
         )
-        self.mask(masked_ids, len(head.weight))
+        self.mask(masked_ids, len(cast(Tensor, head.weight)))
 
     @property
     def device(self) -> torch.device:

@@ -395,7 +395,7 @@ def auto_tokenizer(source: str, path: Path | None) -> Any:
     return tokenizer
 
 
-def special_ids(source: str, spec: dict) -> dict[str, int]:
+def special_ids(source: str, spec: dict) -> dict[str, Any]:
     """Pad, begin and end ids: the tokenizer's, which for a chat model ends a turn."""
     folder = tokenizer_dir(source)
     if source.startswith("ladder:") or folder is None:
