@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export OMP_WAIT_POLICY = passive
 
-.PHONY: figure1 test test-cluster lint browser docs fuzz torture clean
+.PHONY: figure1 test test-cluster lint browser trackers docs fuzz torture clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +31,11 @@ browser: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[browser]'
 	command -v chromium || (apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium) \
 		|| echo "no Chromium here: tests of the page are skipped"
+
+# What the tests of `--track trackio` and `--track mlflow` need; without it they are skipped. The small
+# MLflow with what its SQLite store needs, 150 MB at most, in place of the whole.
+trackers: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[trackers]'
 
 # The documents as a site in build/site; a link that leads nowhere is an error.
 docs: $(VENV)/.ready

@@ -83,14 +83,14 @@ def peak_of(curve: Curve) -> dict[str, Any]:
 
     ``peak_at`` and ``peak_sqrt_kl`` are those of the highest mean. ``peak_gold`` is cross-fitted, and
     so is ``fall``, the difference of peak and end on the same prompts: without a true fall it is at
-    most 0 on average. Standard errors are over prompts.
+    most 0 on average. Standard errors are over prompts. ``proxy_fall`` is how far the proxy ends below
+    its own highest point, in standard deviations of the initial policy, whose zero is arbitrary.
     """
     gain = curve.gain("gold")
     k = int(gain.mean(1).argmax())
     peak = cross_fitted(gain)
     fall = paired_difference(peak, gain[-1])
     proxy = curve["proxy_score"]
-    share = proxy / np.maximum.accumulate(proxy)
     return {
         "series": series.series_name(curve),
         "method": curve.meta["method"],
@@ -106,8 +106,7 @@ def peak_of(curve: Curve) -> dict[str, Any]:
         "end_gold": float(gain[-1].mean()),
         "fall": fall.estimate,
         "fall_stderr": fall.stderr,
-        "proxy_end_share": float(share[-1]),
-        "proxy_lowest_share": float((share[1:] if len(share) > 1 else share).min()),
+        "proxy_fall": float(proxy.max() - proxy[-1]),
     }
 
 
@@ -137,10 +136,10 @@ def size_rank_correlation(peaks: Sequence[dict[str, Any]], method: str) -> float
 
 
 def peak_table(curves: Sequence[Curve]) -> str:
-    """One line a curve: where gold peaks, how far it falls, whether the proxy kept rising."""
+    """One line a curve: where gold peaks, how far it falls, and how far the proxy does."""
     head = (
         f"{'method':6} {'series':14} {'pairs':>6} {'seed':>4} {'acc':>5} {'peak at':>7} {'√KL':>5}"
-        f" {'peak gold':>12} {'end √KL':>7} {'end':>6} {'fall':>12} {'proxy end/max':>13}"
+        f" {'peak gold':>12} {'end √KL':>7} {'end':>6} {'fall':>12} {'proxy fall':>10}"
     )
     lines = [head]
     for p in map(peak_of, curves):
@@ -149,6 +148,6 @@ def peak_table(curves: Sequence[Curve]) -> str:
             f" {p['accuracy']:5.2f} {p['peak_at']:7d} {p['peak_sqrt_kl']:5.2f}"
             f" {p['peak_gold']:6.2f}±{p['peak_stderr']:.2f}  {p['end_sqrt_kl']:7.2f}"
             f" {p['end_gold']:6.2f} {p['fall']:6.2f}±{p['fall_stderr']:.2f}"
-            f"  {p['proxy_end_share']:13.2f}"
+            f"  {p['proxy_fall']:10.2f}"
         )
     return "\n".join(lines)

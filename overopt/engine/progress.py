@@ -2,16 +2,17 @@
 
 On a terminal the lines of the running stages, each with a bar, and one for the whole are redrawn in
 place; elsewhere (a log file, a notebook, a batch job) a line is written when a stage starts or ends, and
-now and then in between. The time left comes from the stages' estimated costs, scaled by how fast
-this machine proved to be so far.
+now and then in between. The time left comes from the stages' costs, as they were measured on this
+machine before or else estimated, and from how fast each kind of stage proved to be so far.
 """
 
 from __future__ import annotations
 
+import heapq
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol, TextIO
 
 from overopt.base import escape
@@ -21,6 +22,10 @@ from overopt.engine.graph import Plan, Stage, critical_path
 REDRAW_S = 0.1
 LOG_EVERY_S = 10.0
 BAR_WIDTH = 24
+PRIOR = 0.02
+"""Weight of what all stages took beside what those of one name did, as a share of the name's work."""
+OVERDUE = 0.1
+"""Share of its time that a stage still takes which is over it, where it does not tell how far it is."""
 
 
 class Throttled:
@@ -84,7 +89,12 @@ class Silent:
 
 
 class Clock:
-    """Seconds left of a plan, from estimated costs and the speed measured so far."""
+    """Seconds left of a plan, from its costs and the speed measured so far.
+
+    Stages of a name take their planned seconds times a rate. What finished and running stages of the
+    name took gives the rate; what all stages took stands in where there are none yet, with the weight
+    of `PRIOR` of the name's work. What is left is then laid on the workers in the scheduler's order.
+    """
 
     def __init__(self, plan: Plan, workers: int, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
@@ -92,11 +102,14 @@ class Clock:
         self._seconds = plan.seconds
         self._path = critical_path(plan.todo, plan.seconds)
         self._left = {stage.fingerprint: stage for stage in plan.todo}
-        self._total = sum(stage.cost_s for stage in plan.todo)
+        self._total = sum(map(plan.seconds, plan.todo))
+        self._planned: dict[str, float] = {}
+        for stage in plan.todo:
+            self._planned[stage.name] = self._planned.get(stage.name, 0.0) + plan.seconds(stage)
         self._fraction: dict[str, float] = {}
         self._started: dict[str, float] = {}
-        self._first: dict[str, float] = {}
-        self._cost = self._wall = 0.0
+        self._first: dict[str, tuple[float, float]] = {}  # fraction and time of the first report
+        self._took: dict[str, tuple[float, float]] = {}  # by name: wall seconds, planned seconds
 
     def started(self, stage: Stage) -> None:
         """The stage begins now."""
@@ -111,37 +124,103 @@ class Clock:
     def progress(self, stage: Stage, fraction: float) -> None:
         """The stage has done ``fraction`` of its steps."""
         # A resumed stage begins somewhere in the middle: only what it did since counts as speed.
-        self._first.setdefault(stage.fingerprint, fraction)
+        self._first.setdefault(stage.fingerprint, (fraction, self._now()))
         self._fraction[stage.fingerprint] = fraction
 
     def finished(self, stage: Stage, computed: bool) -> None:
         """The stage is done."""
         fp = stage.fingerprint
         if computed and fp in self._started:
-            self._wall += self._now() - self._started[fp]
-            self._cost += self._seconds(stage) * (1 - self._first.get(fp, 0.0))
+            first, at = self._first.get(fp, (1.0, 0.0))
+            if first == 1:  # it told of its end only
+                first, at = 0.0, self._started[fp]
+            _add(self._took, stage.name, self._now() - at, self._seconds(stage) * (1 - first))
         self._left.pop(fp, None)
         self.stopped(stage)
 
     @property
     def share(self) -> float:
         """Share of the plan's estimated cost that is behind."""
-        costs = (s.cost_s * (1 - self._fraction.get(fp, 0.0)) for fp, s in self._left.items())
+        costs = (
+            self._seconds(s) * (1 - self._fraction.get(fp, 0.0)) for fp, s in self._left.items()
+        )
         return 1 - sum(costs) / self._total if self._total > 0 else 1.0
 
     def seconds_left(self) -> float:
         """Estimated wall seconds until everything is done."""
-        wall, cost, work, path = self._wall, self._cost, 0.0, 0.0
+        rates = self._rates()
+        left = {fp: self._stage_left(fp, rates[stage.name]) for fp, stage in self._left.items()}
+        running = [fp for fp in self._left if fp in self._started]
+        return makespan(self._left, left, running, self._path, self._workers)
+
+    def _rates(self) -> dict[str, float]:
+        """By name of stages: wall seconds for a planned one."""
+        took = dict(self._took)
         for fp, stage in self._left.items():
-            fraction = self._fraction.get(fp, 0.0)
-            advance = fraction - self._first.get(fp, 0.0)
+            first, at = self._first.get(fp, (0.0, 0.0))
+            advance = self._fraction.get(fp, 0.0) - first
             if fp in self._started and advance > 0:
-                wall += self._now() - self._started[fp]
-                cost += self._seconds(stage) * advance
-            work += self._seconds(stage) * (1 - fraction)
-            path = max(path, self._path[fp] - self._seconds(stage) * fraction)
-        scale = wall / cost if cost > 0 else 1.0
-        return scale * max(work / self._workers, path)
+                _add(took, stage.name, self._now() - at, self._seconds(stage) * advance)
+        wall, cost = (sum(pair[i] for pair in took.values()) for i in (0, 1))
+        overall = wall / cost if cost > 0 else 1.0
+        rates = {}
+        for name, planned in self._planned.items():
+            mine, of = took.get(name, (0.0, 0.0))
+            weight = PRIOR * planned
+            rates[name] = (mine + overall * weight) / (of + weight) if of + weight > 0 else overall
+        return rates
+
+    def _stage_left(self, fp: str, rate: float) -> float:
+        """Wall seconds that a stage still takes once it runs."""
+        whole = rate * self._seconds(self._left[fp])
+        if fp not in self._started or fp in self._fraction:
+            return whole * (1 - self._fraction.get(fp, 0.0))
+        # It tells nothing of its steps. One that is over its time has some of it left all the same.
+        elapsed = self._now() - self._started[fp]
+        return max(whole - elapsed, OVERDUE * min(elapsed, whole))
+
+
+def _add(took: dict[str, tuple[float, float]], name: str, wall: float, cost: float) -> None:
+    before = took.get(name, (0.0, 0.0))
+    took[name] = (before[0] + wall, before[1] + cost)
+
+
+def makespan(
+    stages: Mapping[str, Stage],
+    seconds: Mapping[str, float],
+    running: Iterable[str],
+    path: Mapping[str, float],
+    workers: int,
+) -> float:
+    """Seconds until ``workers`` have done the stages: of those that can start, the longest path first.
+
+    All by fingerprint. ``running``: those that have a worker already. Inputs that are not among
+    ``stages`` are there.
+    """
+    waits = {
+        fp: {source.fingerprint for source in stage.upstream.values()} & stages.keys()
+        for fp, stage in stages.items()
+    }
+    users: dict[str, list[str]] = {}
+    for fp, sources in waits.items():
+        for source in sources:
+            users.setdefault(source, []).append(fp)
+    ends = [(seconds[fp], fp) for fp in running]
+    busy = {fp for _, fp in ends}
+    ready = [(-path[fp], fp) for fp, sources in waits.items() if not sources and fp not in busy]
+    heapq.heapify(ends)
+    heapq.heapify(ready)
+    now = 0.0
+    while ends or ready:
+        while ready and len(ends) < workers:
+            _, fp = heapq.heappop(ready)
+            heapq.heappush(ends, (now + seconds[fp], fp))
+        now, done = heapq.heappop(ends)
+        for fp in users.get(done, ()):
+            waits[fp].discard(done)
+            if not waits[fp] and fp not in busy:
+                heapq.heappush(ready, (-path[fp], fp))
+    return now
 
 
 class TextReporter:

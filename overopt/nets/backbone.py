@@ -8,13 +8,16 @@ It is a class and no ``typing.Protocol``, since whoever takes one also trains, c
 ``nn.Module`` that it is, which a protocol cannot say.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from overopt.base.datatypes import Responses
+
+MASKED = -1e30
+"""Logit of a token without mass. Its exponential is 0, and unlike with -inf so is 0 times it."""
 
 
 class Decoder(Protocol):
@@ -77,6 +80,11 @@ class BackboneShape(PolicyShape, Protocol):
         """Blocks."""
         ...
 
+    @property
+    def masked_ids(self) -> Sequence[int]:
+        """Tokens that the tokenizer lacks: `Backbone.logits` gives them no mass."""
+        ...
+
 
 class Backbone(nn.Module):
     """A causal network over tokens; call it for hidden states, `logits` maps them to the vocabulary.
@@ -90,6 +98,25 @@ class Backbone(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.reader: Callable[[Responses], Responses] | None = None
+        self._masked: Tensor | None
+        self.register_buffer("_masked", None, persistent=False)
+
+    def mask(self, ids: Sequence[int], n_vocab: int) -> None:
+        """Take all mass from the tokens ``ids`` of ``n_vocab``: `masked` does it to logits."""
+        if ids:
+            self._masked = torch.zeros(n_vocab, dtype=torch.bool)
+            self._masked[list(ids)] = True
+
+    def masked(self, logits: Tensor) -> Tensor:
+        """``logits`` (…, V), which are changed, without mass where the tokenizer has no token."""
+        return logits if self._masked is None else logits.masked_fill_(self._masked, MASKED)
+
+    @property
+    def logit_mask(self) -> Tensor | None:
+        """What is added to logits (V,) to mask them; None where nothing is masked."""
+        if self._masked is None:
+            return None
+        return self.masked(torch.zeros(len(self._masked), device=self._masked.device))
 
     @property
     def device(self) -> torch.device:
@@ -111,7 +138,7 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Unnormalised log-probabilities (…, V) of the next token, a new tensor."""
+        """Unnormalised log-probabilities (…, V) of the next token, `masked`, a new tensor."""
         raise NotImplementedError
 
     def decoder(self, ids: Tensor, mask: Tensor, row: Tensor, n_tokens: int) -> Decoder:

@@ -21,6 +21,7 @@ class LlamaConfig:
     attention_bias : queries, keys and values have a bias, the output projection none: transformers
         calls that model Qwen2.
     tie_word_embeddings : the output matrix is the embedding; False: an own ``lm_head``.
+    masked_ids : tokens that are given no mass, since the tokenizer lacks them; not part of the file.
     """
 
     vocab_size: int
@@ -37,8 +38,10 @@ class LlamaConfig:
     num_key_value_heads: int | None = None
     attention_bias: bool = False
     tie_word_embeddings: bool = True
+    masked_ids: Sequence[int] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "masked_ids", tuple(self.masked_ids))  # a list in files
         if self.hidden_size % (2 * self.num_attention_heads):
             raise ConfigError(
                 f"hidden_size = {self.hidden_size}: rotary embedding needs an even width for each of "
@@ -65,6 +68,7 @@ class LlamaConfig:
         """The content of a transformers ``config.json`` for this shape."""
         shape = asdict(self)
         theta = shape.pop("rope_theta")
+        del shape["masked_ids"]
         kind, name = ("qwen2", "Qwen2") if self.attention_bias else ("llama", "Llama")
         return {
             "architectures": [f"{name}ForCausalLM"],

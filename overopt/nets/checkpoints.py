@@ -14,6 +14,7 @@ would draw it at random.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -36,6 +37,7 @@ from overopt.nets.sources import (
     read_config,
     source_dir,
     special_ids,
+    unnamed_ids,
     weight_files,
 )
 
@@ -45,13 +47,14 @@ if TYPE_CHECKING:
 # --- from a directory to networks -----------------------------------------------------------------
 
 
-def load_lm(source: str, *, layers: int = 0) -> Backbone:
+def load_lm(source: str, *, layers: int = 0, masked: bool = True) -> Backbone:
     """The causal language model of ``source``, float32, in evaluation mode.
 
     A `Llama`, or where that does not compute the architecture, an `overopt.nets.hf.HFBackbone`.
-    ``layers`` > 0 keeps the first so many layers, with the final norm behind them.
+    ``layers`` > 0 keeps the first so many layers, with the final norm behind them. ``masked``: tokens
+    that the tokenizer lacks get no mass; False reads log-probabilities as published code does.
     """
-    return _load(source, layers, output=True)
+    return _load(source, layers, output=True, masked=masked)
 
 
 def load_trunk(source: str, *, layers: int = 0) -> Backbone:
@@ -59,7 +62,7 @@ def load_trunk(source: str, *, layers: int = 0) -> Backbone:
     return _load(source, layers, output=False)
 
 
-def _load(source: str, layers: int, *, output: bool) -> Backbone:
+def _load(source: str, layers: int, *, output: bool, masked: bool = False) -> Backbone:
     path = checkpoint_dir(source)
     spec = read_config(path)
     found = spec.get("num_hidden_layers", spec.get("n_layer"))
@@ -67,7 +70,9 @@ def _load(source: str, layers: int, *, output: bool) -> Backbone:
         raise CheckpointError(f"checkpoint {source!r} has {found} layers: {layers} cannot be kept")
     cfg = _llama_config(source, spec, layers, output=output)
     if cfg is None:
-        return _load_hf(source, path, layers, output=output)
+        return _load_hf(source, path, layers, output=output, masked=masked)
+    if masked:
+        cfg = replace(cfg, masked_ids=unnamed_ids(source, cfg.vocab_size))
     try:
         return from_transformers_state(read_weights(path), cfg).eval()
     except (KeyError, RuntimeError) as e:
@@ -146,7 +151,7 @@ def _check_finite(path: Path, weights: Mapping[str, Tensor]) -> None:
             )
 
 
-def _load_hf(source: str, path: Path, layers: int, *, output: bool) -> Backbone:
+def _load_hf(source: str, path: Path, layers: int, *, output: bool, masked: bool) -> Backbone:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from overopt.nets.hf import HFBackbone
@@ -162,7 +167,13 @@ def _load_hf(source: str, path: Path, layers: int, *, output: bool) -> Backbone:
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[:layers]
     model = from_pretrained(AutoModelForCausalLM, source, path, config=config)
-    backbone = HFBackbone(model, output=output, **special_ids(source, read_config(path))).eval()
+    n_vocab = len(model.get_output_embeddings().weight)
+    backbone = HFBackbone(
+        model,
+        output=output,
+        masked_ids=unnamed_ids(source, n_vocab) if masked else (),
+        **special_ids(source, read_config(path)),
+    ).eval()
     backbone.verify(model if output else None)
     return backbone
 

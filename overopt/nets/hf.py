@@ -12,7 +12,7 @@ code, `HFBackbone.verify` tests it on the loaded weights before anything is samp
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -26,6 +26,7 @@ from overopt.nets import sources
 from overopt.nets.backbone import Backbone
 from overopt.nets.block import at_positions
 
+_OWN = ("_token_id", "masked_ids")  # what `HFBackbone` is told beside the model
 _AGREE = 1e-3  # largest difference in `verify`, relative to the largest hidden state or logit
 
 
@@ -33,7 +34,8 @@ _AGREE = 1e-3  # largest difference in `verify`, relative to the largest hidden 
 class BackboneConfig:
     """What the rest of the package needs to know of a network.
 
-    ``eos_token_id`` is -1 where there is no end token: no response ever ends.
+    ``eos_token_id`` is -1 where there is no end token: no response ever ends. ``masked_ids``: tokens
+    that are given no mass, since the tokenizer lacks them.
     """
 
     vocab_size: int
@@ -43,6 +45,7 @@ class BackboneConfig:
     pad_token_id: int
     bos_token_id: int
     eos_token_id: int
+    masked_ids: Sequence[int] = ()
 
 
 class HFBackbone(Backbone):
@@ -53,6 +56,7 @@ class HFBackbone(Backbone):
     model : a ``...ForCausalLM`` in evaluation mode.
     pad_token_id, bos_token_id, eos_token_id : of the tokenizer that goes with it.
     output : keep the output embedding. Reward and value models do without.
+    masked_ids : tokens that are given no mass, since the tokenizer lacks them.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class HFBackbone(Backbone):
         bos_token_id: int,
         eos_token_id: int,
         output: bool = True,
+        masked_ids: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.trunk = cast(PreTrainedModel, model.base_model)
@@ -88,7 +93,9 @@ class HFBackbone(Backbone):
             pad_token_id=pad_token_id,
             bos_token_id=bos_token_id,
             eos_token_id=eos_token_id,
+            masked_ids=tuple(masked_ids),
         )
+        self.mask(masked_ids, len(cast(Tensor, head.weight)))
 
     @property
     def device(self) -> torch.device:
@@ -120,7 +127,11 @@ class HFBackbone(Backbone):
         return self(input_ids)[rows, length - 1]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Unnormalised log-probabilities (…, V) of the next token."""
+        """Unnormalised log-probabilities (…, V) of the next token, `masked`."""
+        return self.masked(self._given(hidden))
+
+    def _given(self, hidden: Tensor) -> Tensor:
+        """Logits (…, V) as the checkpoint gives them."""
         if self.output is None:
             raise ValueError("this backbone was loaded without its output layer")
         return self.output(hidden)
@@ -144,8 +155,8 @@ class HFBackbone(Backbone):
     def spec(self) -> dict[str, Any]:
         """What `from_spec` needs beside the weights, as JSON values."""
         config = json.loads(self.trunk.config.to_json_string(use_diff=False))
-        special = {k: v for k, v in asdict(self.cfg).items() if k.endswith("_token_id")}
-        return {"config": config, "output": self.output is not None, **special}
+        own = {k: v for k, v in asdict(self.cfg).items() if k.endswith(_OWN)}
+        return {"config": config, "output": self.output is not None, **own}
 
     @torch.no_grad()
     def verify(self, model: PreTrainedModel | None = None) -> None:
@@ -169,7 +180,7 @@ class HFBackbone(Backbone):
         if model is not None:
             mask = torch.ones_like(ids)
             whole = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-            self._agree(self.logits(full), whole, "logits are more than an output embedding")
+            self._agree(self._given(full), whole, "logits are more than an output embedding")
         prompts = torch.stack([ids[0, :4], torch.cat([ids[1, :1] * 0, ids[1, :3]])])
         real = torch.tensor([[True] * 4, [False] + [True] * 3], device=device)
         decoder = self.decoder(prompts, real, torch.tensor([0, 1, 1], device=device), 2)
@@ -246,8 +257,8 @@ def from_spec(spec: Mapping[str, Any], state: Mapping[str, Tensor]) -> HFBackbon
         missing, unknown = model.load_state_dict(dict(state), strict=False)
     except RuntimeError as e:
         raise CheckpointError(f"weights do not fit {type(model).__name__}: {e}") from e
-    special = {k: v for k, v in spec.items() if k.endswith("_token_id")}
-    backbone = HFBackbone(model, output=spec["output"], **special)
+    own = {k: v for k, v in spec.items() if k.endswith(_OWN)}
+    backbone = HFBackbone(model, output=spec["output"], **own)
     kept = backbone.transformers_state().keys()
     wrong = [n for n in missing if n in kept] + list(unknown)
     if wrong:

@@ -49,6 +49,7 @@ class Llama(Backbone):
         self.rope_sin: Tensor
         self.register_buffer("rope_cos", cos, persistent=False)
         self.register_buffer("rope_sin", sin, persistent=False)
+        self.mask(cfg.masked_ids, cfg.vocab_size)
 
     @property
     def device(self) -> torch.device:
@@ -170,9 +171,9 @@ class Llama(Backbone):
         return F.rms_norm(x, (x.shape[-1],), self.norm, self.cfg.rms_norm_eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Unnormalized log-probabilities (…, V) of the next token."""
+        """Unnormalized log-probabilities (…, V) of the next token, `masked`."""
         tied = self.cfg.tie_word_embeddings
-        return hidden @ (self.embed if tied else self.lm_head).weight.T
+        return self.masked(hidden @ (self.embed if tied else self.lm_head).weight.T)
 
     def decoder(self, ids: Tensor, mask: Tensor, row: Tensor, n_tokens: int) -> "LlamaDecoder":
         """Decoding state after the prompts ``ids[row]``; see `overopt.nets.backbone.Decoder`."""

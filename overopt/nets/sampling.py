@@ -248,6 +248,7 @@ def _sample_in_lanes(
     precision: Precision,
 ) -> Responses:
     """All blocks at once, on an accelerator."""
+    biases = [b.to(policy.device) for b in (logit_bias, policy.logit_mask) if b is not None]
     distinct, prompt_of_row = rows.unique(return_inverse=True)
     few = prompts.select(distinct)
     drawn = lanes.sample_rows(
@@ -258,7 +259,7 @@ def _sample_in_lanes(
         uniform,
         _inverse_cdf,
         temperature=temperature,
-        logit_bias=logit_bias,
+        logit_bias=sum(biases[1:], biases[0]) if biases else None,
         dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
     )
     return _cut(policy.cfg, prompts.select(rows), drawn.ids, drawn.logprobs)

@@ -395,7 +395,7 @@ def auto_tokenizer(source: str, path: Path | None) -> Any:
     return tokenizer
 
 
-def special_ids(source: str, spec: dict) -> dict[str, int]:
+def special_ids(source: str, spec: dict) -> dict[str, Any]:
     """Pad, begin and end ids: the tokenizer's, which for a chat model ends a turn."""
     folder = tokenizer_dir(source)
     if source.startswith("ladder:") or folder is None:
@@ -413,6 +413,26 @@ def special_ids(source: str, spec: dict) -> dict[str, int]:
         "bos_token_id": pad if tokenizer.bos_token_id is None else tokenizer.bos_token_id,
         "eos_token_id": eos,
     }
+
+
+def vocab_size(spec: dict) -> int:
+    """Tokens that a language model tells apart by its config.json; 0 where that does not say."""
+    text = spec.get("text_config")
+    return int((text if isinstance(text, dict) else spec).get("vocab_size", 0))
+
+
+def unnamed_ids(source: str, n_vocab: int) -> tuple[int, ...]:
+    """Which of ``n_vocab`` tokens the tokenizer lacks: rows that an embedding was rounded up by."""
+    folder = tokenizer_dir(source)
+    if source.startswith("ladder:") or folder is None:
+        return ()
+    return _unnamed_ids(source, folder, n_vocab)
+
+
+@lru_cache(maxsize=16)
+def _unnamed_ids(source: str, folder: Path, n_vocab: int) -> tuple[int, ...]:
+    named = auto_tokenizer(source, folder).get_vocab().values()
+    return tuple(sorted(set(range(n_vocab)).difference(named)))
 
 
 def _added_by_class(tokenizer: Any, folder: Path) -> str:

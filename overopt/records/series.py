@@ -189,12 +189,30 @@ def fit_groups(groups: Groups, form: str = "") -> dict[str, dict[str, FitResult]
     for method, series in groups.items():
         fits[method] = {}
         for name, curves in series.items():
-            fitted = linear_form(form or curves[0].shown.form)  # raises where there is no such form
-            try:
-                fits[method][name] = fit_replicates(as_replicates(curves), fitted.name)
-            except OveroptError:
-                continue
+            result = _fitted(curves, form)
+            if isinstance(result, FitResult):
+                fits[method][name] = result
     return fits
+
+
+def unfitted(groups: Groups) -> dict[str, dict[str, str]]:
+    """The series that `fit_groups` leaves out: method -> series -> why, in a sentence."""
+    found: dict[str, dict[str, str]] = {}
+    for method, series in groups.items():
+        for name, curves in series.items():
+            result = _fitted(curves, "")
+            if isinstance(result, OveroptError):
+                found.setdefault(method, {})[name] = str(result)
+    return found
+
+
+def _fitted(curves: Sequence[Curve], form: str) -> FitResult | OveroptError:
+    """``form`` (default: the method's own) fitted to replicates, or why it cannot be."""
+    fitted = linear_form(form or curves[0].shown.form)  # raises where there is no such form
+    try:
+        return fit_replicates(as_replicates(curves), fitted.name)
+    except OveroptError as error:
+        return error
 
 
 def scaling_points(curves: Sequence[Curve], method: str) -> list[ScalingPoint]:

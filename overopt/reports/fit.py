@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from overopt.analysis.degenerate import remark_lines, remarks, why_unfitted
 from overopt.analysis.peaks import peak_of, peak_table, peaks_by_size, size_rank_correlation
 from overopt.base import files
 from overopt.fits.fit import POOR_FIT_P
@@ -18,6 +19,7 @@ def fit(records: str | Path) -> str:
     lines = [
         "measured: each curve's peak and end; peak gold and fall are cross-fitted",
         peak_table(results.curves),
+        *remark_lines(results.curves),
         "",
     ]
     lines.append("fitted: functional forms over the whole curve, and the peak that they imply")
@@ -35,6 +37,8 @@ def fit(records: str | Path) -> str:
             lines.append(
                 f"{method} {name}: {result.form}: {params}; {p_text(result.p_value)}; {peak}{note}"
             )
+    for method, reasons in why_unfitted(results.groups).items():
+        lines += [f"{method} {name}: not fitted: {reason}" for name, reason in reasons.items()]
     lines.append(
         "p: of deviations from the form as large as these, by the scatter of prompts and seeds; "
         f"below {POOR_FIT_P:g} the form does not describe the curve, and its parameters mean little"
@@ -51,6 +55,8 @@ def fit(records: str | Path) -> str:
 def fit_json(records: str | Path) -> dict[str, Any]:
     """The same as JSON types: peaks by curve, fits by method and series, rank correlations.
 
+    ``remarks`` of a curve and ``unfitted`` say in sentences what is degenerate, and why there is no fit.
+
     A number that is not available is null.
     """
     results = view(records)
@@ -58,11 +64,15 @@ def fit_json(records: str | Path) -> dict[str, Any]:
     return files.plain(
         {
             "experiment": results.experiment,
-            "peaks": [{"run_id": c.meta["run_id"]} | peak_of(c) for c in results.curves],
+            "peaks": [
+                {"run_id": c.meta["run_id"]} | peak_of(c) | {"remarks": remarks(c)}
+                for c in results.curves
+            ],
             "fits": {
                 method: {name: result.to_dict() for name, result in series.items()}
                 for method, series in results.fits.items()
             },
+            "unfitted": why_unfitted(results.groups),
             "size_rank_correlation": {
                 method: size_rank_correlation(peaks, method) for method in results.methods
             },

@@ -7,6 +7,7 @@ import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
+from overopt.analysis.degenerate import remark_lines
 from overopt.analysis.peaks import peak_of_mean
 from overopt.base.errors import ConfigError, DataError
 from overopt.records import series
@@ -53,6 +54,7 @@ def show(records: str | Path, *, run: str = "") -> str:
         label = next(iter(named.values()))[0].shown.label
         lines += ["", f"{label}: gain over the initial policy, in standard deviations", ""]
         lines.append(plot({name: (m.d, m.gold, m.proxy) for name, m in means.items()}))
+        lines += remark_lines([c for same in named.values() for c in same])
         deepest = min(
             (c for same in named.values() for c in same), key=lambda c: float(c["gold_gain"][-1])
         )

@@ -18,6 +18,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
+from overopt.analysis.degenerate import remark_lines, why_unfitted
 from overopt.analysis.peaks import peak_of
 from overopt.base import escape, files
 from overopt.base.durations import duration
@@ -89,6 +90,7 @@ def page(results: ResultsView, *, made_by: str) -> str:
         data=_json(data),
         samples_note=samples.note,
         peaks=[_peak_row(curve) for curve in results.curves],
+        remarks=remark_lines(results.curves),
         fits=list(_fit_rows(results)),
         poor_fit_p=f"{POOR_FIT_P:g}",
         costs=_cost_rows(results.costs),
@@ -282,6 +284,8 @@ def _fit_rows(results: ResultsView) -> Iterable[list[str]]:
             poor = ["the form does not describe the curve"] if fit.p_value < POOR_FIT_P else []
             flags = "; ".join(filter(None, [*poor, fit.message]))
             yield [label, name, fit.form, ", ".join(params), p_text(fit.p_value), peak, flags]
+        for name, reason in why_unfitted(results.groups).get(method, {}).items():
+            yield [label, name, "–", "–", "–", "–", f"not fitted: {reason}"]
 
 
 def _cost_rows(costs: Sequence[dict[str, Any]]) -> list[list[str]]:

@@ -33,7 +33,7 @@ def plot(curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> str
                 column = round(a / right * (WIDTH - 1))
                 if mark != PROXY or grid[row_of(y)][column] in " -":
                     grid[row_of(y)][column] = mark
-    labels = {0: high, row_of(0.0): 0.0, HEIGHT - 1: low}
+    labels = {0: high, HEIGHT - 1: low, row_of(0.0): 0.0}
     lines = [
         f"{labels[i]:7.2f} |{''.join(cells)}" if i in labels else f"{'':7} |{''.join(cells)}"
         for i, cells in enumerate(grid)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
+from overopt.analysis.degenerate import remark_lines
 from overopt.analysis.peaks import peak_of, peak_of_mean
 from overopt.base import escape
 from overopt.fits.fit import POOR_FIT_P, FitResult
@@ -108,11 +109,12 @@ class Results(ResultsView):
         ]
         head = ("method", "proxy", "curves", "peak of gold", "end", "√KL at the end", "fit")
         cells = "".join(_row("td", row) for row in rows)
+        said = "".join(f"<p>{escape.html(line)}</p>" for line in remark_lines(self.curves))
         return (
             f"<p><b>{escape.html(self.experiment)}</b>: {len(self.curves)} curves in"
             f" {escape.html(str(self.folder))}; gold in standard deviations, gained over the"
             f" initial policy</p><table><thead>{_row('th', head)}</thead>"
-            f"<tbody>{cells}</tbody></table>"
+            f"<tbody>{cells}</tbody></table>{said}"
         )
 
     def __repr__(self) -> str:

@@ -78,7 +78,8 @@ def _table(curves: Sequence[Curve]) -> str:
         threshold = "–" if rule is None else _threshold(rule, score.threshold)
         regret = with_error(score.regret.estimate, score.regret.stderr)
         lines.append(
-            f"{score.rule:20} {regret:>13} {score.regret.in_sample:9.2f} {score.lead:17.1f}"
+            f"{score.rule:20} {regret:>13} {_or_dash(score.regret.in_sample, 2):>9}"
+            f" {_or_dash(score.lead, 1):>17}"
             f" {auc:>11}  {threshold}"
         )
     absent = [name for name in rules if name not in detectors]
@@ -91,6 +92,10 @@ def _table(curves: Sequence[Curve]) -> str:
             " small; use more RM seeds"
         )
     return "\n".join(lines)
+
+
+def _or_dash(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}" if math.isfinite(value) else "–"
 
 
 def _threshold(rule: Rule, value: float) -> str:

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 
 
 def with_error(value: float, stderr: float) -> str:
-    """Value ± standard error as text."""
+    """Value ± standard error as text, a dash in place of what is not finite."""
+    if not math.isfinite(value):
+        return "–"
     return f"{value:.2f}±" + (f"{stderr:.2f}" if math.isfinite(stderr) else "–")
 
 

@@ -36,6 +36,7 @@ from overopt.study.checks import (
     check_sources,
     check_texts,
     check_transform,
+    masked_tokens,
     source_checksums,
 )
 from overopt.worlds.load import load_world
@@ -72,6 +73,7 @@ def curve_stages(run: RunConfig | ControlRun) -> list[Stage]:
 def build_graph(experiment: Experiment | ControlExperiment) -> list[Stage]:
     """Curve stages of all runs; their upstreams follow. Checks every source before any work."""
     worlds: dict[WorldSettings, World] = {}
+    notes: dict[str, None] = {}  # in their order, each said once
     for run in experiment.runs:
         if isinstance(run, ControlRun):
             load_environment(run.world)
@@ -79,13 +81,14 @@ def build_graph(experiment: Experiment | ControlExperiment) -> list[Stage]:
         check_checkpoints(run)
         if run.world not in worlds:
             worlds[run.world] = load_world(run.world)
-            for note in worlds[run.world].notes:
-                log.warning(note)
+            notes |= dict.fromkeys(worlds[run.world].notes)
         check_texts(run, worlds[run.world])
         if run.reward.transform:
             check_transform(run, load_transform(Path(run.reward.transform)))
-        for note in check_pairs(run, worlds[run.world]):
-            log.warning(note)
+        notes |= dict.fromkeys(check_pairs(run, worlds[run.world]))
         check_prompts(run, worlds[run.world])
         check_sources(run, worlds[run.world])
+        notes |= dict.fromkeys(masked_tokens(run))
+    for note in notes:
+        log.warning(note)
     return [stage for run in experiment.runs for stage in curve_stages(run)]

@@ -53,7 +53,29 @@ def source_checksums(run: RunConfig) -> tuple[str, ...]:
     files = [*run.world.prompt_files, *run.gold.files, *run.proxy.files]
     for source in named:
         files += sources.source_files(source)
-    return (*found, *(sources.checksum(f) for f in dict.fromkeys(files)))
+    sums = (sources.checksum(f) for f in dict.fromkeys(files))
+    # What is masked decides what is sampled, as files do.
+    return (*found, *sums, *(f"masked: {len(_masked(run))}" for _ in masked_tokens(run)))
+
+
+def masked_tokens(run: RunConfig) -> tuple[str, ...]:
+    """A sentence on the tokens that the policy's tokenizer lacks, where it lacks any."""
+    masked = _masked(run)
+    if not masked:
+        return ()
+    return (
+        f"world.policy = {run.world.policy!r}: its embedding has {_rows(run)} rows, its tokenizer lacks"
+        f" {len(masked)} of them (first: {masked[0]}); these tokens get probability 0, in the policy and"
+        " in the reference",
+    )
+
+
+def _masked(run: RunConfig) -> tuple[int, ...]:
+    return sources.unnamed_ids(run.world.policy, _rows(run))
+
+
+def _rows(run: RunConfig) -> int:
+    return sources.vocab_size(sources.read_config(sources.source_dir(run.world.policy)))
 
 
 def check_transform(run: RunConfig, transform: Reward) -> None:

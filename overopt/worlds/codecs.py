@@ -169,15 +169,21 @@ def load_codec(source: str) -> TextCodec:
     tokenizer = auto_tokenizer(source, tokenizer_dir(source))
     eos = tokenizer.eos_token_id
     if eos is None:
-        log.warning(
-            "checkpoint %r has no end token: its responses never end, all are truncated", source
-        )
+        _say_endless(source)
         eos = -1
     pad = next((t for t in (tokenizer.pad_token_id, eos) if t is not None and t >= 0), 0)
     bos = tokenizer.bos_token_id
     # The ladder's tokenizer places no special tokens, its models expect one.
     begins = source.startswith("ladder:") or tokenizer("a").input_ids[:1] == [bos]
     return TextCodec(tokenizer, (bos,) if bos is not None and begins else (), pad, eos)
+
+
+@lru_cache(maxsize=64)
+def _say_endless(source: str) -> None:
+    """Warn of a tokenizer without an end token, once."""
+    log.warning(
+        "checkpoint %r has no end token: its responses never end, all are truncated", source
+    )
 
 
 def whole_texts(tokenizer: Tokenizer, responses: Responses) -> list[str]:

@@ -479,6 +479,7 @@ CASES = {
     ),
 }
 SAID = {  # what is said beside a plan that is made
+    "an embedding larger than the tokenizer": "has 400 rows, its tokenizer lacks 88 of them",
     "prompts: repeated": "2 of 62 lines repeat another and are left out (line 6 repeats line 1)",
     "prompts: too long, `world.too_long=drop`": "1 of 61 prompts have more than 112 tokens",
     "prompts: too long, `world.too_long=truncate`": "are cut at their beginning (first: line 1, ",

@@ -1,5 +1,6 @@
 """Real architectures against transformers itself: states, log-probabilities, scores, and a whole run."""
 
+import copy
 import json
 
 import pytest
@@ -8,15 +9,18 @@ from hf_checkpoints import LAYERS, VOCAB, make_tokenizer, write_checkpoint, writ
 from tolerances import FP32
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from overopt.base import files
 from overopt.base.datatypes import Prompts, Responses
 from overopt.base.seeding import torch_generator
 from overopt.cli.main import main
+from overopt.measure.kl import exact_token_kl
+from overopt.methods import losses
 from overopt.nets import checkpoints
 from overopt.nets.checkpoints import backbone_state
 from overopt.nets.heads import ScalarHeadModel
 from overopt.nets.hf import HFBackbone, from_spec
 from overopt.nets.llama import Llama
-from overopt.nets.sampling import sample, score_logprobs
+from overopt.nets.sampling import entropy, sample, score_logprobs
 from overopt.records.curves import load_curves, load_records
 from overopt.rewards.kind import Place
 from overopt.rewards.kinds import classifier
@@ -32,6 +36,7 @@ from overopt.worlds.prompts import load_instructions
 
 KINDS = ("llama", "mistral", "gpt2", "gpt_neox", "qwen2")
 FAST = ("llama", "qwen2")
+NAMED = VOCAB - 8  # tokens that the tokenizer has; the embedding has VOCAB
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +56,11 @@ def _theirs(path, **options):
 
 
 def _ids(shape, seed=0):
-    return torch.randint(3, VOCAB - 8, shape, generator=torch_generator(seed, "ids"))
+    return torch.randint(3, NAMED, shape, generator=torch_generator(seed, "ids"))
 
 
 def _close(a, b):
-    scale = max(1.0, float(b.abs().max()))
+    scale = max(1.0, float(b.detach().abs().max()))
     torch.testing.assert_close(a, b, rtol=0, atol=FP32 * scale)
 
 
@@ -66,7 +71,8 @@ def test_hidden_states_and_logits_equal_transformers(folder, kind):
     assert isinstance(model, Llama if kind in FAST else HFBackbone)
     hidden = model(ids)
     _close(hidden, theirs.base_model(ids, attention_mask=torch.ones_like(ids)).last_hidden_state)
-    _close(model.logits(hidden), theirs(ids, attention_mask=torch.ones_like(ids)).logits)
+    expected = theirs(ids, attention_mask=torch.ones_like(ids)).logits
+    _close(model.logits(hidden)[..., :NAMED], expected[..., :NAMED])
     length = torch.tensor([20, 7, 1])
     _close(model.at_last_token(ids, length), hidden[torch.arange(3), length - 1])
 
@@ -90,19 +96,63 @@ def test_first_layers_equal_a_truncated_model(folder, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_sampled_logprobs_are_teacher_forced_ones_under_padding(folder, ragged_prompts, kind):
     policy = checkpoints.load_lm(folder(kind))
-    prompts = ragged_prompts(1, [3, 9, 1, 5], vocab=VOCAB - 8)
+    prompts = ragged_prompts(1, [3, 9, 1, 5], vocab=NAMED)
     made = sample(policy, prompts, n_tokens=24, seed=1, copies=40)
     assert bool(made.ended.any()) and not bool(made.ended.all())
     _close(made.logprobs, score_logprobs(policy, made))
     # One row by transformers alone: no padding, no batch mates.
     theirs = _theirs(folder(kind))
+    named = VOCAB - len(policy.cfg.masked_ids)  # transformers' class for Qwen2 adds a piece
     with torch.no_grad():
         for r in (0, 45, 90, 159):
             n_prompt, n = int(made.prompts.mask[r].sum()), int(made.length[r])
             ids = torch.cat([made.prompts.ids[r][made.prompts.mask[r]], made.ids[r, :n]])[None]
             logits = theirs(ids, attention_mask=torch.ones_like(ids)).logits[0, n_prompt - 1 : -1]
-            expected = logits.log_softmax(-1).gather(1, ids[0, n_prompt:, None])[:, 0]
+            expected = logits[:, :named].log_softmax(-1).gather(1, ids[0, n_prompt:, None])[:, 0]
             _close(made.logprobs[r, :n], expected)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_tokens_that_the_tokenizer_lacks_have_no_mass_anywhere(
+    folder, tmp_path, ragged_prompts, kind
+):
+    """As if their rows were not there: what is sampled, its KL, entropy and gradients."""
+    policy, other = (checkpoints.load_lm(folder(kind)) for _ in range(2))
+    with torch.no_grad():
+        for p in policy.parameters():
+            p += 0.02 * torch.randn(p.shape, generator=torch_generator(1, str(p.shape)))
+    prompts = ragged_prompts(1, [3, 5], vocab=NAMED)
+    made = sample(policy, prompts, n_tokens=24, seed=1, copies=100)
+    assert int(made.ids.max()) < NAMED
+    bare, bare_ref = copy.deepcopy(policy), copy.deepcopy(other)
+    for model in (bare, bare_ref):
+        model._masked = None
+    assert int(sample(bare, prompts, n_tokens=24, seed=1, copies=100).ids.max()) >= NAMED
+    seq = made.select(slice(0, 20)).sequences()
+    cut = [m.logits(m(seq.ids))[..., :NAMED] for m in (bare, bare_ref)]
+    whole = [m.logits(m(seq.ids)) for m in (policy, other)]
+    _close(exact_token_kl(*whole), exact_token_kl(*cut))
+    _close(entropy(whole[0]), entropy(cut[0]))
+    for logits in (whole, cut):
+        (losses.vocabulary_kl(*logits) - 0.1 * entropy(logits[0])).sum().backward()
+    for p, q in zip(policy.parameters(), bare.parameters(), strict=True):
+        _close(p.grad, q.grad)
+    # What a method saved goes on without them.
+    files.save_tensors(tmp_path / "policy.safetensors", backbone_state(policy))
+    again = checkpoints.load_policy(folder(kind), tmp_path / "policy.safetensors")
+    assert torch.equal(sample(again, prompts, n_tokens=24, seed=1, copies=100).ids, made.ids)
+
+
+def test_lanes_do_not_sample_what_the_tokenizer_lacks(folder, ragged_prompts):
+    policy, prompts = checkpoints.load_lm(folder("llama")), ragged_prompts(1, [3], vocab=NAMED)
+    bias = torch.zeros(VOCAB)
+    bias[0] = 1.0
+    for more in (None, bias):
+        options = dict(n_tokens=12, seed=3, copies=200, logit_bias=more)
+        made = sample(policy, prompts, precision="bf16", **options)
+        assert int(made.ids.max()) < NAMED
+        alike = made.ids == sample(policy, prompts, **options).ids
+        assert float(alike[:, 0].float().mean()) > 0.8  # up to rounding
 
 
 @torch.no_grad()

@@ -362,7 +362,9 @@ def test_time_left_scales_costs_by_the_measured_speed():
     plan = Plan(stages=tuple(stages), states={stage.fingerprint: "missing" for stage in stages})
     time_ = FakeClock()
     clock = Clock(plan, 2, time_)
-    assert clock.seconds_left() == pytest.approx((0.02 + 30) / 2)
+    assert clock.seconds_left() == pytest.approx(
+        0.01 + 2 * 10 + 0.01
+    )  # the third waits for a worker
     clock.finished(stages[0], False)
     clock.started(stages[1])
     time_.now = 20.0

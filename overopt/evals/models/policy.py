@@ -81,7 +81,10 @@ def load(settings: Settings, device: str) -> Model:
     DataError
         They have different vocabularies, so a token is not the same to both.
     """
-    policy, codec = checkpoints.load_lm(settings.source), codecs.load_codec(settings.source)
+    policy, codec = (
+        checkpoints.load_lm(settings.source, masked=False),
+        codecs.load_codec(settings.source),
+    )
     reference = None
     if settings.reference:
         theirs = codecs.load_codec(settings.reference)
@@ -90,7 +93,7 @@ def load(settings: Settings, device: str) -> Model:
                 f"model.reference = {settings.reference!r}: has another vocabulary than"
                 f" {settings.source!r}: give the model that this one was trained from"
             )
-        reference = checkpoints.load_lm(settings.reference).to(device)
+        reference = checkpoints.load_lm(settings.reference, masked=False).to(device)
     return Policy(settings, policy.to(device), reference, codec)
 
 
