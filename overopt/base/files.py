@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import gzip
 import json
 import math
 import os
@@ -17,13 +18,13 @@ import secrets
 import socket
 import stat
 import zipfile
-from collections.abc import Container, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 
-from overopt.base import escape
 from overopt.base.errors import DataError, StoreError
 
 if TYPE_CHECKING:
@@ -108,35 +109,6 @@ def atomic_write(path: Path, data: bytes) -> None:
     """Write ``data`` to ``path`` so that a reader sees the old content or the new, never a part."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
-
-
-def save_figure(path: Path, figure: Any, *, formulas: Container[str] = ()) -> None:
-    """Write a matplotlib figure as a picture of its suffix, atomically; equal figures, equal bytes.
-
-    ``formulas``: texts whose ``$…$`` is mathematics. Others, names from files among them, are drawn as
-    they read: a lone ``$`` would be an error, and some mathematics take for ever.
-    """
-    from matplotlib.text import Text
-
-    for text in figure.findobj(Text):
-        content = text.get_text()
-        if content and content not in formulas:  # ticks have no text yet
-            text.set_text(escape.terminal(content))
-            text.set_parse_math("$" not in content)
-    with atomic_path(path) as temporary:
-        picture = path.suffix.removeprefix(".")
-        figure.savefig(temporary, format=picture, dpi=160, metadata={"Software": None})
-
-
-def save_animation(path: Path, frames: Sequence[np.ndarray], *, frame_ms: int = 60) -> None:
-    """Write frames (h, w, 3) uint8 as an endless GIF, atomically; equal frames, equal bytes."""
-    from PIL import Image
-
-    first, *others = (Image.fromarray(frame).quantize(64) for frame in frames)
-    with atomic_path(path) as temporary:
-        first.save(
-            temporary, format="GIF", save_all=True, append_images=others, duration=frame_ms, loop=0
-        )
 
 
 def save_json(path: Path, value: Any) -> None:
@@ -233,6 +205,22 @@ def read_bytes(path: Path) -> bytes:
             return file.read()
         except OSError as error:
             raise _unreadable(path, error) from error
+
+
+def gunzip(data: bytes, where: str) -> bytes:
+    """``data``, unpacked if it is a gzip file.
+
+    Raises
+    ------
+    DataError
+        It begins as one and is damaged; the message begins with ``where``.
+    """
+    if not data.startswith(b"\x1f\x8b"):
+        return data
+    try:
+        return gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{where} is a damaged gzip file ({error}): fetch it again") from error
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -351,6 +339,23 @@ def load_arrays(path: Path, names: Sequence[str] | None = None) -> dict[str, np.
         where = f"{path}: array {entry!r}" if entry else f"{path}"
         raise DataError(
             f"{where}: is not an .npz file of plain arrays ({error}){RESTORE}"
+        ) from error
+
+
+def map_array(path: Path) -> np.ndarray:
+    """The one array of an ``.npy`` file, mapped into memory read-only, without pickle.
+
+    Raises
+    ------
+    DataError
+        It cannot be read, or is not an ``.npy`` file of numbers or text.
+    """
+    open_regular(path).close()
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # parsers of damaged bytes raise anything
+        raise DataError(
+            f"{path}: is not an .npy file of a plain array ({error}){RESTORE}"
         ) from error
 
 

@@ -109,6 +109,19 @@ def check_folder(folder: Path, option: str, *names: str) -> None:
                 each.rmdir()
 
 
+def made_for(file: Path) -> Path:
+    """``file``, after the directory around it was made, which `check_folder` found to be possible.
+
+    Raises
+    ------
+    StoreError
+        It is no longer possible.
+    """
+    with os_errors(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    return file
+
+
 def write_once(path: Path, data: bytes) -> None:
     """Write a file that may not exist yet, whole or not at all.
 

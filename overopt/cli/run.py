@@ -257,7 +257,7 @@ def status_lines(loaded: Loaded, store: Store, plan: Plan) -> list[str]:
         state = plan.states[stage.fingerprint]
         failed = failures.read(store, stage) if state != "running" else None
         if failed is not None:
-            first = failed["error"].splitlines()[0]
+            first = failed["error"].partition("\n")[0]
             lines.append(
                 f"   FAILED  {stage.fingerprint}  {stage.title} ({failed['host']}: {first})"
             )

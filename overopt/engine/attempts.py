@@ -108,8 +108,8 @@ def say_progress(out: Path, done: int, total: int) -> None:
 
 def _progress(out: Path) -> tuple[int, int]:
     try:
-        done, total = _progress_file(out).read_text().split()
-        return int(done), int(total)
+        done, total = (int(number) for number in _progress_file(out).read_text().split())
+        return (done, total) if max(abs(done), abs(total)) < 1 << 60 else (0, 0)
     except (OSError, ValueError):
         return 0, 0
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from overopt.base import escape, files
+from overopt.base import escape, pictures
 from overopt.engine.progress import TextReporter
 
 
@@ -37,7 +37,7 @@ def test_a_saved_figure_draws_names_as_they_read_and_formulas_as_formulas(tmp_pa
     ax.set_title("a$ \x1b[2J")
     ax.set_xlabel("$\\frac{1}{2}$")
     ax.set_xscale("log")
-    files.save_figure(tmp_path / "a.png", fig, formulas=("$\\frac{1}{2}$",))
+    pictures.save_figure(tmp_path / "a.png", fig, formulas=("$\\frac{1}{2}$",))
     assert ax.title.get_text() == "a$ \\x1b[2J" and not ax.title.get_parse_math()
     assert ax.xaxis.label.get_parse_math()
     assert all(tick.get_parse_math() for tick in ax.get_xticklabels())
