@@ -119,7 +119,7 @@ def save_json(path: Path, value: Any) -> None:
     DataError
         A number is not finite, or a value has no JSON form; the message names the entry.
     """
-    atomic_write(path, (_dump(value, f"{path}", indent=1) + "\n").encode())
+    atomic_write(path, _dump(value, f"{path}", indent=1) + b"\n")
 
 
 def load_json(path: Path) -> Any:
@@ -155,7 +155,8 @@ def need(value: Any, where: str, keys: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def parse_json(data: bytes | str, where: str, *, finite: bool = True) -> Any:
-    """``data`` as JSON. Integers beyond all floats are refused: they fit no array.
+    """``data`` as JSON. Integers beyond all floats are refused: they fit no array. So are halves of
+    characters (lone surrogates): they fit no file.
 
     ``finite``: refuse NaN, infinities and numbers that read as such.
 
@@ -166,9 +167,15 @@ def parse_json(data: bytes | str, where: str, *, finite: bool = True) -> Any:
     """
     try:
         text = data.decode("utf-8") if isinstance(data, bytes) else data
-        if not finite:
-            return json.loads(text, parse_int=_int)
-        return json.loads(text, parse_int=_int, parse_float=_float, parse_constant=_no_constant)
+        if finite:
+            value = json.loads(
+                text, parse_int=_int, parse_float=_float, parse_constant=_no_constant
+            )
+        else:
+            value = json.loads(text, parse_int=_int)
+        if "\\ud" in text.lower():  # maybe half a character, which no file could hold
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except (ValueError, RecursionError) as error:
         reason = "nested too deep" if isinstance(error, RecursionError) else error
         raise DataError(f"{where} is not JSON ({reason}){RESTORE}") from error
@@ -250,8 +257,8 @@ def save_records(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     DataError
         A number is not finite, or a value has no JSON form; the message names row and column.
     """
-    lines = [_dump(dict(row), f"{path}: row {i}") + "\n" for i, row in enumerate(rows)]
-    atomic_write(path, "".join(lines).encode())
+    lines = [_dump(dict(row), f"{path}: row {i}") + b"\n" for i, row in enumerate(rows)]
+    atomic_write(path, b"".join(lines))
 
 
 def load_records(path: Path, columns: Mapping[str, type] | None = None) -> list[dict[str, Any]]:
@@ -424,11 +431,11 @@ def load_tensors(
     return tensors
 
 
-def _dump(value: Any, where: str, indent: int | None = None) -> str:
+def _dump(value: Any, where: str, indent: int | None = None) -> bytes:
     try:
         return json.dumps(
             value, allow_nan=False, ensure_ascii=False, indent=indent, default=_number
-        )
+        ).encode()
     except (TypeError, ValueError) as error:
         bad = _find_bad(value, "")
         raise DataError(

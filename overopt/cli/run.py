@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from overopt.base import escape
 from overopt.cli import streams
 from overopt.cli.options import (
     array_of,
@@ -225,7 +226,7 @@ def run_experiment(args: argparse.Namespace) -> int:
 
 
 def _say(text: str) -> None:
-    print(f"overopt: {text}", file=sys.stderr)
+    print(f"overopt: {escape.terminal(text)}", file=sys.stderr)
 
 
 def show_status(args: argparse.Namespace) -> int:

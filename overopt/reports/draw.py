@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from overopt.analysis.peaks import peaks_of_shared_data
-from overopt.base import files, pictures
+from overopt.base import escape, files, pictures
 from overopt.base.errors import ConfigError, DataError
 from overopt.base.files import plain
 from overopt.base.userfile import load_module
@@ -128,7 +128,7 @@ def _figure(name: str, module: Any) -> FigureFile:
 def _save(picture: Figure, figure: FigureFile, results: ResultsView, out: Path) -> list[Path]:
     """Write the picture and its JSON; returns both paths."""
     name = results.experiment
-    stem = figure.picture if name in NAMELESS else f"{figure.picture}_{name}"
+    stem = figure.picture if name in NAMELESS else f"{figure.picture}_{escape.file_name(name)}"
     fits = {m: {k: f.to_dict() for k, f in s.items()} for m, s in results.fits.items()}
     side = {
         "experiment": name,

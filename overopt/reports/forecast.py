@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from overopt.analysis.peaks import PEAK_MEANING
-from overopt.base import files, folders
+from overopt.base import escape, files, folders
 from overopt.base.errors import DataError
 from overopt.fits import scaling
 from overopt.fits.fit import POOR_FIT_P
@@ -61,7 +61,8 @@ def forecast(
     points = _points_for(results, method, n_params)
     line = scaling.fit_scaling(points)
     made = scaling.forecast(line, n_params, points[0].n_pairs)
-    name = f"forecast_{results.folder.resolve().name}_{method}_{n_params / 1e6:.3g}M.json"
+    about = f"{results.folder.resolve().name}_{escape.file_name(method)}"
+    name = f"forecast_{about}_{n_params / 1e6:.3g}M.json"
     path = Path("results") / name if out is None else Path(out)
     same = [c for c in results.curves if c.meta["method"] == method]
     _write_once(
