@@ -9,11 +9,15 @@ The same inputs, fewer of them, are tried by tests/unit/test_readers.py.
 from __future__ import annotations
 
 import argparse
+import csv
+import gzip
 import json
+import lzma
 import os
 import pickle
 import random
 import resource
+import shutil
 import signal
 import sys
 import tempfile
@@ -31,11 +35,20 @@ from overopt.base.config import check_types, from_dict, to_dict
 from overopt.base.errors import OveroptError
 from overopt.base.overrides import apply_overrides
 from overopt.base.shown import BEST_OF_N
+from overopt.engine import archive
 from overopt.engine.manifest import checksum, read_manifest, read_recorded
+from overopt.evals import results as evaluations
+from overopt.evals.benchmarks import candidates, pairs, processbench, rewardbench, rewardbench2
+from overopt.evals.converters import alpaca_eval, gsm8k, hh
+from overopt.nets.headers import read_headers
 from overopt.pools.replay import open_replay, read_replay
 from overopt.records.curves import read_costs
-from overopt.records.results import Tables, held_results, save_results
+from overopt.records.results import Tables, held_results, read_runs, save_results
+from overopt.records.samples import read_samples
 from overopt.records.view import view
+from overopt.reports import forecast
+from overopt.reports.comparison import load_results
+from overopt.rewards.labels.people import read_pairs
 from overopt.study.fine_tune import read_examples
 from overopt.worlds.prompts import read_prompts_file
 
@@ -104,6 +117,103 @@ def _parquet(path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(_table()), path)
 
 
+def _rows(*rows: dict[str, Any]) -> Callable[[Path], None]:
+    """What writes rows as JSON lines, compressed where the suffix says so."""
+    data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+    def make(path: Path) -> None:
+        path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+
+    return make
+
+
+def _csv(delimiter: str) -> Callable[[Path], None]:
+    def make(path: Path) -> None:
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(_table()[0]), delimiter=delimiter)
+            writer.writeheader()
+            writer.writerows(_table())
+
+    return make
+
+
+PAIR = {"prompt": "q", "chosen": "good", "rejected": "bad", "subset": "math-prm", "id": 7}
+TALK = [{"role": "user", "content": "q π"}, {"role": "assistant", "content": "a"}]
+OTHER = [TALK[0], {"role": "assistant", "content": "b"}]
+PEOPLE = (
+    {"prompt": "q", "chosen": "a", "rejected": "b"},
+    {"chosen": TALK, "rejected": OTHER, "score_chosen": 2.0, "score_rejected": 1.0},
+    {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"},
+    {"prompt": "q", "answers": [{"answer": "a", "rank": 1}, {"answer": "b", "rank": 2}]},
+    {"instruction": "q", "completions": [{"response": "a", "overall_score": 1},
+                                         {"response": "b", "overall_score": 2}]},
+    {"prompt": "p", "response": "a", "helpfulness": 1},
+    {"prompt": "p", "response": "b", "helpfulness": 2},
+)  # fmt: skip
+MANY = {"prompt": "q", "responses": ["a", "b"], "gold": [0, 1]}
+BENCHMARKS = {
+    pairs: PAIR,
+    rewardbench: PAIR,
+    rewardbench2: {"id": "3", "prompt": "q", "chosen": ["r"], "rejected": ["a", "b", "c"],
+                   "num_correct": 1, "total_completions": 4, "subset": "Math"},
+    processbench: {"id": "gsm8k-0", "problem": "q", "steps": ["a", "b"], "label": 1},
+    candidates: MANY,
+}  # fmt: skip
+"""A row in the layout of each benchmark."""
+
+
+def _benchmark_parquet(path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_pylist([MANY] * 3), path)
+
+
+def _evaluation(path: Path) -> None:
+    entry = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 3}
+    rows = [{"id": str(i), "subset": "a", "credit": 0.5 * i} for i in range(3)]
+    files.save_json(path, {
+        "format": 1, "benchmark": "pairs", "model": "m", "headline": "accuracy", "n_params": 9,
+        "scores": {"all": {"accuracy": entry}}, "rows": rows, "tied": 0.0,
+    })  # fmt: skip
+
+
+def _read_evaluation(path: Path) -> None:
+    found = evaluations.read_result(path)
+    evaluations.html(evaluations.board([found]))
+    evaluations.agreement(found, found)
+
+
+def _forecast(path: Path) -> None:
+    forecast.forecast(COMMITTED / "exp001_figure1", n_params=9e6, out=path)
+
+
+def _read_forecast(path: Path) -> None:
+    forecast.read(path)
+
+
+def _archive(path: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        made = {}
+        for name in ("store/gold/ab/scorer.json", "results/records.jsonl"):
+            made[name] = Path(folder, str(len(made)))
+            made[name].write_text('{"a": 1}\n')
+        archive.write(path, made, {"experiment": "x", "stages": {}})
+
+
+def _read_archive(path: Path) -> None:
+    with archive.opened(path) as opened, tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        for i, name in enumerate(opened.sums):
+            opened.extract(name, Path(folder, str(i)))
+
+
+def _headers(path: Path) -> None:
+    """A file of tensors without torch, whose header is most of it."""
+    header = {"w": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, "__metadata__": {}}
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(24))
+
+
 READERS = {
     "json": Reader(".json", lambda p: files.save_json(p, {"a": [1, 2.5, None], "b": {"c": "π"}}),
                    files.load_json),
@@ -125,6 +235,38 @@ READERS = {
     "parquet": Reader(".parquet", _parquet, read_replay),
     "prompts": Reader(".jsonl", lambda p: p.write_text('"a π"\n{"prompt": "b"}\n', "utf-8"),
                       lambda p: read_prompts_file(str(p))),
+    "csv": Reader(".csv", _csv(","), read_replay),
+    "tsv": Reader(".tsv", _csv("\t"), read_replay),
+    "array": Reader(".json", lambda p: files.save_json(p, _table()), read_replay),
+    "table.gz": Reader(".jsonl.gz", _rows(*_table()), read_replay),
+    "array.xz": Reader(".json.xz", lambda p: p.write_bytes(
+        lzma.compress(json.dumps(_table()).encode())), read_replay),
+    "people": Reader(".jsonl", _rows(*PEOPLE), lambda p: read_pairs(str(p))),
+    "prompts.gz": Reader(".jsonl.gz", _rows({"prompt": "a π"}, {"messages": TALK[:1]}),
+                         lambda p: read_prompts_file(str(p))),
+    **{
+        b.__name__.rpartition(".")[2]: Reader(
+            ".jsonl", _rows(row, row), lambda p, b=b: b.read(b.Settings(), [str(p)])
+        )
+        for b, row in BENCHMARKS.items()
+    },
+    "benchmark.parquet": Reader(".parquet", _benchmark_parquet,
+                                lambda p: candidates.read(candidates.Settings(), [str(p)])),
+    "hh": Reader(".jsonl.gz", _rows(PEOPLE[2]), lambda p: hh.convert(hh.Settings(), p)),
+    "alpaca_eval": Reader(
+        ".json",
+        lambda p: files.save_json(p, [
+            {"preference": 1, "output_1": "a", "output_2": "b", "instruction": "q"}]),
+        lambda p: alpaca_eval.convert(alpaca_eval.Settings(), p)),
+    "gsm8k": Reader(
+        ".jsonl",
+        _rows({"question": "q"} | {m: {"solution": "a <<1>>", "is_correct": True}
+                                   for m in gsm8k.MODELS}),
+        lambda p: gsm8k.convert(gsm8k.Settings(), p)),
+    "evaluation": Reader(".json", _evaluation, _read_evaluation),
+    "forecast": Reader(".json", _forecast, _read_forecast),
+    "export": Reader(".zip", _archive, _read_archive),
+    "headers": Reader(".safetensors", _headers, lambda p: read_headers([p])),
     "examples": Reader(".jsonl", lambda p: files.save_records(p, [{"prompt": "a", "response": "b"}]),
                        read_examples),
 }  # fmt: skip
@@ -239,6 +381,7 @@ def read_curves(folder: Path) -> None:
     """What a reader of records asks for: curves, costs, the tilt, the methods' descriptions."""
     seen = view(folder)
     assert seen.curves and seen.groups
+    read_samples(folder), read_runs(folder)
     read_costs(folder), seen.costs, seen.tilts  # noqa: B018
 
 
@@ -253,14 +396,26 @@ def a_curve(folder: Path) -> None:
     arrays = files.load_arrays(source / "curves.npz")
     kept = {name: a[:3] for name, a in arrays.items() if name.startswith(run_id)}
     folder.mkdir()
-    save_results(folder, Tables(*tables, kept, {"bon": BEST_OF_N}))
+    samples = [{
+        "run_id": run_id, "value": 1, "shown_for": ["gold"], "prompt": "a", "response": "b π",
+        "tokens": 3, "ended": True, "gold": 0.5, "proxy": 1, "intent": None,
+    }]  # fmt: skip
+    runs = [{"run_id": run_id, "settings": {"n": 3}, "versions": {"overopt": "0.1"}}]
+    save_results(folder, Tables(*tables, kept, {"bon": BEST_OF_N}, samples, runs))
     (folder / "checksums.json").unlink()  # readers that only read do not ask for it
+
+
+def a_comparison(folder: Path) -> None:
+    """What a committed comparison says of its runs, and their records."""
+    shutil.copytree(COMMITTED / "exp005_leaderboard", folder)
+    load_results(folder)
 
 
 def try_folders(folder: Path, rng: random.Random) -> None:
     """A results directory, one curve and the cache of a table, one file of each damaged."""
     rows = [{"run_id": "a", "x": 1}]
     results, cache, curve = folder / "results", folder / "cache", folder / "curve"
+    compared = folder / "compared"
     if not results.exists():
         results.mkdir()
         save_results(results, Tables(rows, rows, rows, {"a.gold": np.arange(3.0)}))
@@ -268,7 +423,11 @@ def try_folders(folder: Path, rng: random.Random) -> None:
         read_replay(folder / "t.jsonl", cache_dir=cache)
         a_curve(curve)
         read_curves(curve)
-    for place, read in ((results, held_results), (cache, open_replay), (curve, read_curves)):
+        a_comparison(compared)
+    places = [(results, held_results), (cache, open_replay), (curve, read_curves)]
+    if rng.random() < 0.02:  # one takes as long as a hundred others
+        places = [(compared, load_results)]
+    for place, read in places:
         file = rng.choice(sorted(p for p in place.iterdir() if p.is_file()))
         before = file.read_bytes()
         try:

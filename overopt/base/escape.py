@@ -6,7 +6,9 @@ markup. Whoever puts such text there passes it through the function of that plac
 
 from __future__ import annotations
 
+import hashlib
 import html as _html
+import re
 import unicodedata
 
 _KEPT = "\n\t"
@@ -45,6 +47,17 @@ def markdown(text: str) -> str:
 def html(text: str) -> str:
     """``text`` as it should be read in HTML, in attributes too."""
     return _html.escape(line(text), quote=True)
+
+
+def file_name(text: str) -> str:
+    """``text`` as a part of a path: letters, digits and ``_.=,+-``, no dot in front, 120 at most.
+
+    A longer one is cut, and ends in a part of its SHA-256.
+    """
+    name = re.sub(r"[^\w.=,+-]+", "_", text).lstrip(".") or "_"
+    if len(name) > 120:
+        name = f"{name[:100]}_{hashlib.sha256(text.encode(errors='replace')).hexdigest()[:8]}"
+    return name
 
 
 def _code(c: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import gzip
 import json
 import math
 import os
@@ -17,13 +18,13 @@ import secrets
 import socket
 import stat
 import zipfile
-from collections.abc import Container, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 
-from overopt.base import escape
 from overopt.base.errors import DataError, StoreError
 
 if TYPE_CHECKING:
@@ -110,35 +111,6 @@ def atomic_write(path: Path, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
-def save_figure(path: Path, figure: Any, *, formulas: Container[str] = ()) -> None:
-    """Write a matplotlib figure as a picture of its suffix, atomically; equal figures, equal bytes.
-
-    ``formulas``: texts whose ``$…$`` is mathematics. Others, names from files among them, are drawn as
-    they read: a lone ``$`` would be an error, and some mathematics take for ever.
-    """
-    from matplotlib.text import Text
-
-    for text in figure.findobj(Text):
-        content = text.get_text()
-        if content and content not in formulas:  # ticks have no text yet
-            text.set_text(escape.terminal(content))
-            text.set_parse_math("$" not in content)
-    with atomic_path(path) as temporary:
-        picture = path.suffix.removeprefix(".")
-        figure.savefig(temporary, format=picture, dpi=160, metadata={"Software": None})
-
-
-def save_animation(path: Path, frames: Sequence[np.ndarray], *, frame_ms: int = 60) -> None:
-    """Write frames (h, w, 3) uint8 as an endless GIF, atomically; equal frames, equal bytes."""
-    from PIL import Image
-
-    first, *others = (Image.fromarray(frame).quantize(64) for frame in frames)
-    with atomic_path(path) as temporary:
-        first.save(
-            temporary, format="GIF", save_all=True, append_images=others, duration=frame_ms, loop=0
-        )
-
-
 def save_json(path: Path, value: Any) -> None:
     """Write ``value`` as UTF-8 JSON, atomically; numpy scalars become plain numbers.
 
@@ -147,7 +119,7 @@ def save_json(path: Path, value: Any) -> None:
     DataError
         A number is not finite, or a value has no JSON form; the message names the entry.
     """
-    atomic_write(path, (_dump(value, f"{path}", indent=1) + "\n").encode())
+    atomic_write(path, _dump(value, f"{path}", indent=1) + b"\n")
 
 
 def load_json(path: Path) -> Any:
@@ -183,7 +155,8 @@ def need(value: Any, where: str, keys: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def parse_json(data: bytes | str, where: str, *, finite: bool = True) -> Any:
-    """``data`` as JSON. Integers beyond all floats are refused: they fit no array.
+    """``data`` as JSON. Integers beyond all floats are refused: they fit no array. So are halves of
+    characters (lone surrogates): they fit no file.
 
     ``finite``: refuse NaN, infinities and numbers that read as such.
 
@@ -194,9 +167,15 @@ def parse_json(data: bytes | str, where: str, *, finite: bool = True) -> Any:
     """
     try:
         text = data.decode("utf-8") if isinstance(data, bytes) else data
-        if not finite:
-            return json.loads(text, parse_int=_int)
-        return json.loads(text, parse_int=_int, parse_float=_float, parse_constant=_no_constant)
+        if finite:
+            value = json.loads(
+                text, parse_int=_int, parse_float=_float, parse_constant=_no_constant
+            )
+        else:
+            value = json.loads(text, parse_int=_int)
+        if "\\ud" in text.lower():  # maybe half a character, which no file could hold
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except (ValueError, RecursionError) as error:
         reason = "nested too deep" if isinstance(error, RecursionError) else error
         raise DataError(f"{where} is not JSON ({reason}){RESTORE}") from error
@@ -235,6 +214,22 @@ def read_bytes(path: Path) -> bytes:
             raise _unreadable(path, error) from error
 
 
+def gunzip(data: bytes, where: str) -> bytes:
+    """``data``, unpacked if it is a gzip file.
+
+    Raises
+    ------
+    DataError
+        It begins as one and is damaged; the message begins with ``where``.
+    """
+    if not data.startswith(b"\x1f\x8b"):
+        return data
+    try:
+        return gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{where} is a damaged gzip file ({error}): fetch it again") from error
+
+
 def open_regular(path: Path) -> BinaryIO:
     """The file opened for reading; raises DataError where it is absent or no regular file."""
     try:
@@ -262,8 +257,8 @@ def save_records(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     DataError
         A number is not finite, or a value has no JSON form; the message names row and column.
     """
-    lines = [_dump(dict(row), f"{path}: row {i}") + "\n" for i, row in enumerate(rows)]
-    atomic_write(path, "".join(lines).encode())
+    lines = [_dump(dict(row), f"{path}: row {i}") + b"\n" for i, row in enumerate(rows)]
+    atomic_write(path, b"".join(lines))
 
 
 def load_records(path: Path, columns: Mapping[str, type] | None = None) -> list[dict[str, Any]]:
@@ -354,6 +349,23 @@ def load_arrays(path: Path, names: Sequence[str] | None = None) -> dict[str, np.
         ) from error
 
 
+def map_array(path: Path) -> np.ndarray:
+    """The one array of an ``.npy`` file, mapped into memory read-only, without pickle.
+
+    Raises
+    ------
+    DataError
+        It cannot be read, or is not an ``.npy`` file of numbers or text.
+    """
+    open_regular(path).close()
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # parsers of damaged bytes raise anything
+        raise DataError(
+            f"{path}: is not an .npy file of a plain array ({error}){RESTORE}"
+        ) from error
+
+
 def _read_array(file: Any, size: int) -> np.ndarray:
     """An array in numpy's format, whose header must agree with the ``size`` of its entry in bytes."""
     fmt = np.lib.format
@@ -419,11 +431,11 @@ def load_tensors(
     return tensors
 
 
-def _dump(value: Any, where: str, indent: int | None = None) -> str:
+def _dump(value: Any, where: str, indent: int | None = None) -> bytes:
     try:
         return json.dumps(
             value, allow_nan=False, ensure_ascii=False, indent=indent, default=_number
-        )
+        ).encode()
     except (TypeError, ValueError) as error:
         bad = _find_bad(value, "")
         raise DataError(

@@ -81,7 +81,8 @@ def check_folder(folder: Path, option: str, *names: str) -> None:
     Raises
     ------
     StoreError
-        No permission, read-only, a file in the way, a circle of links, a name too long.
+        No permission, read-only, a file, device or pipe in the way, a circle of links, a name too
+        long.
     """
     folder = Path(folder)
     given(folder, option)
@@ -95,8 +96,11 @@ def check_folder(folder: Path, option: str, *names: str) -> None:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".trial-") as trial:
             for name in names or ("x",):
                 Path(trial, name).touch(exist_ok=False)
-                if (folder / name).is_dir():
-                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), folder / name)
+                target = folder / name
+                if target.is_dir():
+                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), target)
+                if target.exists() and not target.is_file():  # a device would be replaced
+                    raise FileExistsError(errno.EEXIST, "is not a regular file", target)
     except OSError as error:
         reason = error.strerror or str(error)
         raise StoreError(
@@ -107,6 +111,19 @@ def check_folder(folder: Path, option: str, *names: str) -> None:
         for each in made:
             with contextlib.suppress(OSError):
                 each.rmdir()
+
+
+def made_for(file: Path) -> Path:
+    """``file``, after the directory around it was made, which `check_folder` found to be possible.
+
+    Raises
+    ------
+    StoreError
+        It is no longer possible.
+    """
+    with os_errors(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    return file
 
 
 def write_once(path: Path, data: bytes) -> None:

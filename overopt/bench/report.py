@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from overopt.base import files
+from overopt.base import files, pictures
 from overopt.base.files import plain
 from overopt.bench.harness import table
 from overopt.bench.suite import run_suite
@@ -31,7 +31,7 @@ def bench(
 
     def save(report: dict[str, Any]) -> None:
         files.save_json(out / "bench.json", plain(report))
-        files.save_figure(out / "bench.png", speed.speed_ratios(report["rows"]))
+        pictures.save_figure(out / "bench.png", speed.speed_ratios(report["rows"]))
 
     report = run_suite(
         threads=threads,

@@ -58,8 +58,7 @@ def write_experiment(args: argparse.Namespace) -> int:
         raise ConfigError("--prompts and --gold go with --policy: give it too")
     folders.check_folder(file.parent, "file", file.name)
     text = experiment_text(file, policy=args.policy, prompts=args.prompts, gold=args.gold)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    files.atomic_write(file, text.encode())
+    files.atomic_write(folders.made_for(file), text.encode())
     print(f"{file} written; next: overopt plan {file}")
     return 0
 

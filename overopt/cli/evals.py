@@ -138,21 +138,22 @@ def run_eval(args: argparse.Namespace) -> int:
         folders.check_folder(args.figure.parent, "--figure", args.figure.name)
     found = run.evaluate(config, args.data, device=args.device)
     if args.out is not None:
-        run.save(found, args.out)
+        run.save(found, folders.made_for(args.out))
     print(json.dumps(found.to_json(), indent=1) if args.json else run.text_of(found))
     if args.figure is not None:
-        from overopt.base import files
+        from overopt.base import pictures
         from overopt.reports import reliability
 
         table = found.report.tables.get("reliability")
         if not table:
             raise ConfigError("--figure: a judge's verdicts have no reliability diagram")
-        files.save_figure(args.figure, reliability.diagram(table, found.config.model.title))
+        figure = reliability.diagram(table, found.config.model.title)
+        pictures.save_figure(folders.made_for(args.figure), figure)
     return 0
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from overopt.base import files
+    from overopt.base import files, folders
     from overopt.evals import results
 
     found = [results.read_result(Path(path)) for path in args.overrides]
@@ -175,7 +176,7 @@ def _compare(args: argparse.Namespace) -> int:
     if args.out.suffix not in (".html", ".md"):
         raise ConfigError(f"--out {str(args.out)!r}: a page ends in .html or .md")
     page = results.html(board) if args.out.suffix == ".html" else results.markdown(board)
-    files.atomic_write(args.out, page.encode())
+    files.atomic_write(folders.made_for(args.out), page.encode())
     print(f"{len(found)} results written to {args.out}")
     return 0
 

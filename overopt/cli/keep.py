@@ -254,7 +254,8 @@ def export_experiment(args: argparse.Namespace) -> int:
         members |= {f"results/{n}": results / n for n in present}
     elif args.results is not None:
         raise DataError(f"{results}: holds no records; leave out --results to export without")
-    archive.write(args.out, members, {"experiment": name, "stages": snapshot(targets)})
+    about = {"experiment": name, "stages": snapshot(targets)}
+    archive.write(folders.made_for(args.out), members, about)
     size = args.out.stat().st_size / 1e6
     print(f"{len(members)} files, {size:.1f} MB, of {name!r} written to {args.out}")
     return 0

@@ -125,9 +125,7 @@ def show_table(args: argparse.Namespace) -> int:
     if args.out is None:
         print(text.rstrip("\r\n"))
         return 0
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    files.atomic_write(
-        args.out, f"{text.rstrip()}\n".encode() if args.format != "csv" else text.encode()
-    )
+    content = text if args.format == "csv" else f"{text.rstrip()}\n"
+    files.atomic_write(folders.made_for(args.out), content.encode())
     print(args.out)
     return 0

@@ -161,8 +161,8 @@ def write_report(args: argparse.Namespace) -> int:
     from overopt.reports.page import report
 
     folders.check_folder(args.out.parent, "--out", args.out.name)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    file = report(args.records, args.out, made_by=f"overopt {__version__}")
+    out = folders.made_for(args.out)
+    file = report(args.records, out, made_by=f"overopt {__version__}")
     print(f"{file} ({file.stat().st_size / 1e6:.1f} MB)")
     return 0
 

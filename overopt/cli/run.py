@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from overopt.base import escape
 from overopt.cli import streams
 from overopt.cli.options import (
     array_of,
@@ -225,7 +226,7 @@ def run_experiment(args: argparse.Namespace) -> int:
 
 
 def _say(text: str) -> None:
-    print(f"overopt: {text}", file=sys.stderr)
+    print(f"overopt: {escape.terminal(text)}", file=sys.stderr)
 
 
 def show_status(args: argparse.Namespace) -> int:
@@ -257,7 +258,7 @@ def status_lines(loaded: Loaded, store: Store, plan: Plan) -> list[str]:
         state = plan.states[stage.fingerprint]
         failed = failures.read(store, stage) if state != "running" else None
         if failed is not None:
-            first = failed["error"].splitlines()[0]
+            first = failed["error"].partition("\n")[0]
             lines.append(
                 f"   FAILED  {stage.fingerprint}  {stage.title} ({failed['host']}: {first})"
             )

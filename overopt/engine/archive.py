@@ -8,6 +8,7 @@ with its size and checksum, and whatever else a zip can hold (links, modes, owne
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import re
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from overopt.base import files
-from overopt.base.errors import DataError
+from overopt.base.errors import DataError, OveroptError
 
 FORMAT = 1
 INDEX = "export.json"
@@ -102,8 +103,11 @@ def opened(path: Path) -> Iterator[Archive]:
     try:
         with files.open_regular(path) as file, zipfile.ZipFile(file) as archive:
             yield Archive(path, archive)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
-        if isinstance(error, DataError):
+    except OveroptError:
+        raise
+    except (zipfile.BadZipFile, EOFError, RuntimeError, ValueError, OSError) as error:
+        # A damaged place of an entry is a seek to where there is nothing; other OSErrors are the disk's.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise
         raise DataError(f"{path}: is no archive of `overopt export` ({error})") from error
 

@@ -30,7 +30,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from overopt.base import files
+from overopt.base import escape, files
 from overopt.base.errors import OveroptError
 from overopt.base.files import os_errors
 from overopt.base.locks import Hold
@@ -108,8 +108,8 @@ def say_progress(out: Path, done: int, total: int) -> None:
 
 def _progress(out: Path) -> tuple[int, int]:
     try:
-        done, total = _progress_file(out).read_text().split()
-        return int(done), int(total)
+        done, total = (int(number) for number in _progress_file(out).read_text().split())
+        return (done, total) if max(abs(done), abs(total)) < 1 << 60 else (0, 0)
     except (OSError, ValueError):
         return 0, 0
 
@@ -225,7 +225,9 @@ def remove(path: Path) -> None:
 
 def _warn(left: Path, now: Path) -> None:
     log.warning(
-        "%s: was left by user %d and may not be removed; skipped", left, os.lstat(now).st_uid
+        "%s: was left by user %d and may not be removed; skipped",
+        escape.line(str(left)),
+        os.lstat(now).st_uid,
     )
 
 

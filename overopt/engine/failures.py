@@ -45,7 +45,8 @@ def read(store: Store, stage: Stage) -> dict[str, Any] | None:
         noted = load_object(_path(store, stage), ("error", "trace", "host", "time"))
     except DataError:
         return None
-    return noted if isinstance(noted["time"], int | float) else None
+    is_text = all(isinstance(noted[key], str) for key in ("error", "trace", "host"))
+    return noted if is_text and isinstance(noted["time"], int | float) else None
 
 
 def _path(store: Store, stage: Stage) -> Path:

@@ -56,12 +56,22 @@ def read_result(path: Path) -> Result:
             score,
             _number(found["tied"]),
             int(found.get("n_params") or 0),
-            list(found["rows"]),
+            _rows(path, found["rows"]),
         )
     except (StopIteration, KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
             f"{path}: is no result of an evaluation ({type(error).__name__}: {error}); write it again"
         ) from error
+
+
+def _rows(path: Path, rows: Any) -> list[dict[str, Any]]:
+    """Rows with the name of each, and what the model is credited with there: a number, or None."""
+    for i, row in enumerate(rows, start=1):
+        where = f"{path}: entry {i} of rows"
+        files.need(row, where, ("id", "credit"))
+        if not isinstance(row["id"], str) or not isinstance(row["credit"], int | float | None):
+            raise DataError(f"{where}: id must be a text, and credit a number or null")
+    return list(rows)
 
 
 def _number(value: Any) -> float:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -144,7 +144,16 @@ class Forecast:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Forecast:
-        """The forecast that `to_dict` wrote."""
+        """The forecast that `to_dict` wrote; TypeError, ValueError or KeyError where it is none."""
+        kinds = {"float": (int, float), "int": (int,), "str": (str,)}
+        for field in fields(cls):
+            value = data[field.name]
+            if field.name.startswith("peak_") and field.name != "peak_status":
+                continue  # may be infinite, or not there
+            if type(value) not in kinds.get(str(field.type), (type(value),)):
+                raise TypeError(f"{field.name} = {value!r}: must be of type {field.type}")
+        if not data["n_params"] > 0 or type(data["n_pairs"]) not in (int, float, type(None)):
+            raise ValueError("n_params must be positive, and n_pairs a number or null")
         a, b = data["covar"]
         return cls(
             **{

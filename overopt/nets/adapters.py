@@ -99,11 +99,9 @@ def merge(path: Path, state: dict[str, Any]) -> dict[str, Any]:
 
     What the adapter adds beside them, such as a head, is put in.
     """
-    from safetensors.torch import load_file
-
     config = read_adapter(path)
     factors: dict[str, dict[str, Any]] = {}
-    for name, tensor in load_file(path / WEIGHTS).items():
+    for name, tensor in files.load_tensors(path / WEIGHTS).items():
         module, which = _split(path, name)
         if which:
             factors.setdefault(module, {})[which] = tensor.float()

@@ -5,7 +5,6 @@ itself, JSON with type, shape and place of every weight (the format's own descri
 huggingface.co/docs/safetensors). Nothing here needs torch.
 """
 
-import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from overopt.base.errors import CheckpointError
+from overopt.base.errors import CheckpointError, DataError
+from overopt.base.files import need, open_regular, parse_json
 
 FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
 """Types that NumPy reads; BF16, which it does not, is told by its bits."""
@@ -30,7 +30,7 @@ class Weight(NamedTuple):
     stop: int
 
 
-def read_headers(files: Iterable[Path]) -> dict[str, Weight]:
+def read_headers(paths: Iterable[Path]) -> dict[str, Weight]:
     """Every weight of safetensors files, by name.
 
     Raises
@@ -39,9 +39,9 @@ def read_headers(files: Iterable[Path]) -> dict[str, Weight]:
         A file is no safetensors file, or ends too early.
     """
     found: dict[str, Weight] = {}
-    for path in files:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
+    for path in paths:
+        with open_regular(path) as file:
+            size = path.stat().st_size
             front = file.read(8)
             if front.startswith(b"version "):
                 raise CheckpointError(
@@ -51,14 +51,19 @@ def read_headers(files: Iterable[Path]) -> dict[str, Weight]:
             if len(front) < 8 or n_header > size - 8:
                 raise CheckpointError(f"{path} is no safetensors file, or cut off: fetch it again")
             try:
-                header = json.loads(file.read(n_header))
+                header = need(parse_json(file.read(n_header), ""), "it")
                 header.pop("__metadata__", None)
                 for name, entry in header.items():
                     start, stop = (8 + n_header + at for at in entry["data_offsets"])
                     shape = tuple(map(int, entry["shape"]))
                     found[name] = Weight(str(entry["dtype"]), shape, path, start, stop)
-            except (ValueError, KeyError, TypeError, AttributeError) as e:
-                raise CheckpointError(f"{path} has a damaged header ({e}): fetch it again") from e
+                    if not (8 + n_header <= start <= stop and min(shape, default=0) >= 0):
+                        raise ValueError(f"{name} has the place {start} to {stop}")
+            except (DataError, ValueError, KeyError, TypeError, AttributeError) as e:
+                reason = e.__cause__ or e
+                raise CheckpointError(
+                    f"{path} has a damaged header ({reason}): fetch it again"
+                ) from e
         missing = max((w.stop for w in found.values() if w.file == path), default=0) - size
         if missing > 0:
             raise CheckpointError(f"{path} is cut off, {missing} bytes are missing: fetch it again")

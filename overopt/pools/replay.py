@@ -160,8 +160,8 @@ def open_replay(cache_dir: str | os.PathLike[str]) -> ReplayTable:
     arrays = {}
     for name, file in columns.items():
         try:
-            arrays[name] = np.load(folder / file, mmap_mode="r", allow_pickle=False)
-        except Exception as error:  # parsers of damaged bytes raise anything
+            arrays[name] = files.map_array(folder / file)
+        except DataError as error:
             raise StoreError(
                 f"{folder / file}: array of column {name!r} cannot be read ({error}); "
                 "delete the directory and run read_replay again"

@@ -30,7 +30,7 @@ from overopt.analysis.metrics import METRICS, PRIMARY
 from overopt.analysis.reach import truncate
 from overopt.analysis.rules import rule_named, stop
 from overopt.analysis.tuning import Reference
-from overopt.base import escape, files, folders
+from overopt.base import escape, files, folders, pictures
 from overopt.base.errors import DataError
 from overopt.base.seeding import numpy_rng
 from overopt.fits.pvalues import p_text
@@ -178,7 +178,7 @@ def _effects(standings: Mapping[str, Sequence[Standing]]) -> dict[str, Any]:
 
 
 def _save_figure(path: Path, figure: Figure, side: Mapping[str, Any]) -> None:
-    files.save_figure(path, figure, formulas=X_LABELS.values())
+    pictures.save_figure(path, figure, formulas=X_LABELS.values())
     text = json.dumps(files.plain(side, infinite="text"), indent=1, allow_nan=False)
     files.atomic_write(path.with_suffix(".json"), f"{text}\n".encode())
 

@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from overopt.analysis.peaks import peaks_of_shared_data
-from overopt.base import files
+from overopt.base import escape, files, pictures
 from overopt.base.errors import ConfigError, DataError
 from overopt.base.files import plain
 from overopt.base.userfile import load_module
@@ -128,7 +128,7 @@ def _figure(name: str, module: Any) -> FigureFile:
 def _save(picture: Figure, figure: FigureFile, results: ResultsView, out: Path) -> list[Path]:
     """Write the picture and its JSON; returns both paths."""
     name = results.experiment
-    stem = figure.picture if name in NAMELESS else f"{figure.picture}_{name}"
+    stem = figure.picture if name in NAMELESS else f"{figure.picture}_{escape.file_name(name)}"
     fits = {m: {k: f.to_dict() for k, f in s.items()} for m, s in results.fits.items()}
     side = {
         "experiment": name,
@@ -139,11 +139,11 @@ def _save(picture: Figure, figure: FigureFile, results: ResultsView, out: Path) 
     }
     out.mkdir(parents=True, exist_ok=True)
     paths = [out / f"{stem}.png", out / f"{stem}.json"]
-    files.save_figure(paths[0], picture, formulas=X_LABELS.values())
+    pictures.save_figure(paths[0], picture, formulas=X_LABELS.values())
     text = json.dumps(plain(side), indent=1, allow_nan=False) + "\n"
     files.atomic_write(paths[1], text.encode())
     frames = () if figure.animate is None else figure.animate(results)
     if len(frames) > 0:
         paths.append(out / f"{stem}.gif")
-        files.save_animation(paths[2], frames)
+        pictures.save_animation(paths[2], frames)
     return paths

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from overopt.analysis.peaks import PEAK_MEANING
-from overopt.base import files, folders
+from overopt.base import escape, files, folders
 from overopt.base.errors import DataError
 from overopt.fits import scaling
 from overopt.fits.fit import POOR_FIT_P
@@ -60,7 +60,8 @@ def forecast(
     points = _points_for(results, method, n_params)
     line = scaling.fit_scaling(points)
     made = scaling.forecast(line, n_params, points[0].n_pairs)
-    name = f"forecast_{results.folder.resolve().name}_{method}_{n_params / 1e6:.3g}M.json"
+    about = f"{results.folder.resolve().name}_{escape.file_name(method)}"
+    name = f"forecast_{about}_{n_params / 1e6:.3g}M.json"
     path = Path("results") / name if out is None else Path(out)
     same = [c for c in results.curves if c.meta["method"] == method]
     _write_once(
@@ -145,6 +146,25 @@ def _doubts(
     return lines + [f"  note on the {p.label}: {p.fit.message}" for p in points if p.fit.message]
 
 
+def read(forecast_file: str | Path) -> tuple[str, scaling.Forecast]:
+    """Method and content of a written forecast.
+
+    Raises
+    ------
+    DataError
+        A file that is no forecast.
+    """
+    try:
+        data = files.load_object(Path(forecast_file), ("schema_version", "method", "forecast"))
+        if data["schema_version"] != FORECAST_VERSION:
+            raise ValueError(f"schema_version {data['schema_version']!r}")
+        return data["method"], scaling.Forecast.from_dict(data["forecast"])
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise DataError(
+            f"{str(forecast_file)!r} is not a forecast written by this package: {e}"
+        ) from e
+
+
 def score(records: str | Path, forecast_file: str | Path) -> str:
     """A written forecast against the fit of the proxy it was made for, once records hold it.
 
@@ -154,15 +174,7 @@ def score(records: str | Path, forecast_file: str | Path) -> str:
         A file that is no forecast, or records without a curve of that method, data and size (to
         within `SAME_SIZE`).
     """
-    try:
-        data = files.load_object(Path(forecast_file), ("schema_version", "method", "forecast"))
-        if data["schema_version"] != FORECAST_VERSION:
-            raise ValueError(f"schema_version {data['schema_version']!r}")
-        method, made = data["method"], scaling.Forecast.from_dict(data["forecast"])
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise DataError(
-            f"{str(forecast_file)!r} is not a forecast written by this package: {e}"
-        ) from e
+    method, made = read(forecast_file)
     curves = [c for c in view(records).curves if c.meta["n_pairs"] == made.n_pairs]
     points = scaling_points(curves, method)
     size = _nearest_size([p.n_params for p in points], made.n_params)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from overopt.analysis.peaks import PEAK_MEANING
-from overopt.base import escape, files
+from overopt.base import escape, files, pictures
 from overopt.base.errors import OveroptError
 from overopt.fits.fit import FitResult
 from overopt.fits.pvalues import p_text
@@ -251,7 +251,7 @@ def write(found: Replay, out: str | Path) -> list[Path]:
     files.save_json(folder / "replay.json", as_json(found))
     written = [folder / "replay.csv", folder / "replay.json"]
     if rows:
-        files.save_figure(folder / "replay.png", figure(found), formulas=(X_LABEL,))
+        pictures.save_figure(folder / "replay.png", figure(found), formulas=(X_LABEL,))
         written.append(folder / "replay.png")
     return written
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import re
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from overopt.base import folders
+from overopt.base import escape, folders
 from overopt.base.config import RuntimeConfig
 from overopt.base.errors import ConfigError, OveroptError
 from overopt.control.settings import ControlExperiment
@@ -129,10 +127,7 @@ def load(experiment: Experiment | RunConfig | str | Path, overrides: Sequence[st
 
 def default_results(record_name: str) -> Path:
     """results/NAME, the overrides in it: a run with others does not replace these records."""
-    folder = re.sub(r"[^\w.=,+-]+", "_", record_name).lstrip(".") or "_"
-    if len(folder) > 120:
-        folder = f"{folder[:100]}_{hashlib.sha256(record_name.encode()).hexdigest()[:8]}"
-    return Path("results") / folder
+    return Path("results") / escape.file_name(record_name)
 
 
 def part_of(

@@ -1,17 +1,15 @@
 """Prompts from the package, a file or a data set."""
 
 import codecs
-import gzip
 import importlib.util
-import json
 import lzma
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from overopt.base import files
 from overopt.base.errors import DataError
 from overopt.nets.sources import ladder_dir
 
@@ -40,8 +38,9 @@ def load_train_openings() -> tuple[str, ...]:
 
 
 def _read_openings(name: str) -> tuple[str, ...]:
-    with lzma.open(ladder_dir() / name, "rt", encoding="utf-8") as f:
-        return tuple(json.load(f))
+    file = ladder_dir() / name
+    with lzma.open(file) as packed:
+        return tuple(files.parse_json(packed.read(), f"{file}:"))
 
 
 def load_instructions() -> list[str]:
@@ -164,14 +163,11 @@ def read_lines(path: str, what: str) -> Iterator[tuple[int, Any]]:
         The file cannot be read, or a line is not UTF-8 or not JSON; names the line.
     """
     try:
-        raw = Path(path).read_bytes()
-    except OSError as e:
-        raise DataError(f"{what} {path!r} cannot be read: {e.strerror}") from e
-    if raw.startswith(b"\x1f\x8b"):
-        try:
-            raw = gzip.decompress(raw)
-        except (OSError, EOFError, zlib.error) as e:
-            raise DataError(f"{what} {path!r} is a damaged gzip file ({e}): fetch it again") from e
+        raw = files.read_bytes(Path(path))
+    except DataError as e:
+        reason = getattr(e.__cause__, "strerror", None) or "is not a regular file"
+        raise DataError(f"{what} {path!r} cannot be read: {reason}") from e
+    raw = files.gunzip(raw, f"{what} {path!r}")
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise DataError(f"{what} {path!r} is UTF-16: save it as UTF-8")
     for number, line in enumerate(raw.removeprefix(codecs.BOM_UTF8).splitlines(), start=1):
@@ -179,11 +175,15 @@ def read_lines(path: str, what: str) -> Iterator[tuple[int, Any]]:
             continue
         where = f"{what} {path!r}, line {number}"
         try:
-            yield number, json.loads(line.decode("utf-8"))
-        except UnicodeDecodeError as e:
-            raise DataError(f"{where}: byte {e.start} is not valid UTF-8: save it as UTF-8") from e
-        except (ValueError, RecursionError) as e:
-            raise DataError(f"{where}: not valid JSON ({e}): one JSON value a line") from e
+            value = files.parse_json(line, where, finite=False)  # what is not: by its field
+        except DataError as e:
+            if isinstance(e.__cause__, UnicodeDecodeError):
+                at = e.__cause__.start
+                raise DataError(f"{where}: byte {at} is not valid UTF-8: save it as UTF-8") from e
+            raise DataError(
+                f"{where}: not valid JSON ({e.__cause__}): one JSON value a line"
+            ) from e
+        yield number, value
 
 
 def read_prompts_file(path: str) -> PromptSet:

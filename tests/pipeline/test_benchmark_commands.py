@@ -227,8 +227,11 @@ def test_pairs_of_a_classifier_with_its_diagram(tmp_path, capsys):
         [{"prompt": f"q{i}", "chosen": "yes " * (1 + i % 3), "rejected": "no"} for i in range(20)],
     )
     given = ["eval", "pairs", "--model", str(folder), "--data", str(data), "--json"]
-    assert main([*given, "--figure", str(tmp_path / "d.png")]) == 0
+    new = tmp_path / "new"  # made where it is absent
+    out = ["--figure", str(new / "pictures" / "d.png"), "--out", str(new / "found" / "x.json")]
+    assert main([*given, *out]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["model_kind"] == "classifier" and len(found["rows"]) == 20
     assert sum(found["tables"]["reliability"]["n"]) == 20
-    assert (tmp_path / "d.png").stat().st_size > 1000
+    assert (new / "pictures" / "d.png").stat().st_size > 1000
+    assert files.load_json(new / "found" / "x.json")["headline"] == found["headline"]

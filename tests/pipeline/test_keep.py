@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import stat
 import time
 import zipfile
 from pathlib import Path
@@ -176,6 +177,22 @@ def test_no_path_of_an_import_escapes(tmp_path, name):
     places = ["--store", str(tmp_path / "s" / "t"), "--results", str(tmp_path / "r")]
     assert main(["import", str(tmp_path / "x.zip"), *places]) == 2
     assert listing(tmp_path) == before
+
+
+def test_a_member_that_claims_to_be_a_link_is_a_file(tmp_path):
+    (tmp_path / "a").write_text("/etc/passwd")
+    archive.write(tmp_path / "x.zip", {"store/gold/ab/a": tmp_path / "a"}, {})
+    with (
+        zipfile.ZipFile(tmp_path / "x.zip") as sound,
+        zipfile.ZipFile(tmp_path / "y.zip", "w") as made,
+    ):
+        for info in sound.infolist():
+            info.create_system, info.external_attr = 3, (stat.S_IFLNK | 0o4777) << 16
+            made.writestr(info, sound.read(info.filename))
+    with archive.opened(tmp_path / "y.zip") as opened:
+        opened.extract("store/gold/ab/a", tmp_path / "out" / "a")
+    mode = (tmp_path / "out" / "a").lstat().st_mode
+    assert stat.S_ISREG(mode) and not mode & 0o7111
 
 
 def test_an_archive_that_does_not_agree_with_its_index_is_refused(tmp_path):

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import fuzz
 import pytest
 from small_smoke import prompts_file
 from torture import living, obey_signals
@@ -246,6 +247,24 @@ def test_a_place_that_cannot_be_written_is_refused_before_work(finished, tmp_pat
     assert main(["run", "smoke", *settings, "--store", bad, "--results", str(tmp_path / "r")]) == 2
     for line in capsys.readouterr().err.splitlines():
         assert line.startswith("overopt: error: ") and bad in line
+
+
+def test_the_directory_around_a_file_that_is_asked_for_is_made(finished, tmp_path, monkeypatch):
+    settings, store, results = finished
+    monkeypatch.chdir(tmp_path)
+    fuzz._evaluation(tmp_path / "evaluation.json")
+    for i, line in enumerate(
+        (
+            f"export smoke {' '.join(settings)} --store {store} --results {results} --out NEW/x.zip",
+            f"table {results} --out NEW/x.csv --format csv",
+            f"report {results} --out NEW/x.html",
+            "eval table evaluation.json --out NEW/x.md",
+            f"figures {results} --out NEW/x",
+            "init NEW/x.py",
+        )
+    ):
+        assert main(line.replace("NEW", f"new{i}/deep").split()) == 0, line
+        assert len(list((tmp_path / f"new{i}" / "deep").glob("x*"))) == 1, line
 
 
 @pytest.fixture

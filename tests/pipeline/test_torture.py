@@ -1,4 +1,6 @@
-"""The short form of ``make torture``: each trial once."""
+"""The short form of ``make torture``: each trial once, races a few times."""
+
+import signal
 
 import pytest
 from torture import Trials
@@ -11,15 +13,22 @@ def trials(tmp_path_factory):
 
 @pytest.mark.slow
 def test_a_killed_collection_leaves_whole_records(trials):
-    assert trials.collect(kills=3) == 3
+    assert trials.collect(0, kills=3) == "3 kills, 3 found records"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("writers", [2, 4])
-def test_parts_that_end_together_lose_no_curve(trials, writers):
-    assert trials.race(writers) == writers
+def test_parts_that_end_together_lose_no_curve_unless_the_lock_is_missing(trials, writers):
+    trials.commands(writers)
+    assert trials.race(writers, 5) == 0
+    assert trials.race(writers, 5, planted=True) > 0
 
 
 @pytest.mark.slow
 def test_a_signal_at_a_random_moment_keeps_what_is_finished(trials):
-    trials.signal()
+    assert trials.signal(signal.SIGTERM, 0) == "status 143"
+
+
+@pytest.mark.slow
+def test_a_killed_worker_costs_its_stage_only(trials):
+    assert trials.worker(0).startswith("status ")

@@ -249,3 +249,30 @@ def test_the_reading_wing_needs_no_torch():
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+PARSERS = (
+    *("json.load", "np.load", "load_file", "safe_open", "torch.load", "pickle.load"),
+    *("csv.reader", "ParquetFile", "read_table", "read_csv", "ZipFile(", "toml", "yaml"),
+)
+"""What turns bytes of files into values."""
+OTHER_READERS = {
+    "overopt.base.files": "JSON, JSON lines, npz, npy, safetensors",
+    "overopt.pools.replay_source": "CSV and Parquet",
+    "overopt.engine.archive": "exported files",
+    "overopt.nets.sources": "one wheel, from a package index",
+    "overopt.nets.hf": "what transformers says of a model, in memory",
+    "overopt.engine.pool": "messages between a run and its own workers",
+    "overopt.engine.task": "whether an error can be sent to another process",
+}
+
+
+def test_each_format_has_one_reader():
+    found = [
+        f"{name}: {line.strip()}"
+        for name in sorted(MODULES.keys() - OTHER_READERS.keys())
+        if folder(name) != "bench"
+        for line in MODULES[name].read_text(encoding="utf-8").splitlines()
+        if any(parser in line for parser in PARSERS)
+    ]
+    assert found == []

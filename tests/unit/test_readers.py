@@ -144,8 +144,10 @@ def test_places_for_output_are_tried_and_left_as_they_were(tmp_path):
     (tmp_path / "circle").symlink_to(tmp_path / "circle")
     (tmp_path / "nowhere").symlink_to(tmp_path / "gone" / "deeper")
     (tmp_path / "taken" / "records.jsonl").mkdir(parents=True)
+    (tmp_path / "piped").mkdir()
+    os.mkfifo(tmp_path / "piped" / "records.jsonl")  # a device too would be replaced by a file
     before = sorted(tmp_path.rglob("*"))
-    for place in ("file", "file/in", "circle", "nowhere", "x" * 300, "taken", "/proc/overopt"):
+    for place in ("file", "file/in", "circle", "nowhere", "x" * 300, "taken", "piped", "/proc/o"):
         with pytest.raises(StoreError, match="--results"):
             folders.check_folder(tmp_path / place, "--results", "records.jsonl")
     folders.check_folder(tmp_path / "new" / "deep", "--results", "records.jsonl")

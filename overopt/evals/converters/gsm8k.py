@@ -68,6 +68,8 @@ def convert(settings: Settings, path: Path) -> list[Converted]:
                 "gold": gold,
             }
         )
+    if not rows:
+        raise DataError(f"{file}: holds no problem: fetch it again")
     notes: list[str] = []
     check_count(str(file), len(rows), PROBLEMS, notes)
     for k, model in enumerate(MODELS):

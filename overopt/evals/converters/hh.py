@@ -6,7 +6,6 @@ A transcript is split at its last "\\n\\nAssistant:"; what stands before must be
 
 from __future__ import annotations
 
-import gzip
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,14 +50,7 @@ def convert(settings: Settings, path: Path) -> list[Converted]:
     DataError
         A line is no object with two transcripts, or one of them has no answer.
     """
-    data = files.read_bytes(path)
-    if path.suffix == ".gz":
-        try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError) as error:
-            raise DataError(
-                f"{path}: is no readable gzip file ({error}); fetch it again"
-            ) from error
+    data = files.gunzip(files.read_bytes(path), str(path))
     subset = f"{path.parent.name}/{path.name.split('.')[0]}"
     pairs, notes, n_lines, differ = [], list[str](), 0, 0
     for i, line in enumerate(data.split(b"\n"), start=1):
