@@ -310,11 +310,15 @@ def _connect(ray: Any, runtime: RuntimeConfig, address: str, tasks: int | None) 
     try:
         _reach(address)
         ray.init(**options, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        raise RayError(
-            f"the Ray cluster at {address!r} cannot be joined ({_first(error)}); start one with"
-            " `ray start --head`, or leave out --ray-address"
-        ) from error
+    except Exception as error:  # Ray raises bare ones, too
+        what = f"the Ray cluster at {address!r} cannot be joined ({_first(error)}); start one with"
+        what += " `ray start --head`, or leave out --ray-address"
+        if address == "local":
+            what = (
+                f"no Ray cluster could be started here ({_first(error)}); a busy machine needs more"
+            )
+            what += " tries, or use the processes of this machine by leaving out --executor ray"
+        raise RayError(what) from error
     finally:
         for number, handler in before.items():
             with contextlib.suppress(ValueError):  # not the main thread: nothing was taken
