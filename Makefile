@@ -22,7 +22,7 @@ test: $(VENV)/.ready
 # What `make test-cluster` needs, where this machine lets us have it: Debian's packages of SLURM (as
 # root), and Ray; without one its tests are skipped.
 cluster: $(VENV)/.ready
-	command -v slurmctld slurmd munged >/dev/null \
+	command -v slurmctld >/dev/null \
 		|| (apt-get update -qq && apt-get install -qq -y --no-install-recommends slurm-wlm munge) \
 		|| echo "no SLURM here: tests marked slurm are skipped"
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[ray]' \
