@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export OMP_WAIT_POLICY = passive
 
-.PHONY: figure1 test test-cluster lint browser trackers docs fuzz torture clean
+.PHONY: figure1 test cluster test-cluster lint browser trackers docs fuzz torture clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -19,9 +19,19 @@ figure1: $(VENV)/.ready
 test: $(VENV)/.ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
-# What starts a SLURM of two nodes on this machine; needs root and Debian's slurm-wlm and munge.
+# What `make test-cluster` needs, where this machine lets us have it: Debian's packages of SLURM (as
+# root), and Ray; without one its tests are skipped.
+cluster: $(VENV)/.ready
+	command -v slurmctld >/dev/null \
+		|| (apt-get update -qq && apt-get install -qq -y --no-install-recommends slurm-wlm munge) \
+		|| echo "no SLURM here: tests marked slurm are skipped"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[ray]' \
+		|| echo "no Ray here: tests marked ray are skipped"
+
+# Clusters of two nodes on this machine, bound to the loopback address: SLURM, which needs root, and Ray.
 test-cluster: $(VENV)/.ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slurm tests/pipeline/test_slurm.py $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slurm or ray" tests/pipeline/test_slurm.py \
+		tests/pipeline/test_ray.py $(PYTEST_ARGS)
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

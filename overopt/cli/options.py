@@ -149,6 +149,29 @@ def computing_options(*, results: bool = True) -> argparse.ArgumentParser:
     return options
 
 
+def executor_options(*choices: str) -> argparse.ArgumentParser:
+    """Where stages are computed: on this machine, or one of ``choices``."""
+    what = {
+        "slurm": "slurm: print the batch script that `overopt submit slurm` would send",
+        "ray": "ray: as tasks of a Ray cluster",
+    }
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument(
+        "--executor",
+        choices=("local", *choices),
+        default="local",
+        help="; ".join(["local: processes of this machine (default)", *(what[c] for c in choices)]),
+    )
+    options.add_argument(
+        "--ray-address",
+        default=None,
+        metavar="HOST:PORT",
+        help="of a Ray cluster, or auto (default: $RAY_ADDRESS, or else a cluster of this machine,"
+        " which ends with the run)",
+    )
+    return options
+
+
 def array_options() -> argparse.ArgumentParser:
     """What each job of an array of SLURM gets."""
     options = argparse.ArgumentParser(add_help=False)

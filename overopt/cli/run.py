@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 import time
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from overopt.base import escape
+from overopt.base.config import RuntimeConfig, require
 from overopt.cli import streams
 from overopt.cli.options import (
     array_of,
@@ -17,6 +19,7 @@ from overopt.cli.options import (
     computing_options,
     cores,
     count,
+    executor_options,
     experiment_options,
     json_option,
     part_option,
@@ -26,6 +29,8 @@ from overopt.cli.options import (
 
 if TYPE_CHECKING:
     from overopt.engine.attempts import Working
+    from overopt.engine.costs import Took
+    from overopt.engine.executor import Connect
     from overopt.engine.graph import Plan
     from overopt.engine.progress import Reporter
     from overopt.engine.store import Store
@@ -62,17 +67,16 @@ def _add_plan(
 ) -> None:
     plan = commands.add_parser(
         "plan",
-        parents=[experiment_options(), part_option(), array_options(), common],
+        parents=[
+            experiment_options(),
+            computing_options(results=False),
+            executor_options("slurm", "ray"),
+            part_option(),
+            array_options(),
+            common,
+        ],
         help="show what a run would compute, and its cost",
     )
-    plan.add_argument(
-        "--executor",
-        choices=("local", "slurm"),
-        default="local",
-        help="slurm: also print the batch script that `overopt submit slurm` would send",
-    )
-    plan.add_argument("--workers", type=count, default=None, help="processes to plan for")
-    plan.add_argument("--device", default="cpu", help="device to plan for (default: cpu)")
     json_option(plan)
     plan.set_defaults(command=show_plan)
 
@@ -82,7 +86,13 @@ def _add_run(
 ) -> None:
     run = commands.add_parser(
         "run",
-        parents=[experiment_options(), computing_options(), part_option(), common],
+        parents=[
+            experiment_options(),
+            computing_options(),
+            executor_options("ray"),
+            part_option(),
+            common,
+        ],
         help="compute what is missing, then collect records",
     )
     run.add_argument(
@@ -119,6 +129,7 @@ def _add_run(
 
 def show_plan(args: argparse.Namespace) -> int:
     """``overopt plan``: every stage with its state and cost."""
+    runtime = runtime_of(args)
     from overopt.engine import costs
     from overopt.engine.graph import check_not_stale, find_stale, make_plan
     from overopt.engine.progress import Clock, duration
@@ -151,6 +162,8 @@ def show_plan(args: argparse.Namespace) -> int:
     )
     if args.executor == "slurm":
         _print_script(loaded, store, args)
+    if args.executor == "ray":
+        _print_needs(plan, took, runtime, args.ray_address)
     if args.device != "cpu":
         print(
             f"times are estimates for CPU cores; on {args.device} they are a small part, which is"
@@ -168,6 +181,37 @@ def _print_script(loaded: Loaded, store: Store, args: argparse.Namespace) -> Non
     name = default_results(loaded.record_name).name
     folder = store.root.resolve() / slurm.FOLDER / name
     print(f"\n{slurm.sbatch_text(array_of(args), name, folder)}")
+
+
+def _print_needs(
+    plan: Plan, took: Mapping[str, Took], runtime: RuntimeConfig, address: str | None
+) -> None:
+    """What the tasks of each kind of stage would ask of the nodes of a Ray cluster."""
+    from overopt.engine import on_ray
+    from overopt.engine.perform import make_task
+
+    on_ray.check(runtime, address)
+    asked: dict[tuple[str, on_ray.Need], int] = {}
+    for stage in plan.todo:
+        key = (stage.name, on_ray.need(make_task(stage, runtime), took))
+        asked[key] = asked.get(key, 0) + 1
+    print(f"\ntasks for Ray ({address or 'a cluster of this machine, or of $RAY_ADDRESS'}):")
+    for (name, need), n in asked.items():
+        words = ", ".join(f"{option}={value:.15g}" for option, value in need.options().items())
+        print(f"{n:9}  {name}: {words}")
+
+
+def _connect(args: argparse.Namespace, runtime: RuntimeConfig) -> Connect | None:
+    """What makes the executor that was asked for; None: that of this machine."""
+    if args.executor == "local":
+        require(args.ray_address is None, "--ray-address", args.ray_address, "add --executor ray")
+        return None
+    from overopt.engine import on_ray
+
+    on_ray.check(runtime, args.ray_address)
+    return functools.partial(
+        on_ray.RayCluster, address=args.ray_address, tasks=args.workers or None
+    )
 
 
 def _quantile() -> int:
@@ -188,6 +232,7 @@ def run_experiment(args: argparse.Namespace) -> int:
     if args.experiment == "quantile":
         return _quantile()
     runtime = runtime_of(args)
+    connect = _connect(args, runtime)
 
     from overopt.engine import launched
     from overopt.engine.progress import Silent, TextReporter, duration
@@ -207,6 +252,7 @@ def run_experiment(args: argparse.Namespace) -> int:
         extend=args.extend,
         time_limit_s=args.time_limit,
         accept_changes=args.accept_changes,
+        connect=connect,
         say=_say,
     )
     if launched.rank() > 0:

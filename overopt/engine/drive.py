@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from overopt.base.config import RuntimeConfig
 from overopt.engine import failures, signals
-from overopt.engine.executor import Executor, Failed, Settled
+from overopt.engine.executor import Executor, Failed, Lost, Settled
 from overopt.engine.graph import Stage
 from overopt.engine.perform import make_task
 from overopt.engine.progress import Reporter
@@ -142,6 +142,8 @@ def _take_in(driver: _Driver) -> None:
                 is_final = driver.schedule.fail(stage, failure, driver.reporter)
                 if is_final and driver.draining is not None:
                     failures.note(driver.draining.store, stage, failure)
+            case Lost(why=why):
+                driver.schedule.lose(stage, why, driver.reporter)
 
 
 def _cancel_all(driver: _Driver) -> None:

@@ -1,4 +1,4 @@
-"""Run a graph of stages: in this process, or side by side in a pool of local processes.
+"""Run a graph of stages: in this process, in a pool of local processes, or on a cluster.
 
 Between ``graph`` (what has to be computed) and ``store`` (where it goes). Which process
 computes a stage never shows in the result: a stage gets its inputs from the store, its seeds from
@@ -25,7 +25,7 @@ from overopt.base.config import RuntimeConfig, require
 from overopt.base.errors import ConfigError, StoreError
 from overopt.engine import costs, launched, signals
 from overopt.engine.drive import Draining, drive
-from overopt.engine.executor import Executor
+from overopt.engine.executor import Connect, Executor
 from overopt.engine.graph import Plan, Stage, make_plan, topological
 from overopt.engine.here import Here
 from overopt.engine.perform import environment, make_task, pin_torch
@@ -61,6 +61,7 @@ def execute(
     workers: int = 1,
     reporter: Reporter | None = None,
     time_limit_s: float | None = None,
+    connect: Connect | None = None,
 ) -> Summary:
     """Compute all ``targets`` that are not in the store yet, and what they need.
 
@@ -86,6 +87,9 @@ def execute(
         run are stopped, as if killed: they keep their checkpoints and lose what came after. In this
         process (``workers`` of 0 or 1) that happens when the stage next reports progress. Not for
         processes of a launcher.
+    connect : Connect or None
+        Makes an executor elsewhere, such as `overopt.engine.on_ray.RayCluster`, which then decides
+        how many stages run side by side. Not for processes of a launcher.
 
     Raises
     ------
@@ -98,7 +102,10 @@ def execute(
     runtime = runtime or RuntimeConfig()
     if not launched.launched():
         limit = Limit(time_limit_s)
-        return _execute(targets, store, runtime, workers, reporter or Silent(), limit=limit)
+        return _execute(
+            targets, store, runtime, workers, reporter or Silent(), limit=limit, connect=connect
+        )
+    require(connect is None, "executor", "of a cluster", "leave it out under a launcher")
     require(time_limit_s is None, "time_limit", time_limit_s, "leave it out under a launcher")
     started = time.monotonic()
     with environment(runtime.environment):
@@ -171,6 +178,7 @@ def _execute(
     leader: launched.Leader | None = None,
     limit: Limit | None = None,
     draining: Draining | None = None,
+    connect: Connect | None = None,
 ) -> Summary:
     """`execute` by this process and its workers, or as the leader of a launch; or `drain`."""
     started = time.monotonic()
@@ -180,13 +188,16 @@ def _execute(
     schedule = Schedule(plan, runtime, limit or Limit(None))
     width = max(1, min(workers, len(plan.todo)))
     if plan.todo:
-        reporter.begin(plan, width)
         try:
             with environment(runtime.environment), folders.group_umask(store.root):
-                here = workers <= 1 and draining is None
-                executor: Executor = (
-                    Here(store, leader) if here else Pool(store, width, runtime.gpu_jobs)
-                )
+                executor: Executor
+                if connect is not None:
+                    executor = connect(store, runtime, plan)
+                elif workers <= 1 and draining is None:
+                    executor = Here(store, leader)
+                else:
+                    executor = Pool(store, width, runtime.gpu_jobs)
+                reporter.begin(plan, min(executor.capacity().tasks, len(plan.todo)))
                 drive(
                     schedule,
                     executor,

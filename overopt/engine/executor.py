@@ -11,6 +11,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from overopt.base.config import RuntimeConfig
+from overopt.engine.graph import Plan
+from overopt.engine.store import Store
 from overopt.engine.task import Failure, Outcome, Task
 
 
@@ -40,7 +43,15 @@ class Failed:
     failure: Failure
 
 
-Event = Settled | Failed
+@dataclass(frozen=True)
+class Lost:
+    """The place where a task ran is gone, which says nothing about the task; ``why`` in a few words."""
+
+    fingerprint: str
+    why: str
+
+
+Event = Settled | Failed | Lost
 
 
 class Executor(Protocol):
@@ -69,3 +80,7 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """Give back processes and connections."""
+
+
+Connect = Callable[[Store, RuntimeConfig, Plan], Executor]
+"""Makes the executor of a run, when it is known that there is something to compute."""

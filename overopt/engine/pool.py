@@ -13,7 +13,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,8 @@ def _start_worker(root: Path) -> _Worker:
     # terminal, a batch system), are the parent's to handle. The child unblocks LEAVE when it can.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (*signals.ENDING, signals.LEAVE))
     try:
+        resource_tracker.ensure_running()  # the first time it unblocks SIGINT and SIGTERM
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals.ENDING)
         process.start()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -64,6 +64,9 @@ class Reporter(Protocol):
     def apart(self, stage: Stage, error: BaseException) -> None:
         """A computation of several stages failed; this one of them will be tried alone."""
 
+    def lost(self, stage: Stage, why: str) -> None:
+        """Where the stage ran is gone; it will be tried elsewhere."""
+
     def finished(self, stage: Stage, computed: bool) -> None:
         """A stage's artefact is in the store; ``computed`` says whether by this run."""
 
@@ -83,6 +86,7 @@ class Silent:
     def waiting(self, stage: Stage) -> None: ...
     def left(self, stage: Stage) -> None: ...
     def apart(self, stage: Stage, error: BaseException) -> None: ...
+    def lost(self, stage: Stage, why: str) -> None: ...
     def finished(self, stage: Stage, computed: bool) -> None: ...
     def failed(self, stage: Stage, error: BaseException) -> None: ...
     def end(self) -> None: ...
@@ -287,6 +291,12 @@ class TextReporter:
         self._running.pop(stage.fingerprint, None)
         self._clock.stopped(stage)
         self._line(f"again  {stage.title}, alone: together with others it failed ({error})")
+
+    def lost(self, stage: Stage, why: str) -> None:
+        """Say that the stage will be tried elsewhere."""
+        self._running.pop(stage.fingerprint, None)
+        self._clock.stopped(stage)
+        self._line(f"again  {stage.title}: {why}")
 
     def finished(self, stage: Stage, computed: bool) -> None:
         """Say that the stage is done, how long it took and what is left."""

@@ -17,6 +17,7 @@ from overopt.engine.task import (
     Failure,
     Outcome,
     StageError,
+    WorkerDied,
     describe_error,
     is_out_of_memory,
 )
@@ -26,6 +27,8 @@ RETRY_S = 0.3
 
 WIND_DOWN = 0.1
 """Last share of a time limit in which no stage is started: what runs should finish."""
+LOSSES = 3
+"""How often a stage is started again whose place was lost."""
 
 
 class OutOfTime(BaseException):
@@ -71,6 +74,7 @@ class Schedule:
         self._solo: set[str] = set()  # what ran out of memory beside others: nothing runs beside it
         self._stack = runtime.stack
         self._retry: dict[str, float] = {}
+        self._losses: dict[str, int] = {}
         self._skipped: list[Stage] = []
         self._has_device = runtime.device != "cpu"
         self._uses_device = functools.partial(uses_device, runtime=runtime)
@@ -166,6 +170,17 @@ class Schedule:
         self._running.pop(stage.fingerprint, None)
         self._waiting[stage.fingerprint] = stage
         self._retry[stage.fingerprint] = time.monotonic() + RETRY_S
+
+    def lose(self, stage: Stage, why: str, reporter: Reporter) -> None:
+        """Where the stage and its companions ran is gone: they are tried again, `LOSSES` times."""
+        losses = self._losses[stage.fingerprint] = self._losses.get(stage.fingerprint, 0) + 1
+        if losses > LOSSES:
+            error = WorkerDied(f"{why}, {losses} times; running the same command again continues")
+            self.fail(stage, Failure("", error), reporter)
+            return
+        for each in (stage, *self._companions.pop(stage.fingerprint)):
+            self.put_back(each)
+            reporter.lost(each, why)
 
     def fail(self, stage: Stage, failure: Failure, reporter: Reporter) -> bool:
         """The stage failed: skip what needs it. In company: all are tried again, each alone.

@@ -31,6 +31,8 @@ from overopt.base.files import load_object, save_json
 FOLDER = ".slurm"
 LEAVE_S = 90
 """Seconds between SLURM's request to leave and the end of a job's time."""
+LEFT = 3
+"""Exit status of a worker that left before everything was done."""
 REQUEUES = 1_000
 """How often a job that was out of time may be queued again."""
 
@@ -123,7 +125,10 @@ class Command:
     process: subprocess.Popen[bytes] | None = None
 
     def __call__(self) -> None:
-        """Run it to its end.
+        """Run it to its end; a worker that was asked to leave ends the job, which is queued again.
+
+        A partition that preempts after a time of grace sends SIGTERM and queues a job again only if
+        it is still there at the end of that time: a worker that has left by then has to ask for it.
 
         Raises
         ------
@@ -134,6 +139,8 @@ class Command:
         # Polled and not waited for: `checkpoint` interrupts this, and waits itself.
         while (status := self.process.poll()) is None:
             time.sleep(0.2)
+        if status == LEFT and _queue_again():
+            sys.exit(1)
         if status != 0:
             raise SlurmError(f"overopt {self.arguments[0]} ended with status {status}")
 
@@ -245,6 +252,20 @@ def cancel(known: Submission) -> None:
     done = subprocess.run([_tool("scancel"), *jobs], capture_output=True, text=True)
     if done.returncode != 0 and "Invalid job id" not in done.stderr:
         raise SlurmError(f"scancel {' '.join(jobs)}: {done.stderr.strip()}")
+
+
+def _queue_again() -> bool:
+    """Queue the job that this is again; False if there is none, or SLURM has ended it already."""
+    array, index = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
+    # The number of an array's first task is that of the array.
+    job = os.environ.get("SLURM_JOB_ID") if array is None else f"{array}_{index}"
+    if job is None:
+        return False
+    scontrol = _tool("scontrol")
+    known = subprocess.run([scontrol, "show", "job", job], capture_output=True, text=True)
+    if "JobState=RUNNING" not in known.stdout:  # cancelled, or queued again already
+        return False
+    return subprocess.run([scontrol, "requeue", job], capture_output=True).returncode == 0
 
 
 def _tool(name: str) -> str:

@@ -14,6 +14,7 @@ from overopt.base.errors import ConfigError, OveroptError
 from overopt.control.settings import ControlExperiment
 from overopt.engine import launched, signals
 from overopt.engine.execute import Summary, check_device, check_on_cpu, execute
+from overopt.engine.executor import Connect
 from overopt.engine.graph import Stage, check_not_stale, make_plan, snapshot
 from overopt.engine.progress import Reporter, Silent, TextReporter
 from overopt.engine.store import Store
@@ -153,6 +154,7 @@ def carry_out(
     extend: bool = False,
     time_limit_s: float | None = None,
     accept_changes: bool = False,
+    connect: Connect | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Done:
     """Compute what is missing, then collect records; of what is finished, where it ends early.
@@ -162,12 +164,14 @@ def carry_out(
     part : the I-th of N parts of the runs only.
     extend : do not compute what ``results`` has records of already, whatever the store holds.
     time_limit_s : stop after so many seconds; ``summary.left`` then says how many stages are left.
+    connect : makes an executor elsewhere, which has the device then.
     say : is told what was written where a run ended early.
     """
     if not accept_changes:
         check_not_stale(loaded.record_name, loaded.stages, store)
     check_on_cpu(loaded.stages, runtime)
-    check_device(runtime.device)
+    if connect is None:
+        check_device(runtime.device)
     if part:
         tables.check_part(results, {stage.fingerprint for stage in loaded.stages})
     held = _held(results)  # unreadable ones are refused now, not after hours of work
@@ -185,6 +189,7 @@ def carry_out(
             workers=workers,
             reporter=reporter,
             time_limit_s=time_limit_s,
+            connect=connect,
         )
         if launched.rank() > 0:
             return Done(summary, None)  # rank 0 writes

@@ -1,7 +1,7 @@
 """A small graph with checkpointing stages, and a script that runs it, for the executor tests.
 
-``python fake_graph.py STORE [--workers N] [--steps N] [--fate F]`` runs the graph. Every stage that
-begins to compute appends its name and process to the file named by ``FAKE_GRAPH_LOG``.
+``python fake_graph.py STORE [--workers N] [--steps N] [--fate F] [--ray ADDRESS]`` runs the graph. Every
+stage that begins to compute appends its name and process to the file named by ``FAKE_GRAPH_LOG``.
 """
 
 from __future__ import annotations
@@ -17,11 +17,16 @@ from pathlib import Path
 
 import numpy as np
 
+from overopt.base.config import RuntimeConfig
 from overopt.base.errors import DivergenceError
 from overopt.base.files import load_arrays, load_json, save_arrays, save_json
 from overopt.base.seeding import numpy_rng
-from overopt.engine.execute import drain, execute
+from overopt.engine import signals
+from overopt.engine.drive import Draining, drive
+from overopt.engine.execute import drain, execute, prepare
 from overopt.engine.graph import Stage, StageContext
+from overopt.engine.progress import TextReporter
+from overopt.engine.schedule import Limit, Schedule
 from overopt.engine.store import Store
 
 
@@ -179,6 +184,23 @@ def contents(root: Path) -> dict[str, bytes]:
     }
 
 
+def on_ray_cluster(args: argparse.Namespace) -> int:
+    """The graph on a Ray cluster; SIGUSR2 asks its tasks to leave, and then the exit status is 3."""
+    from fake_graph import build  # the nodes know this module by its name, not as __main__
+
+    from overopt.engine.on_ray import RayCluster
+
+    runtime, store = RuntimeConfig(), Store(args.store)
+    plan = prepare(build(args.steps, (args.fate,) * 3, every=args.every), store)
+    schedule, reporter = Schedule(plan, runtime, Limit(None)), TextReporter()
+    with signals.leaving(signals.LEAVE):
+        reporter.begin(plan, 1)
+        cluster = RayCluster(store, runtime, plan, address=args.ray)
+        drive(schedule, cluster, runtime, reporter, draining=Draining(store, time.time(), 120.0))
+    schedule.raise_failures()
+    return 3 if schedule.left else 0
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("store", type=Path)
@@ -187,7 +209,10 @@ if __name__ == "__main__":
     parser.add_argument("--fate", default="finish")
     parser.add_argument("--every", type=int, default=4, help="steps between checkpoints")
     parser.add_argument("--drain", action="store_true", help="as a worker; status 3: left early")
+    parser.add_argument("--ray", help="address of a Ray cluster that computes")
     args = parser.parse_args()
+    if args.ray:
+        sys.exit(on_ray_cluster(args))
     stages, store = build(args.steps, (args.fate,) * 3, every=args.every), Store(args.store)
     if args.drain:
         sys.exit(3 if drain(stages, store, workers=args.workers).left else 0)

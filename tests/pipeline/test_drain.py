@@ -36,7 +36,7 @@ def log(tmp_path, monkeypatch):
 
 def start(store: Store, *options: str) -> subprocess.Popen[str]:
     command = [sys.executable, fake_graph.__file__, str(store.root), "--drain", *options]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
 def finish(process: subprocess.Popen[str], status: int = 0) -> None:
@@ -66,14 +66,17 @@ def test_workers_side_by_side_compute_each_stage_once(store, tmp_path, log):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
 def test_a_worker_that_is_asked_to_leave_saves_a_checkpoint(store, tmp_path, number):
-    """A stage that asks saves one at the very step; the next worker goes on from there."""
+    """A stage that asks saves one at the very step; the next worker goes on from there.
+
+    The signal goes to all its processes, as SLURM sends it.
+    """
     options = ("--steps", "1200", "--every", "5000")
     worker = start(store, *options)
     while not any(each.done > 20 for each in attempts.working(store.root)):
         assert worker.poll() is None, worker.stderr.read()
         time.sleep(0.01)
     (seen,) = attempts.working(store.root)
-    worker.send_signal(number)
+    os.killpg(worker.pid, number)
     finish(worker, 3)
     (left,) = store.root.glob(".inflight/train-*/*.json")
     assert load_json(left)["step"] >= seen.done

@@ -20,6 +20,7 @@ from overopt.base.config import RuntimeConfig
 from overopt.base.errors import DivergenceError, StoreError
 from overopt.base.files import load_json
 from overopt.engine.execute import execute
+from overopt.engine.executor import Lost
 from overopt.engine.graph import (
     Plan,
     Stage,
@@ -30,6 +31,7 @@ from overopt.engine.graph import (
     snapshot,
     topological,
 )
+from overopt.engine.here import Here
 from overopt.engine.progress import Clock, TextReporter, duration
 from overopt.engine.store import Store
 from overopt.engine.task import StageError
@@ -191,6 +193,40 @@ def test_a_worker_that_dies_is_reported_and_replaced(store, fate, words):
 class UnpicklableError(Exception):
     def __init__(self, first, second):
         super().__init__(f"{first} and {second}")
+
+
+class Losing(Here):
+    """An executor whose place is lost a number of times with every task that it has."""
+
+    def __init__(self, store, losses):
+        super().__init__(store)
+        self.losses = losses
+
+    def events(self, timeout_s):
+        if self._task is not None and self.losses > 0:
+            self.losses -= 1
+            task, self._task = self._task, None
+            yield Lost(task.identity.fingerprint, "its node was lost")
+        else:
+            yield from super().events(timeout_s)
+
+
+def test_a_task_whose_place_is_lost_is_tried_again_three_times(store):
+    stages = build(**FAST, fates=("finish",))
+    stream = io.StringIO()
+
+    def run(losses):
+        def connect(store, runtime, plan):
+            return Losing(store, losses)
+
+        return execute(stages, store, connect=connect, reporter=TextReporter(stream))
+
+    with pytest.raises(
+        StageError, match=r"'source' failed: its node was lost, 4 times; running the"
+    ):
+        run(4)
+    assert stream.getvalue().count("again  source: its node was lost\n") == 3
+    assert run(3).computed == 3
 
 
 def raise_unpicklable(context):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import builtins
+import importlib.util
+import os
 import shlex
+import shutil
 
 import pytest
 
@@ -100,3 +103,70 @@ def test_nothing_submitted_is_nothing_to_cancel(tmp_path, capsys):
 def test_a_command_that_fails_fails_its_job_and_leaves_when_it_is_asked(monkeypatch, tmp_path):
     with pytest.raises(slurm.SlurmError, match="overopt worker ended with status 2"):
         slurm.Command(("worker", str(tmp_path / "none"), *SMOKE))()
+
+
+@pytest.mark.parametrize(("state", "again"), [("RUNNING", True), ("CANCELLED", False)])
+def test_a_worker_that_left_queues_its_job_again_unless_it_was_cancelled(
+    monkeypatch, tmp_path, state, again
+):
+    """A partition that preempts forgets a job that ends within the time of grace."""
+    tool = tmp_path / "scontrol"
+    tool.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\necho JobState={state}\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
+    monkeypatch.setattr(slurm.sys, "executable", shutil.which("false"))
+    monkeypatch.setattr(slurm, "LEFT", 1)  # the status of `false`
+    with pytest.raises(SystemExit if again else slurm.SlurmError):
+        slurm.Command(("worker",))()
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert asked == ["show job 12_0", "requeue 12_0"][: 1 + again]
+
+
+def with_ray(monkeypatch, present: bool) -> None:
+    plain = importlib.util.find_spec
+
+    def find(name, *args):
+        if name == "ray":
+            return plain("json") if present else None
+        return plain(name, *args)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find)
+
+
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_without_ray_the_extra_is_named(tmp_path, capsys, monkeypatch, command):
+    with_ray(monkeypatch, False)
+    place = ["--store", str(tmp_path / "runs"), "--executor", "ray"]
+    said = refused(capsys, command, *SMOKE, *place)
+    assert "ray cannot be imported" in said and "pip install 'overopt[ray]'" in said
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--ray-address", "auto"], "--ray-address = 'auto': add --executor ray"),
+        (["--executor", "ray", "--ray-address", "ray://head:10001"], "give host:port or auto"),
+        (
+            ["--executor", "ray", "--device", "mps"],
+            "device = 'mps': with --executor ray use cpu or",
+        ),
+    ],
+)
+def test_what_ray_cannot_serve_is_refused(tmp_path, capsys, monkeypatch, options, words):
+    with_ray(monkeypatch, True)
+    assert words in refused(capsys, "run", *SMOKE, "--store", str(tmp_path / "runs"), *options)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_plan_says_what_tasks_ask_of_ray(tmp_path, capsys, monkeypatch):
+    with_ray(monkeypatch, True)
+    asked = ["--executor", "ray", "--ray-address", "head:6379", "--device", "cuda", "--gpu-jobs", "3",
+             "--threads", "2", "--memory-limit", "3000"]  # fmt: skip
+    assert main(["plan", *SMOKE, "--store", str(tmp_path / "runs"), *asked]) == 0
+    out = capsys.readouterr().out
+    assert "tasks for Ray (head:6379):" in out
+    assert "proxy: num_cpus=2, num_gpus=0.3333\n" in out
+    assert "1  labels: num_cpus=2, num_gpus=0, memory=3000000000\n" in out

@@ -27,8 +27,8 @@ UNDOCUMENTED = {
         (
             f"overopt.engine.progress.Silent.{name}"
             for name in (
-                *("apart", "begin", "end", "failed", "finished", "left", "progress", "started"),
-                "waiting",
+                *("apart", "begin", "end", "failed", "finished", "left", "lost", "progress"),
+                *("started", "waiting"),
             )
         ),
         "what Reporter asks for, done by doing nothing",
