@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export OMP_WAIT_POLICY = passive
 
-.PHONY: figure1 test cluster test-cluster lint browser trackers docs fuzz torture clean
+.PHONY: figure1 test test-long cluster test-cluster lint browser trackers docs fuzz torture clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -18,6 +18,10 @@ figure1: $(VENV)/.ready
 
 test: $(VENV)/.ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+# Kills, races and several processes: what takes minutes and seldom breaks.
+test-long: $(VENV)/.ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m long $(PYTEST_ARGS)
 
 # What `make test-cluster` needs, where this machine lets us have it: Debian's packages of SLURM (as
 # root), and Ray; without one its tests are skipped.

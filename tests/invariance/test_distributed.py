@@ -15,6 +15,8 @@ from training_worker import trajectories
 from overopt.base.errors import ConfigError
 from overopt.nets.compute import Compute
 
+pytestmark = pytest.mark.long
+
 TESTS = Path(__file__).parents[1]
 # Two processes add the same float32 numbers in another order; 20 steps pass it on.
 TRAJECTORY = 1e-5

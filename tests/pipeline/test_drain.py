@@ -20,6 +20,8 @@ from overopt.engine.graph import make_plan
 from overopt.engine.store import Store
 from overopt.engine.task import StageError
 
+pytestmark = pytest.mark.long
+
 STEPS = 200
 
 

@@ -16,6 +16,8 @@ from small_smoke import prompts_file
 from overopt.base.files import load_json
 from overopt.base.seeding import numpy_rng
 
+pytestmark = pytest.mark.long
+
 KILLS = 2
 SMALLER = ["proxy.backbone=ladder:0.05m", "gold.n_prompts=8", "bon.pool_size=32", "bon.ns=1,8,32"]
 RESULTS = ("records.jsonl", "curves.npz", "tilt.jsonl")

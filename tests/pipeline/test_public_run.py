@@ -81,7 +81,7 @@ def test_changed_settings_under_one_name_need_to_be_accepted(ran, tmp_path):
     assert overopt.run(other, **for_one_name, accept_changes=True).curves
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_wheel_runs_smoke_where_only_its_dependencies_are(tmp_path):
     """Built, installed without the tree, started elsewhere: every file it needs is in it."""
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]

@@ -16,6 +16,8 @@ from fake_graph import build, contents
 from overopt.engine.execute import execute
 from overopt.engine.store import Store
 
+pytestmark = pytest.mark.long
+
 SCRIPT = Path(__file__).with_name("fake_graph.py")
 STEPS = 80
 TOOLS = ("useradd", "userdel", "groupadd", "groupdel", "setpriv")

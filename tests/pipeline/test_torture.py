@@ -5,6 +5,8 @@ import signal
 import pytest
 from torture import Trials
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def trials(tmp_path_factory):
