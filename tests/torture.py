@@ -56,7 +56,7 @@ COMPARED = ("records.jsonl", "curves.npz", "tilt.jsonl", "samples.jsonl", "shown
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 COLLECTING_S = 0.6
 """How long a run takes from its last artefact to its last record: kills are drawn over that too."""
-TRIES = 5
+TRIES = 12
 """How often a trial is repeated whose kill came when the run had ended already."""
 PARTS = """
 from dataclasses import replace
@@ -302,7 +302,7 @@ class Trials:
         assert "Traceback" not in errors, errors
         if status == 128 + number:
             assert "running the same command again" in errors, errors
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while living(process.pid):
             assert time.monotonic() < deadline, "a process is left"
             time.sleep(0.05)

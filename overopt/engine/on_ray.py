@@ -149,8 +149,8 @@ class RayCluster:
         address: str | None = None,
         tasks: int | None = None,
     ) -> None:
-        check(runtime, address)
         address = address or os.environ.get("RAY_ADDRESS") or "local"
+        check(runtime, address)
         if address == "local":
             os.environ.update(LOCAL)
         import ray

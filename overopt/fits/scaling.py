@@ -380,7 +380,7 @@ def score_forecast(forecast: Forecast, observed: FitResult) -> list[ForecastScor
                 observed=measured[name],
                 observed_stderr=theirs[name],
                 error=error,
-                error_sigma=error / own[name],
+                error_sigma=error / own[name] if own[name] > 0 else math.nan,
                 inside=low <= measured[name] <= high if known else None,
             )
         )

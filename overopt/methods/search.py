@@ -160,10 +160,14 @@ class _Growth:
         return [found[i] for i in range(len(paths))]
 
     def _draw(self, todo: list[int], paths: Sequence[Path], rows: list[list[int]], k: int) -> None:
+        asked = [[*self.problems[paths[i].problem], *rows[i]] for i in todo]
         room = max(self.n_tokens - len(rows[i]) for i in todo)
-        asked = self.reader.prompts([[*self.problems[paths[i].problem], *rows[i]] for i in todo])
+        left = self.policy.cfg.max_position_embeddings - max(map(len, asked))
         drawn = sampling.sample(
-            self.policy, asked, n_tokens=min(_CHUNK, room), seed=derive_seed(self.seed, "chunk", k)
+            self.policy,
+            self.reader.prompts(asked),
+            n_tokens=min(_CHUNK, room, left),
+            seed=derive_seed(self.seed, "chunk", k),
         )
         for i, new, mask in zip(todo, drawn.ids, drawn.mask, strict=True):
             rows[i] = [*rows[i], *new[mask].tolist()][: self.n_tokens]

@@ -17,7 +17,8 @@ def elected(answers: NDArray[np.int_], votes: Floats, ns: Sequence[int], *, prom
 
     Of n draws with replacement, the answer with the largest sum of votes wins. Ties are broken at
     random; a response without an answer has no vote. How often an answer wins is estimated from
-    `DRAWS` sets, but for n = 1, where that is its share of the pool.
+    `DRAWS` sets, but for n = 1, where that is its share of the pool. Answers with as many responses
+    and votes have the same chance, so a majority among answers that are all different adds no KL.
 
     Parameters
     ----------
@@ -31,9 +32,22 @@ def elected(answers: NDArray[np.int_], votes: Floats, ns: Sequence[int], *, prom
     size = np.bincount(group)
     found = np.empty((len(ns), len(answers)))
     for k, n in enumerate(ns):
-        wins = size / len(answers) if n == 1 else _wins(group, counted, n, prompt)
+        wins = (
+            size / len(answers)
+            if n == 1
+            else _alike(_wins(group, counted, n, prompt), group, counted)
+        )
         found[k] = (wins / np.maximum(size, 1))[group]
     return found
+
+
+def _alike(wins: Floats, group: NDArray[np.int_], votes: Floats) -> Floats:
+    """The same chance for answers that as many responses give with the same votes."""
+    votes_of = np.bincount(group, votes).round(12)
+    spread_of = np.bincount(group, votes**2).round(12)
+    kinds = np.stack([np.bincount(group), votes_of, spread_of])
+    _, kind = np.unique(kinds, axis=1, return_inverse=True)
+    return (np.bincount(kind, wins) / np.bincount(kind))[kind]
 
 
 def _wins(group: NDArray[np.int_], votes: Floats, n: int, prompt: int) -> Floats:
@@ -41,6 +55,6 @@ def _wins(group: NDArray[np.int_], votes: Floats, n: int, prompt: int) -> Floats
     rng = numpy_rng(0, "votes", prompt, n)
     drawn = rng.integers(len(group), size=(DRAWS, n))
     sums = np.full((DRAWS, group.max() + 1), -1.0)
-    np.put_along_axis(sums, group[drawn], rng.uniform(0, 1e-9, size=drawn.shape), axis=1)
+    np.put_along_axis(sums, group[drawn], rng.uniform(0, 1e-12, size=drawn.shape), axis=1)
     np.add.at(sums, (np.arange(DRAWS)[:, None], group[drawn]), votes[drawn])
     return np.bincount(sums.argmax(1), minlength=sums.shape[1]) / DRAWS

@@ -66,6 +66,8 @@ FIELDS: dict[str, Field] = {
         float, "nats", "KL per response that each step is to move, 0 if not set", False
     ),
     "adv_scale": Field(str, "", "what PPO's advantages are divided by: batch or fixed", False),
+    "search_expansions": Field(int, "", "steps that a search tries behind each beginning", False),
+    "search_lookahead": Field(int, "", "further steps behind which it scores a beginning", False),
     "kl_target": Field(float, "nats", "target of an adaptive KL penalty, 0 if fixed", False),
     "proxy_accuracy": Field(float, "share", "validation pairs the proxy ranks as gold does"),
     "proxy_val_loss": Field(float, "nats", "Bradley-Terry loss on validation pairs"),
@@ -73,7 +75,9 @@ FIELDS: dict[str, Field] = {
     "n_responses": Field(int, "responses", "responses behind every mean of this row"),
     "kl_seq_nats": Field(float, "nats", "KL(pi||pi_ref) per response; the x-axis squared"),
     "kl_seq_nats_stderr": Field(float, "nats", "its standard error over prompts", False),
-    "kl_estimator": Field(str, "", "estimator of kl_seq_nats: exact, bon_bound or search_bound"),
+    "kl_estimator": Field(
+        str, "", "estimator of kl_seq_nats: exact, sampled, bon_bound or search_bound"
+    ),
     "sqrt_kl": Field(float, "sqrt(nats)", "square root of kl_seq_nats"),
     "kl_k1": Field(float, "nats", "mean of the k1 estimator", False),
     "kl_k1_stderr": Field(float, "nats", "its standard error over prompts", False),

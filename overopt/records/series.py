@@ -209,6 +209,8 @@ def unfitted(groups: Groups) -> dict[str, dict[str, str]]:
 def _fitted(curves: Sequence[Curve], form: str) -> FitResult | OveroptError:
     """``form`` (default: the method's own) fitted to replicates, or why it cannot be."""
     fitted = linear_form(form or curves[0].shown.form)  # raises where there is no such form
+    if curves[0].rows[0].get("kl_estimator") == "search_bound":
+        return DataError("its KL is bounded, not measured: no form of gold against KL is fitted")
     try:
         return fit_replicates(as_replicates(curves), fitted.name)
     except OveroptError as error:

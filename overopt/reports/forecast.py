@@ -22,7 +22,7 @@ from overopt.reports.text import interval, number
 
 FORECAST_SIZES = 3
 """Fewest proxy sizes for a forecast: two coefficients, each a line in log10 parameters."""
-FORECAST_VERSION = 1
+FORECAST_VERSION = 2
 SAME_SIZE = 0.1
 """Difference of log parameters below which two sizes are one: `3e6` finds a proxy of 2.9M."""
 
@@ -157,7 +157,10 @@ def read(forecast_file: str | Path) -> tuple[str, scaling.Forecast]:
     try:
         data = files.load_object(Path(forecast_file), ("schema_version", "method", "forecast"))
         if data["schema_version"] != FORECAST_VERSION:
-            raise ValueError(f"schema_version {data['schema_version']!r}")
+            raise ValueError(
+                f"schema_version {data['schema_version']!r}, this package writes {FORECAST_VERSION}:"
+                " intervals of others mean something else; make the forecast again"
+            )
         return data["method"], scaling.Forecast.from_dict(data["forecast"])
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise DataError(

@@ -48,6 +48,7 @@ SHOWN = Shown(
     axis="candidates a step",
     form="bon",
     marker="D",
+    treatments={"search_expansions": "expansions", "search_lookahead": "lookahead"},
     moves_policy=False,
 )
 
@@ -169,6 +170,8 @@ def run_curve(ctx: StageContext) -> None:
             {
                 "coord": SHOWN.coord,
                 "value": n,
+                "search_expansions": cfg.search.expansions,
+                "search_lookahead": cfg.search.lookahead,
                 "kl_seq_nats": float(per_P["kl"].mean()),
                 "kl_seq_nats_stderr": None,
                 "kl_estimator": "search_bound",

@@ -80,7 +80,7 @@ def run_selector(ctx: StageContext) -> None:
             "value": value,
             "kl_seq_nats": float(curve.kl[k].mean()),
             "kl_seq_nats_stderr": stderr(curve.kl[k]),
-            "kl_estimator": "exact",
+            "kl_estimator": "sampled" if answers is not None else "exact",
             "proxy_gold_correlation": correlation({c: x[k] for c, x in curve.columns.items()}),
             "n_responses": int(pool.proxy_PN.size),
             "ended_share": float(curve.columns["ended"][k].mean()),

@@ -140,7 +140,15 @@ def read_problems(name: str, checker: str) -> tuple[PromptSet, dict[int, Problem
         found.append((number, text))
     if not found:
         raise DataError(f"problems {name!r}: there are none: give a line for each")
-    return prompts.distinct(found, f"problems {name!r}"), known
+    read = prompts.distinct(found, f"problems {name!r}")
+    first = dict(zip(read.texts, read.lines, strict=True))
+    for number, text in found:
+        if known[number].answer != known[first[text]].answer:
+            raise DataError(
+                f"problems {name!r}, line {number}: answer = {known[number].answer[:60]!r}, but line"
+                f" {first[text]} has the same problem with {known[first[text]].answer[:60]!r}: keep one"
+            )
+    return read, known
 
 
 def read_problem(row: Any, checker: str, where: str) -> tuple[str, Problem]:
@@ -164,7 +172,7 @@ def read_problem(row: Any, checker: str, where: str) -> tuple[str, Problem]:
         raise DataError(
             f"{where}: steps = {str(steps)[:60]!r}: give a list of texts, or leave it out"
         )
-    if "####" in answer:
+    if "####" in answer and checker != "pattern":
         worked, _, answer = answer.rpartition("####")
         lines = [_ANNOTATION.sub("", line).strip() for line in worked.splitlines()]
         steps = steps or [line for line in lines if line]
@@ -174,9 +182,10 @@ def read_problem(row: Any, checker: str, where: str) -> tuple[str, Problem]:
 
 
 def _check_answer(answer: str, checker: str, where: str) -> None:
-    if checker == "numeric" and answers.last_number(answer) is None:
+    if checker == "numeric" and len(answers.numbers(answer)) != 1:
         raise DataError(
-            f"{where}: answer = {answer[:60]!r} has no number: set world.checker to exact or pattern"
+            f"{where}: answer = {answer[:60]!r} is not one number of up to 15 digits: correct it, or set"
+            " world.checker to exact or pattern"
         )
     if checker == "pattern":
         try:

@@ -144,6 +144,15 @@ def test_a_perfect_guide_finds_right_answers(problems, lookahead, least):
     )
 
 
+def test_prompts_that_just_fit_are_searched():
+    """Problems of different lengths, the longest with its longest response as long as the context."""
+    policy = small_llama()
+    asked = [(3,) * 4, (3,) * 12]
+    found = beam_search(policy, asked, reader(), beams=2, expansions=2, n_tokens=4, seed=0)
+    assert all(1 <= len(row) <= 4 for row in found.rows)
+    assert policy.cfg.max_position_embeddings == 16
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

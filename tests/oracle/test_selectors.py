@@ -230,3 +230,6 @@ def test_a_vote_moves_no_further_than_its_answers():
     pool = ScoredPool(np.zeros((1, 2000)), np.zeros((1, 2000)), given[None])
     (found,) = weights_of("majority", pool, Grid((1, 2, 64), 1.0))
     assert (kl_nats(found) < 0.01).all()
+    apart = ScoredPool(np.zeros((1, 2000)), np.zeros((1, 2000)), np.arange(2000)[None])
+    (found,) = weights_of("majority", apart, Grid((1, 2, 64), 1.0))
+    np.testing.assert_allclose(found, 1 / 2000)

@@ -43,14 +43,16 @@ def convert(settings: Settings, path: Path) -> list[Converted]:
     Raises
     ------
     DataError
-        A folder is missing or holds no review, a file is called otherwise, or its stars are those of
-        the other folder.
+        A folder is missing or holds no review, a file is called otherwise, its number comes twice, its
+        stars are those of the other folder, or no two reviews have the same number.
     """
     notes: list[str] = []
     sides = {"positive": _reviews(path / "pos", notes), "negative": _reviews(path / "neg", notes)}
     chosen = sides.pop(settings.wanted)
     (rejected,) = sides.values()
     numbers = [number for number in chosen if number in rejected]
+    if not numbers:
+        raise DataError(f"{path}: no review in pos has the number of one in neg: fetch both whole")
     if alone := len(chosen) + len(rejected) - 2 * len(numbers):
         notes.append(f"{alone} reviews left out: no other has their number")
     prompt = f"Write a {settings.wanted} review of a film."
@@ -76,6 +78,8 @@ def _reviews(folder: Path, notes: list[str]) -> dict[int, str]:
             raise DataError(
                 f"{file}: is not UTF-8 (byte {error.start}): save it as that"
             ) from error
+        if int(match[1]) in found:
+            raise DataError(f"{file}: another review has number {match[1]}: keep one")
         found[int(match[1])] = text.replace("<br />", "\n")
     if not found:
         raise DataError(f"{folder}: holds no review called NUMBER_STARS.txt")

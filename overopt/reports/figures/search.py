@@ -1,6 +1,6 @@
 """Search, votes and best-of-n at matched compute: gold against the tokens drawn for one response."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,6 +16,7 @@ PICTURE = "search"
 METHOD = "search"
 POOLED = ("bon", "majority", "weighted_majority")
 """Methods that draw ``value`` whole responses."""
+_DASHES = ("-", "--", ":")
 
 
 def tokens_drawn(curve: Curve) -> NDArray[np.float64]:
@@ -26,23 +27,27 @@ def tokens_drawn(curve: Curve) -> NDArray[np.float64]:
 
 
 def draw(results: ResultsView) -> Figure | None:
-    """A panel for each proxy, means over replicates; None where nothing was searched."""
-    panels: dict[str, dict[str, list[Curve]]] = {}
-    for curve in results.curves:
-        method = curve.meta["method"]
-        if method in (*POOLED, METHOD):
-            of_proxy = panels.setdefault(_proxy(curve), {})
-            of_proxy.setdefault(method, []).append(curve)
-    panels = {name: methods for name, methods in panels.items() if METHOD in methods}
-    if not panels:
+    """A panel for each proxy that guided a search, means over replicates; None where none did."""
+    groups = results.groups
+    searched = groups.get(METHOD, {})
+    if not searched:
         return None
-    figure = Figure(figsize=(4.2 * len(panels), 3.6), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
-    styles = series_styles((METHOD, *POOLED))
-    for ax, (name, methods) in zip(axes, panels.items(), strict=True):
-        for method in (METHOD, *POOLED):
-            if method in methods:
-                _draw_line(ax, methods[method], styles[method].color)
+    names = list(dict.fromkeys(_guide(name, groups) for name in searched))
+    figure = Figure(figsize=(4.2 * len(names), 3.6), layout="constrained")
+    axes = figure.subplots(1, len(names), squeeze=False, sharey=True)[0]
+    colors = {m: style.color for m, style in series_styles((METHOD, *POOLED)).items()}
+    for ax, name in zip(axes, names, strict=True):
+        lines = [(METHOD, s) for s in searched if _guide(s, groups) == name]
+        lines += [(m, name) for m in POOLED if name in groups.get(m, {})]
+        for i, (method, series) in enumerate(lines):
+            apart = series.removeprefix(name).strip(", ") if method == METHOD else ""
+            _draw_line(
+                ax,
+                groups[method][series],
+                colors[method],
+                apart,
+                ("-", "--", ":")[i % 3 if method == METHOD else 0],
+            )
         ax.set_xscale("log", base=2)
         ax.axhline(0, color="0.85", lw=0.8, zorder=0)
         ax.set_title(name, loc="left", fontsize=9)
@@ -53,21 +58,27 @@ def draw(results: ResultsView) -> Figure | None:
     return figure
 
 
-def _proxy(curve: Curve) -> str:
-    return f"{curve.meta['backbone']}, {curve.meta['n_pairs']:,} pairs"
+def _guide(series: str, groups: Mapping[str, Mapping[str, Sequence[Curve]]]) -> str:
+    """The series of best-of-n with the same proxy, without what sets searches apart."""
+    alike = [name for name in groups.get("bon", {}) if series.startswith(name)]
+    return max(alike, key=len, default=series)
 
 
-def _draw_line(ax: Axes, curves: Sequence[Curve], color: str) -> None:
-    """Mean over replicates; bars are 95 % intervals over prompts, or over replicates where several."""
-    shown, (first, *_) = curves[0].shown, curves
-    same = [c for c in curves if list(c["value"]) == list(first["value"])]
-    x = np.mean([tokens_drawn(c) for c in same], axis=0)
-    gold = np.stack([c["gold_gain"] for c in same])
-    if len(same) > 1:
-        half = t_quantile(0.95, len(same) - 1) * gold.std(0, ddof=1) / len(same) ** 0.5
+def _draw_line(ax: Axes, curves: Sequence[Curve], color: str, apart: str, line: str) -> None:
+    """Mean over replicates at the points that all have; bars are 95 % intervals.
+
+    Over replicates where there are several, else over prompts.
+    """
+    shared = set.intersection(*(set(c["value"].tolist()) for c in curves))
+    rows = [np.isin(c["value"], list(shared)) for c in curves]
+    x = np.mean([tokens_drawn(c)[at] for c, at in zip(curves, rows, strict=True)], axis=0)
+    gold = np.stack([c["gold_gain"][at] for c, at in zip(curves, rows, strict=True)])
+    if len(curves) > 1:
+        half = t_quantile(0.95, len(curves) - 1) * gold.std(0, ddof=1) / len(curves) ** 0.5
     else:
-        half = 1.96 * first["gold_gain_stderr"]
+        half = 1.96 * curves[0]["gold_gain_stderr"][rows[0]]
+    shown = curves[0].shown
     ax.errorbar(
         x, gold.mean(0), half, color=color, marker=shown.marker, ms=4, lw=1.2, capsize=2,
-        label=shown.label,
+        ls=line, label=", ".join(filter(None, (shown.label, apart))),
     )  # fmt: skip

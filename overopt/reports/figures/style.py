@@ -20,6 +20,7 @@ MARKERS = "osD^vPX"
 
 X_LABELS = {
     "bon_bound": r"$\sqrt{\mathrm{KL}}$ (√nats), KL = log n − (n−1)/n",
+    "sampled": r"$\sqrt{\mathrm{KL}}$ (√nats), of votes drawn from the pool",
     "search_bound": r"$\sqrt{\mathrm{KL}}$ (√nats), at most log N + S log M",
     "exact": r"$\sqrt{\mathrm{KL}}$ (√nats), exact KL($\pi\Vert\pi_\mathrm{init}$)",
 }
