@@ -9,7 +9,7 @@ import shutil
 import socket
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from overopt.base import locks
@@ -92,15 +92,13 @@ def check_folder(folder: Path, option: str, *names: str) -> None:
         while not os.path.lexists(missing) and missing != missing.parent:
             made.append(missing)
             missing = missing.parent
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".trial-") as trial:
-            for name in names or ("x",):
-                Path(trial, name).touch(exist_ok=False)
-                target = folder / name
-                if target.is_dir():
-                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), target)
-                if target.exists() and not target.is_file():  # a device would be replaced
-                    raise FileExistsError(errno.EEXIST, "is not a regular file", target)
+        for attempt in range(100):
+            try:
+                _try_writing(folder, names or ("x",))
+                break
+            except FileNotFoundError:  # another that only tried it took the folder away again
+                if attempt == 99:
+                    raise
     except OSError as error:
         reason = error.strerror or str(error)
         raise StoreError(
@@ -111,6 +109,18 @@ def check_folder(folder: Path, option: str, *names: str) -> None:
         for each in made:
             with contextlib.suppress(OSError):
                 each.rmdir()
+
+
+def _try_writing(folder: Path, names: Sequence[str]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".trial-") as trial:
+        for name in names:
+            Path(trial, name).touch(exist_ok=False)
+            target = folder / name
+            if target.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), target)
+            if target.exists() and not target.is_file():  # a device would be replaced
+                raise FileExistsError(errno.EEXIST, "is not a regular file", target)
 
 
 def made_for(file: Path) -> Path:

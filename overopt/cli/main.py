@@ -117,7 +117,7 @@ def _as_setting(option: str) -> str:
     if not alike:
         return ""
     return (
-        f"settings are given without dashes: {' or '.join(f'{name}=VALUE' for name in alike[:6])}"
+        f"settings are given without dashes: {' or '.join(f'{name}=VALUE' for name in alike[:8])}"
     )
 
 

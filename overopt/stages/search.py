@@ -74,7 +74,7 @@ def stages(run: RunConfig, inputs: dict[str, Stage]) -> list[Stage]:
         run=run_search,
         gpu=True,
         label=f"search {describe(run)} {run.search.title}",
-        cost_s=5 + 0.02 * widest * run.proxy.rate,
+        cost_s=5 + 0.0016 * widest * run.proxy.rate,
         config=config,
         upstream={role: inputs[role] for role in ("calibration", "proxy")},
     )

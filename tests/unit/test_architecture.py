@@ -263,6 +263,7 @@ OTHER_READERS = {
     "overopt.nets.sources": "one wheel, from a package index",
     "overopt.nets.hf": "what transformers says of a model, in memory",
     "overopt.engine.pool": "messages between a run and its own workers",
+    "overopt.engine.on_ray": "the same, through a Ray cluster",
     "overopt.engine.task": "whether an error can be sent to another process",
 }
 

@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -152,6 +153,21 @@ def test_places_for_output_are_tried_and_left_as_they_were(tmp_path):
             folders.check_folder(tmp_path / place, "--results", "records.jsonl")
     folders.check_folder(tmp_path / "new" / "deep", "--results", "records.jsonl")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_place_that_another_trial_took_away_is_tried_again(tmp_path, monkeypatch):
+    """Two commands that try one new folder at the same moment: each takes away what it made."""
+    real, gone = tempfile.TemporaryDirectory, []
+
+    def once(*args, **options):
+        if not gone:
+            gone.append(options["dir"])
+            raise FileNotFoundError(2, "No such file or directory", options["dir"])
+        return real(*args, **options)
+
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", once)
+    folders.check_folder(tmp_path / "r", "--results", "records.jsonl")
+    assert gone == [tmp_path / "r"]
 
 
 def test_temporary_files_are_exclusive_and_those_of_the_dead_are_swept(tmp_path):
