@@ -50,6 +50,8 @@ from overopt.reports import forecast
 from overopt.reports.comparison import load_results
 from overopt.rewards.labels.people import read_pairs
 from overopt.study.fine_tune import read_examples
+from overopt.worlds import answers
+from overopt.worlds.problems import read_problems
 from overopt.worlds.prompts import read_prompts_file
 
 COMMITTED = Path(__file__).parents[1] / "experiments" / "results"
@@ -135,6 +137,16 @@ def _csv(delimiter: str) -> Callable[[Path], None]:
             writer.writerows(_table())
 
     return make
+
+
+def _judged(problems: dict) -> None:
+    """Judge each problem's own steps and answer as if they were a response."""
+    for problem in problems.values():
+        response = "\n".join((*problem.steps, problem.answer))
+        answers.numeric("", response, problem.answer)
+        answers.steps_hold(problem.steps)
+        answers.none_is_missing(response, problem.steps)
+        answers.first_correction(problem.steps)
 
 
 PAIR = {"prompt": "q", "chosen": "good", "rejected": "bad", "subset": "math-prm", "id": 7}
@@ -242,6 +254,12 @@ READERS = {
     "array.xz": Reader(".json.xz", lambda p: p.write_bytes(
         lzma.compress(json.dumps(_table()).encode())), read_replay),
     "people": Reader(".jsonl", _rows(*PEOPLE), lambda p: read_pairs(str(p))),
+    "problems": Reader(
+        ".jsonl",
+        _rows({"prompt": "1 + 1?", "answer": 2, "steps": ["1 + 1 = 2"]},
+              {"question": "2 + 1?", "answer": "2 + 1 = 3\n#### 3"}),
+        lambda p: _judged(read_problems(str(p), "numeric")[1]),
+    ),
     "prompts.gz": Reader(".jsonl.gz", _rows({"prompt": "a π"}, {"messages": TALK[:1]}),
                          lambda p: read_prompts_file(str(p))),
     **{
