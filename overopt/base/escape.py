@@ -52,10 +52,10 @@ def html(text: str) -> str:
 def file_name(text: str) -> str:
     """``text`` as a part of a path: letters, digits and ``_.=,+-``, no dot in front, 120 bytes at most.
 
-    Where that changes it, it ends in a part of its SHA-256, so that no two texts become one.
+    A longer one is cut, and ends in a part of its SHA-256.
     """
     name = re.sub(r"[^\w.=,+-]+", "_", text).lstrip(".") or "_"
-    if name != text or len(name.encode()) > 120:
+    if len(name.encode()) > 120:
         short = name.encode()[:100].decode(errors="ignore")
         name = f"{short}_{hashlib.sha256(text.encode(errors='replace')).hexdigest()[:8]}"
     return name
