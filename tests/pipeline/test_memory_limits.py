@@ -34,8 +34,19 @@ class Config:
 def run(context: StageContext) -> None:
     """Take memory, or run out of it where another stage is at work."""
     config, store = context.config, context.out.parents[1]
-    others = [p for p in (store / ".scratch").glob("m-*") if p != context.out]
-    save_json(context.out / "others.json", len(others))
+    crowd, end = store / "crowd", time.monotonic() + 20
+
+    def beside() -> int:
+        return sum(p != context.out for p in (store / ".scratch").glob("m-*"))
+
+    # The first time they wait for each other, however long workers take to start.
+    if config.fate in ("crowded", "killed", "never"):
+        while not crowd.exists() and not beside() and time.monotonic() < end:
+            time.sleep(0.02)
+    others = beside()
+    save_json(context.out / "others.json", others)
+    if config.fate in ("crowded", "killed", "never") and others:
+        crowd.touch()
     if config.fate == "crowded" and others:
         raise MemoryError("no room beside others")
     if config.fate == "killed" and others:
@@ -43,7 +54,8 @@ def run(context: StageContext) -> None:
     if config.fate == "never":
         raise MemoryError("no room at all")
     if config.fate == "slow":
-        time.sleep(1.0)
+        while not crowd.exists() and time.monotonic() < end:
+            time.sleep(0.02)
     data = np.ones(config.megabytes * 125_000)
     save_json(context.out / "sum.json", float(data.sum()))
 
