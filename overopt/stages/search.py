@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 
     from overopt.base.datatypes import Responses
     from overopt.methods import search
-    from overopt.worlds import draws, rows
+    from overopt.worlds import rows
 else:
     torch, search = lazy("torch"), lazy("overopt.methods.search")
-    draws, rows = lazy("overopt.worlds.draws"), lazy("overopt.worlds.rows")
+    rows = lazy("overopt.worlds.rows")
 
 SEARCH = "search"
 """Name of the curve's stage, and of the method in records."""
@@ -99,13 +99,11 @@ def run_search(ctx: StageContext) -> None:
     reader = reader_of(world, proxy, asked, policy.cfg.eos_token_id)
     took: dict[str, dict[str, list[int]]] = {}
     for done, n in enumerate(cfg.search.candidates, start=1):
-        expansions = min(n, cfg.search.expansions)
         found = search.beam_search(
             policy,
             asked,
             reader,
-            beams=n // expansions,
-            expansions=expansions,
+            **cfg.search.shape(n),
             n_tokens=cfg.world.max_response_tokens,
             lookahead=cfg.search.lookahead if n > 1 else 0,
             seed=derive_seed(cfg.root_seed, "search", n),
@@ -155,13 +153,8 @@ def run_curve(ctx: StageContext) -> None:
         found = load_responses(folder / f"found-{n:05d}.npz")
         per_P = {k: v.numpy() for k, v in truth_scores(gold, intent, found).items()}
         per_P |= {"proxy": proxy.score(found).numpy(), "length": found.length.numpy()}
-        expansions = min(n, cfg.search.expansions)
-        per_P["kl"] = np.array(
-            [
-                search.kl_bound(steps, beams=n // expansions, expansions=expansions)
-                for steps in took[str(n)]["steps"]
-            ]
-        )
+        steps = took[str(n)]["steps"]
+        per_P["kl"] = np.array([search.kl_bound(s, **cfg.search.shape(n)) for s in steps])
         samples += sample_rows(world, found, per_P, n)
         spread = member_spread(proxy, found)
         for name, values in per_P.items():

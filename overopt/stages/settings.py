@@ -122,9 +122,14 @@ class SearchConfig:
                 f"must be below search.expansions = {self.expansions}, or a multiple of it",
             )
 
+    def shape(self, n: int) -> dict[str, int]:
+        """Beams N and expansions M of ``n`` candidates, N · M = n."""
+        expansions = min(n, self.expansions)
+        return {"beams": n // expansions, "expansions": expansions}
+
     @property
     def title(self) -> str:
-        """What is not the default."""
+        """Expansions, and lookahead where there is any."""
         ahead = f" lookahead {self.lookahead}" if self.lookahead else ""
         return f"{self.expansions} expansions{ahead}"
 

@@ -24,6 +24,7 @@ from overopt.base.lazy import lazy
 from overopt.base.userfile import load_module
 from overopt.worlds import answers, hf, prompts
 from overopt.worlds.answers import CHECKERS, Checker, Found
+from overopt.worlds.judged import JudgedWorld
 from overopt.worlds.prompts import Dialogue, PromptSet
 from overopt.worlds.world import Verdict, WorldSettings, own_file
 
@@ -226,7 +227,7 @@ def instructed(prompt: str, instruction: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProblemsWorld(hf.HFWorld):
+class ProblemsWorld(JudgedWorld, hf.HFWorld):
     """Problems of every split with their answers.
 
     problems : of each of ``texts``; checker : what the right answer is; wants : see `Settings`.
@@ -356,21 +357,3 @@ class ProblemsWorld(hf.HFWorld):
             for wrong in [answers.first_correction(steps)]
         ]
         return codecs.encode_pieces(self.codec.tokenizer, said)
-
-    def calibrate(self, base: Responses) -> dict[str, Any]:
-        """What is wanted, and its mean and standard deviation under the initial policy."""
-        wanted = self._wanted(base)
-        return {
-            "wants": self.wants,
-            "mean": float(wanted.mean()),
-            "std": float(wanted.std()) or 1.0,
-        }
-
-    def intent(self, spec: dict[str, Any], responses: Responses) -> np.ndarray:
-        """Scores (R,): two values, for what is wanted and what is not."""
-        return (self._wanted(responses) - spec["mean"]) / spec["std"]
-
-    def _wanted(self, responses: Responses) -> np.ndarray:
-        is_strict = self.wants == "right_and_valid"
-        found = self.verdicts(responses)
-        return np.array([v.right and (v.valid or not is_strict) for v in found], dtype=np.float64)

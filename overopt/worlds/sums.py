@@ -11,16 +11,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal
-
-import numpy as np
+from typing import TYPE_CHECKING, Literal
 
 from overopt.base.config import require
 from overopt.base.errors import DataError
 from overopt.base.lazy import lazy
 from overopt.nets.sources import tokenizer_dir
 from overopt.worlds import sums_text
-from overopt.worlds.world import Verdict, World, WorldSettings
+from overopt.worlds.judged import JudgedWorld
+from overopt.worlds.world import Verdict, WorldSettings
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -128,7 +127,7 @@ def load_tokenizer() -> Tokenizer:
 
 
 @dataclass(frozen=True)
-class SumsWorld(World):
+class SumsWorld(JudgedWorld):
     """Problems of every split, in words and as plans.
 
     wants : what the intent is, see `Settings`.
@@ -222,24 +221,6 @@ class SumsWorld(World):
             parts = [words[a : b + 1] for a, b in zip(starts, ends, strict=True)]
             found.append([" ".join(part) for part in parts])
         return found
-
-    def calibrate(self, base: Responses) -> dict[str, Any]:
-        """What is wanted, and its mean and standard deviation under the initial policy."""
-        wanted = self._wanted(base)
-        return {
-            "wants": self.wants,
-            "mean": float(wanted.mean()),
-            "std": float(wanted.std()) or 1.0,
-        }
-
-    def intent(self, spec: dict[str, Any], responses: Responses) -> np.ndarray:
-        """Scores (R,): two values, for what is wanted and what is not."""
-        return (self._wanted(responses) - spec["mean"]) / spec["std"]
-
-    def _wanted(self, responses: Responses) -> np.ndarray:
-        is_strict = self.wants == "right_and_valid"
-        found = self.verdicts(responses)
-        return np.array([v.right and (v.valid or not is_strict) for v in found], dtype=np.float64)
 
 
 def _words(responses: Responses) -> list[list[str]]:

@@ -15,7 +15,7 @@ def trials(tmp_path_factory):
 
 @pytest.mark.slow
 def test_a_killed_collection_leaves_whole_records(trials):
-    assert trials.collect(0, kills=3).startswith("3 kills, ")
+    assert trials.collect(0, kills=3) in ("3 kills, 2 found records", "3 kills, 3 found records")
 
 
 @pytest.mark.slow
