@@ -309,8 +309,20 @@ class Store:
             plain += "-" + hashlib.sha256(experiment.encode()).hexdigest()[:8]
         return self.root / "experiments" / f"{plain}.json"
 
+    def _drop_free_locks(self) -> None:
+        """Remove the files of locks whose holder was killed before it had made a folder.
+
+        Taking a lock and giving it back removes its file. A lease is left to expire.
+        """
+        if self.lease_s is not None:
+            return
+        for path in (self.root / ".locks").glob("[!.]*-*"):
+            stage, _, fp = path.name.rpartition("-")
+            with contextlib.suppress(StoreError), self.lock(stage, fp):
+                pass
+
     def sweep(self) -> None:
-        """Remove what dead processes left: scratch files, and checkpoints of finished artefacts.
+        """Remove what dead processes left: scratch, free locks, checkpoints of finished artefacts.
 
         What belongs to another user and may not be removed is passed by, with a warning.
         """
@@ -322,6 +334,7 @@ class Store:
                     if mine:
                         attempts.retire(left.path)
             folders.drop_temporary(self.root / kind)
+        self._drop_free_locks()
         attempts.drop_progress(self.root)
         for noted in (self.root / FAILED).glob("*-*.json"):
             stage, _, fp = noted.stem.rpartition("-")

@@ -9,7 +9,6 @@ import pytest
 import torch
 from small_smoke import prompts_file
 
-from overopt.base import locks
 from overopt.base.config import RuntimeConfig
 from overopt.base.errors import ConfigError, StoreError
 from overopt.base.files import load_json
@@ -41,8 +40,7 @@ def test_a_run_that_reaches_its_limit_stops_and_goes_on_from_its_checkpoints(tmp
         left = execute(stages, store, workers=workers, time_limit_s=limit).left
         assert time.monotonic() - started < limit + 5
         assert (left == 0) == store.has("merge", stages[-1].fingerprint)
-        # A worker that is stopped may leave the file of a lock; the lock is free.
-        assert not any(map(locks.is_taken, (store.root / ".locks").iterdir()))
+        assert not any((store.root / ".locks").iterdir())
         if left == 0:
             break
         # Starting workers takes seconds on a busy machine.

@@ -271,6 +271,18 @@ def test_the_lock_and_scratch_of_a_killed_process_are_free_again(store):
     assert put(store).manifest["resumed"] is True
 
 
+def test_the_file_of_a_free_lock_is_swept_and_a_held_one_stays(store):
+    """As of a worker that was killed between taking its lock and making its folder."""
+    store.create()
+    free = store._lock_path("m", "f" * 16)
+    free.touch()
+    with store.lock("m", "0" * 16) as mine:
+        assert mine
+        store.sweep()
+        assert not free.exists() and store._lock_path("m", "0" * 16).exists()
+    assert not any((store.root / ".locks").iterdir())
+
+
 def test_checkpoints_of_a_finished_artefact_are_swept(store):
     put(store)
     left = store.root / ".inflight" / "-".join(KEY)
