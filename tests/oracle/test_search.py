@@ -145,12 +145,25 @@ def test_a_perfect_guide_finds_right_answers(problems, lookahead, least):
 
 
 def test_prompts_that_just_fit_are_searched():
-    """Problems of different lengths, the longest with its longest response as long as the context."""
+    """The longest with its longest response is as long as the context, and is ahead of the others."""
     policy = small_llama()
-    asked = [(3,) * 4, (3,) * 12]
-    found = beam_search(policy, asked, reader(), beams=2, expansions=2, n_tokens=4, seed=0)
+    asked = [(3,) * 4, (3,) * 12] * 20
+    assert len(asked[1]) + 4 == policy.cfg.max_position_embeddings
+
+    def responses(problems, answers):
+        pairs = zip((asked[i] for i in problems), answers, strict=True)
+        return rows.as_responses(list(pairs), eos=EOS)
+
+    def step_ends(found):
+        """Steps of three tokens behind long prompts, of one behind short ones."""
+        step = [3 if n == 12 else 1 for n in found.prompts.mask.sum(1).tolist()]
+        lengths = zip(found.length.tolist(), step, strict=True)
+        return [(*range(k - 1, n - 1, k), n - 1) for n, k in lengths]
+
+    made = reader()._replace(responses=responses, step_ends=step_ends)
+    found = beam_search(policy, asked, made, beams=2, expansions=2, n_tokens=4, seed=0)
     assert all(1 <= len(row) <= 4 for row in found.rows)
-    assert policy.cfg.max_position_embeddings == 16
+    assert max(map(len, found.rows[1::2])) == 4
 
 
 @pytest.mark.parametrize(
