@@ -130,6 +130,7 @@ def _add_run(
 def show_plan(args: argparse.Namespace) -> int:
     """``overopt plan``: every stage with its state and cost."""
     runtime = runtime_of(args)
+    _check_address(args)
     from overopt.engine import costs
     from overopt.engine.graph import check_not_stale, find_stale, make_plan
     from overopt.engine.progress import Clock, duration
@@ -201,10 +202,16 @@ def _print_needs(
         print(f"{n:9}  {name}: {words}")
 
 
+def _check_address(args: argparse.Namespace) -> None:
+    """Raise ConfigError where an address of Ray is given for another executor."""
+    is_alone = args.ray_address is not None and args.executor != "ray"
+    require(not is_alone, "--ray-address", args.ray_address, "add --executor ray")
+
+
 def _connect(args: argparse.Namespace, runtime: RuntimeConfig) -> Connect | None:
     """What makes the executor that was asked for; None: that of this machine."""
+    _check_address(args)
     if args.executor == "local":
-        require(args.ray_address is None, "--ray-address", args.ray_address, "add --executor ray")
         return None
     from overopt.engine import on_ray
 

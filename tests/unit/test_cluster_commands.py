@@ -155,9 +155,10 @@ def test_without_ray_the_extra_is_named(tmp_path, capsys, monkeypatch, command):
         ),
     ],
 )
-def test_what_ray_cannot_serve_is_refused(tmp_path, capsys, monkeypatch, options, words):
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_what_ray_cannot_serve_is_refused(tmp_path, capsys, monkeypatch, command, options, words):
     with_ray(monkeypatch, True)
-    assert words in refused(capsys, "run", *SMOKE, "--store", str(tmp_path / "runs"), *options)
+    assert words in refused(capsys, command, *SMOKE, "--store", str(tmp_path / "runs"), *options)
     assert not (tmp_path / "runs").exists()
 
 
