@@ -44,7 +44,7 @@ def stepper(kind: str, task: PpoTask, *, batch: int = BATCH, seed: int = 0) -> C
         n_tokens=task.n_tokens,
         seed=seed,
         compute=Compute(),
-        preferences=partial(_comparisons, task, n=max(pairs, 2), seed=seed),
+        preferences=partial(comparisons, task, n=max(pairs, 2), seed=seed),
     )
     state = method.start(task.policy(), settings, problem)
 
@@ -59,7 +59,7 @@ def stepper(kind: str, task: PpoTask, *, batch: int = BATCH, seed: int = 0) -> C
     return step
 
 
-def _comparisons(task: PpoTask, *, n: int, seed: int) -> PreferenceSet:
+def comparisons(task: PpoTask, *, n: int, seed: int) -> PreferenceSet:
     """``n`` pairs of the initial policy's responses, labelled by the proxy."""
     prompts = task.prompts.select(torch.arange(n) % len(task.prompts))
     made_seed = derive_seed(seed, "comparisons")

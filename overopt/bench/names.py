@@ -13,6 +13,7 @@ GROUPS = (
     "ppo",
     "ppo-defaults",
     "methods",
+    "peer-methods",
     "stacked",
     "mfu",
     "pool",

@@ -17,6 +17,16 @@ ppo
     (directories), ``reward_bias``, ``prompts`` (JSON file, lists of equal length), ``batch``,
     ``n_tokens``, ``steps``, ``epochs``, ``minibatches``, ``lr``, ``kl_coef``, ``threads``, ``device``,
     ``out``, ``seed``. No token ends a response: all have ``n_tokens``. The policy is saved in ``out``.
+pairs
+    DPOTrainer. ``policy``, ``ref``, ``tokenizer`` (directories), ``pairs`` (JSON file of lists
+    ``prompt_ids``, ``chosen_ids`` and ``rejected_ids``), ``batch`` (pairs), ``loss``, ``beta``,
+    ``steps``, ``lr``, ``threads``, ``device``, ``out``, ``seed``. Data in the given order.
+group
+    GRPOTrainer or RLOOTrainer, by ``method``. ``policy``, ``ref``, ``reward``, ``tokenizer``
+    (directories), ``reward_bias``, ``prompts`` (JSON file, lists of equal length), ``given`` (JSON
+    file of the batch whose loss is handed over: ``prompts``, indices, ``completions``,
+    ``rewards``), ``batch`` (responses), ``group``, ``n_tokens``, ``kl_coef``, ``steps``, ``lr``,
+    ``threads``, ``device``, ``out``, ``seed``. No token ends a response: all have ``n_tokens``.
 """
 
 import json
@@ -37,7 +47,8 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(job["threads"])
-    {"reward": train_reward, "ppo": train_ppo}[job["kind"]](job, answers)
+    jobs = {"reward": train_reward, "ppo": train_ppo, "pairs": train_pairs, "group": train_groups}
+    jobs[job["kind"]](job, answers)
 
 
 def answer(answers: Any, **content: Any) -> None:
@@ -115,6 +126,24 @@ def read_json(path: str) -> Any:
         return json.load(file)
 
 
+def with_first_loss(trainer: type, turns: Any) -> type:
+    """``trainer``, which hands over the loss of its first step."""
+
+    class Watched(trainer):
+        def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+            out = super().compute_loss(*args, **kwargs)
+            if "loss" not in turns.extra:
+                turns.extra["loss"] = float(out[0] if isinstance(out, tuple) else out)
+            return out
+
+        def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+            if "prompt_ids" in dataset.column_names:  # tokens, not text
+                return dataset
+            return super()._prepare_dataset(dataset, *args, **kwargs)
+
+    return Watched
+
+
 def train_reward(job: dict[str, Any], answers: Any) -> None:
     """RewardTrainer on ready-made token ids; the loss of the first step is handed over."""
     from datasets import Dataset
@@ -122,15 +151,7 @@ def train_reward(job: dict[str, Any], answers: Any) -> None:
     from trl import RewardConfig, RewardTrainer
 
     turns = make_turns(answers, job["steps"], job["device"])
-
-    class Watched(RewardTrainer):
-        def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-            out = super().compute_loss(*args, **kwargs)
-            if "loss" not in turns.extra:
-                turns.extra["loss"] = float(out[0] if isinstance(out, tuple) else out)
-            return out
-
-    trainer = Watched(
+    trainer = with_first_loss(RewardTrainer, turns)(
         model=load(job["model"], "scalar"),
         args=RewardConfig(
             **common_arguments(job),
@@ -148,6 +169,126 @@ def train_reward(job: dict[str, Any], answers: Any) -> None:
     trainer.train()
     wait_for("finish")
     answer(answers, done={})
+
+
+def train_pairs(job: dict[str, Any], answers: Any) -> None:
+    """DPOTrainer on ready-made token ids; the loss of the first step is handed over."""
+    from datasets import Dataset
+    from transformers import AutoTokenizer
+    from trl import DPOConfig, DPOTrainer
+
+    turns = make_turns(answers, job["steps"], job["device"])
+    trainer = with_first_loss(DPOTrainer, turns)(
+        model=load(job["policy"], "lm"),
+        ref_model=load(job["ref"], "lm"),
+        args=DPOConfig(
+            **common_arguments(job),
+            per_device_train_batch_size=job["batch"],
+            max_steps=job["steps"],
+            max_length=None,
+            train_sampling_strategy="sequential",
+            logging_steps=job["steps"],
+            loss_type=[job["loss"]],
+            beta=job["beta"],
+        ),
+        processing_class=AutoTokenizer.from_pretrained(job["tokenizer"]),
+        train_dataset=Dataset.from_dict(read_json(job["pairs"])),
+        callbacks=[turns],
+    )
+    trainer.train()
+    wait_for("finish")
+    answer(answers, done={})
+
+
+def train_groups(job: dict[str, Any], answers: Any) -> None:
+    """GRPOTrainer or RLOOTrainer; loss and gradient of the given batch are handed over.
+
+    Prompts are named by their number: their tokens come from the file, not from text.
+    """
+    import torch
+    from datasets import Dataset
+    from transformers import AutoTokenizer
+    from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+
+    is_grpo = job["method"] == "grpo"
+    base, config = (GRPOTrainer, GRPOConfig) if is_grpo else (RLOOTrainer, RLOOConfig)
+    own = {"loss_type": "grpo", "scale_rewards": "group"} if is_grpo else {}
+    prompts, given = read_json(job["prompts"]), read_json(job["given"])
+    policy, scorer = load(job["policy"], "lm"), load(job["reward"], "scalar").eval()
+    policy.config.eos_token_id = policy.generation_config.eos_token_id = None
+
+    class Numbered(base):  # type: ignore[misc, valid-type]
+        given: Any = None
+
+        def _tokenize_prompts(self, texts: list[str]) -> Any:
+            return [prompts[int(text)] for text in texts], None, {}
+
+        def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+            if self.given is None:
+                return super()._generate_single_turn(*args, **kwargs)
+            return (self.given["completions"], None) if is_grpo else self.given["completions"]
+
+    @torch.no_grad()
+    def reward(prompts: Any, completion_ids: Any, **kwargs: Any) -> list[float]:
+        if trainer.given is not None:
+            return trainer.given["rewards"]
+        if any(len(ids) != job["n_tokens"] for ids in completion_ids):
+            raise RuntimeError(f"a response has not {job['n_tokens']} tokens")
+        start, _, _ = trainer._tokenize_prompts(prompts)
+        ids = torch.tensor([a + b for a, b in zip(start, completion_ids, strict=True)])
+        hidden = scorer.model(input_ids=ids.to(scorer.device)).last_hidden_state[:, -1]
+        return (scorer.score(hidden)[:, 0] + job["reward_bias"]).tolist()
+
+    turns = make_turns(answers, job["steps"], job["device"])
+    trainer = Numbered(
+        model=policy,
+        reward_funcs=reward,
+        args=config(
+            **common_arguments(job),
+            **own,
+            per_device_train_batch_size=job["batch"],
+            steps_per_generation=1,
+            num_generations=job["group"],
+            max_completion_length=job["n_tokens"],
+            max_steps=job["steps"],
+            logging_steps=job["steps"],
+            temperature=1.0,
+            beta=job["kl_coef"],
+        ),
+        processing_class=AutoTokenizer.from_pretrained(job["tokenizer"], padding_side="left"),
+        train_dataset=Dataset.from_dict({"prompt": [str(i) for i in range(len(prompts))]}),
+        callbacks=[turns],
+    )
+    scorer.to(trainer.accelerator.device)
+    trainer.ref_model.load_state_dict(load(job["ref"], "lm").state_dict())
+    trainer.eos_token_ids = [-1]
+    trainer.generation_config.eos_token_id = trainer.generation_kwargs["eos_token_id"] = None
+    turns.extra |= given_batch(trainer, given)
+    trainer.train()
+    wait_for("finish")
+    answer(answers, done={})
+
+
+def given_batch(trainer: Any, given: dict[str, Any]) -> dict[str, float]:
+    """Loss of a batch that is given, and the norm of its gradient.
+
+    GRPO: its responses are those of the reference, so that ratios are not 1 and some are clipped.
+    """
+    import torch
+
+    trainer.given = given
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    inputs = trainer._generate_and_score_completions([{"prompt": str(i)} for i in given["prompts"]])
+    if "ref_per_token_logps" in inputs:
+        inputs["old_per_token_logps"] = inputs["ref_per_token_logps"]
+    loss = trainer._compute_loss(trainer.model, inputs)
+    loss.backward()
+    gradients = [p.grad for p in trainer.model.parameters() if p.grad is not None]
+    norm = torch.linalg.vector_norm(torch.stack([g.norm() for g in gradients]))
+    trainer.model.zero_grad()
+    trainer.given = None
+    return {"loss": float(loss), "gradient_norm": float(norm)}
 
 
 def whole_sequences(generate: Any, width: int) -> Any:

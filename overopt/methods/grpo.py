@@ -105,6 +105,21 @@ def start(policy: Backbone, settings: Settings, problem: Problem) -> rollouts.Po
     return rollouts.PolicyState(policy, rollouts.adam(policy, settings.lr))
 
 
+def how(settings: Settings) -> policy_gradient.How:
+    """Advantages within groups, clipped ratios, tokens weighed as the settings say."""
+    advantages = partial(
+        policy_gradient.group_advantages, group=settings.group, divide_by_sd=settings.sd
+    )
+    return policy_gradient.How(
+        name="GRPO",
+        group=settings.group,
+        epochs=settings.epochs,
+        advantages=advantages,
+        weights=settings.length,
+        clip=settings.clip,
+    )
+
+
 def step(state: rollouts.PolicyState, settings: Settings, problem: Problem) -> dict[str, float]:
     """One step in place; returns its diagnostics (see docs/metrics.md).
 
@@ -115,18 +130,7 @@ def step(state: rollouts.PolicyState, settings: Settings, problem: Problem) -> d
     MemoryLimitError
         A single response does not fit the memory.
     """
-    advantages = partial(
-        policy_gradient.group_advantages, group=settings.group, divide_by_sd=settings.sd
-    )
-    how = policy_gradient.How(
-        name="GRPO",
-        group=settings.group,
-        epochs=settings.epochs,
-        advantages=advantages,
-        weights=settings.length,
-        clip=settings.clip,
-    )
-    return policy_gradient.step(state, settings, problem, how)
+    return policy_gradient.step(state, settings, problem, how(settings))
 
 
 def state_tensors(state: rollouts.PolicyState) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from overopt.base.config import require
 from overopt.methods.method import shaping_name
 from overopt.methods.targets import Targeted, constraint_name
 
-KlIn = Literal["k3_loss", "exact_loss", "k1_reward", "chi2_reward"]
+KlIn = Literal["k3_loss", "weighted_k3_loss", "exact_loss", "k1_reward", "chi2_reward"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +29,10 @@ class OnPolicy(Targeted):
         Largest gradient norm.
     kl_coef : float
         Weight of the penalty for leaving π_ref, in score per nat; 0 for none.
-    kl_in : "k3_loss", "exact_loss", "k1_reward" or "chi2_reward"
+    kl_in : "k3_loss", "weighted_k3_loss", "exact_loss", "k1_reward" or "chi2_reward"
         What is penalised, and where. In the loss, per token: k3 of the sampled token, whose gradient
-        is that of KL(π_ref‖π), or KL(π‖π_ref) over the whole vocabulary. In the reward, per response:
+        is that of KL(π_ref‖π); k3 times π/π_old, whose gradient is that of KL(π‖π_ref) (DeepSeek-V3.2);
+        or KL(π‖π_ref) over the whole vocabulary. In the reward, per response:
         log π/π_ref, whose expected gradient is that of KL(π‖π_ref), or 2π/π_ref, that of χ²(π‖π_ref)
         (Laidlaw et al. 2024).
     max_update_kl_token_nats : float
@@ -91,7 +92,7 @@ class OnPolicy(Targeted):
 
 def treatment(settings: OnPolicy, *more: str) -> str:
     """Shaping, constraint, a penalty other than k3 in the loss, and ``more``; without empty ones."""
-    penalty = "" if settings.kl_in == "k3_loss" else settings.kl_in.replace("_", " in ")
+    penalty = "" if settings.kl_in == "k3_loss" else " in ".join(settings.kl_in.rsplit("_", 1))
     parts = [shaping_name(settings), constraint_name(settings), penalty, *more]
     return ", ".join(filter(None, parts))
 

@@ -170,7 +170,6 @@ def step(state: PolicyState, settings: OnPolicy, problem: Problem, how: How) -> 
 
 def _roll_out(state: PolicyState, settings: OnPolicy, problem: Problem, how: How) -> Batch:
     """Steps 1 to 3."""
-    # 1.
     draw = rollouts.prompts_of_step(
         len(problem.prompts),
         batch=settings.batch // how.group,
@@ -178,6 +177,18 @@ def _roll_out(state: PolicyState, settings: OnPolicy, problem: Problem, how: How
         step=state.step,
     )
     responses = rollouts.rollout(state.policy, problem, draw, step=state.step, copies=how.group)
+    return judged(state, responses, draw, settings, problem, how)
+
+
+def judged(
+    state: PolicyState,
+    responses: Responses,
+    draw: Tensor,
+    settings: OnPolicy,
+    problem: Problem,
+    how: How,
+) -> Batch:
+    """Steps 2 and 3: ``responses`` (R,) to the prompts ``draw``, one group after another."""
     # 2.
     ways, shared, logprobs = problem.compute, rollouts.shared, sampling.score_logprobs
     score = shared(ways, problem.proxy.score, responses)
@@ -217,7 +228,7 @@ def _reads_ref(settings: OnPolicy) -> bool:
     return in_penalty or settings.measures_kl
 
 
-class _Update(NamedTuple):
+class Update(NamedTuple):
     """Loss of one optimizer step and its statistics, over all its tokens."""
 
     loss: float
@@ -229,34 +240,16 @@ class _Update(NamedTuple):
 
 def _update(
     state: PolicyState, batch: Batch, settings: OnPolicy, problem: Problem, how: How
-) -> list[_Update]:
+) -> list[Update]:
     """Minibatch updates (step 4), until one has moved the policy too far."""
-    updates: list[_Update] = []
+    updates: list[Update] = []
     for epoch in range(how.epochs):
         if updates and _is_too_far(updates[-1], settings):
             break
         generator = torch_generator(problem.seed, "minibatches", state.step, epoch)
         order = torch.randperm(settings.batch, generator=generator)
         for rows in order.chunk(settings.minibatches):
-            weights = torch.zeros(settings.batch, dtype=torch.float64)
-            weights[rows] = token_weights(batch.length[rows], how.weights, longest=problem.n_tokens)
-            loss = partial(
-                _losses,
-                policy=state.policy,
-                ref_policy=problem.ref_policy,
-                batch=batch,
-                weights=weights,
-                settings=settings,
-                clip=how.clip,
-                ways=problem.compute,
-                n_tokens=int(batch.length[rows].sum()),
-                is_first=not updates,
-            )
-            update = _Update(
-                *rollouts.gradient(
-                    state, rows, loss, problem.compute, name=how.name, lr=settings.lr
-                )
-            )
+            update = gradient(state, batch, rows, settings, problem, how, with_entropy=not updates)
             updates.append(update)
             if _is_too_far(update, settings):
                 clear_gradients(state.policy.parameters())
@@ -266,7 +259,43 @@ def _update(
     return updates
 
 
-def _is_too_far(update: _Update, settings: OnPolicy) -> bool:
+def gradient(
+    state: PolicyState,
+    batch: Batch,
+    rows: Tensor,
+    settings: OnPolicy,
+    problem: Problem,
+    how: How,
+    *,
+    with_entropy: bool,
+) -> Update:
+    """Loss of one optimizer step over ``rows`` of ``batch``; its gradient is left in the policy.
+
+    Raises
+    ------
+    DivergenceError
+        The loss is not finite; names the step.
+    """
+    weights = torch.zeros(len(batch.length), dtype=torch.float64)
+    weights[rows] = token_weights(batch.length[rows], how.weights, longest=problem.n_tokens)
+    loss = partial(
+        _losses,
+        policy=state.policy,
+        ref_policy=problem.ref_policy,
+        batch=batch,
+        weights=weights,
+        settings=settings,
+        clip=how.clip,
+        ways=problem.compute,
+        n_tokens=int(batch.length[rows].sum()),
+        with_entropy=with_entropy,
+    )
+    return Update(
+        *rollouts.gradient(state, rows, loss, problem.compute, name=how.name, lr=settings.lr)
+    )
+
+
+def _is_too_far(update: Update, settings: OnPolicy) -> bool:
     return update.kl_token_nats > settings.max_update_kl_token_nats
 
 
@@ -281,12 +310,11 @@ def _losses(
     clip: float | None,
     ways: Compute,
     n_tokens: int,
-    is_first: bool,
+    with_entropy: bool,
 ) -> Tensor:
     """Loss and statistics (5,) of some rows, as parts of sums over the optimizer step.
 
-    Real tokens only, as one list: most of the work is the vocabulary. ``is_first``: entropy is
-    recorded, of the first update only.
+    Real tokens only, as one list: most of the work is the vocabulary.
     """
     device = policy.device
     at, w = rows.to(device, non_blocking=True), int(batch.length[rows].max())
@@ -298,22 +326,26 @@ def _losses(
         logits = policy.logits(sampling.response_hidden(policy, part, view)[view.mask]).float()
     logp = sampling.token_logprobs(logits, view.tokens[view.mask])
     weight = weights[rows].float().to(device)[of_token]
+    old_logp = batch.old_logp[at, :w][view.mask]
     surrogate = losses.surrogate(
         logp,
-        batch.old_logp[at, :w][view.mask],
+        old_logp,
         batch.advantage[rows].float().to(device)[of_token],
         clip=clip,
     )
     penalty = torch.zeros((), device=device)
-    if settings.kl_coef > 0 and settings.kl_in == "k3_loss":
-        penalty = (weight * losses.k3(logp, batch.ref_logp[at, :w][view.mask])).sum()
+    if settings.kl_coef > 0 and settings.kl_in.endswith("k3_loss"):
+        k3 = losses.k3(logp, batch.ref_logp[at, :w][view.mask])
+        if settings.kl_in == "weighted_k3_loss":
+            k3 = (logp - old_logp).exp() * k3
+        penalty = (weight * k3).sum()
     if settings.kl_coef > 0 and settings.kl_in == "exact_loss":
         with torch.no_grad(), ways.autocast(device):
             hidden = sampling.response_hidden(ref_policy, part, view)[view.mask]
             ref_logits = ref_policy.logits(hidden).float()
         penalty = (weight * losses.vocabulary_kl(logits, ref_logits)).sum()
     nats = torch.zeros((), device=device)
-    if is_first:
+    if with_entropy:
         nats = sampling.entropy(logits.detach()).sum() / n_tokens
     return torch.stack(
         [

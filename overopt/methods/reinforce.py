@@ -66,6 +66,18 @@ def advantages(reward: Tensor, baseline: str) -> Tensor:
     return reward - reward.mean() if baseline == "batch" else reward
 
 
+def how(settings: Settings) -> policy_gradient.How:
+    """One response a prompt, against the baseline of the settings; no ratio."""
+    return policy_gradient.How(
+        name="REINFORCE",
+        group=1,
+        epochs=1,
+        advantages=lambda reward: advantages(reward, settings.baseline),
+        weights="sequence",
+        clip=None,
+    )
+
+
 def step(state: rollouts.PolicyState, settings: Settings, problem: Problem) -> dict[str, float]:
     """One step in place; returns its diagnostics (see docs/metrics.md).
 
@@ -76,15 +88,7 @@ def step(state: rollouts.PolicyState, settings: Settings, problem: Problem) -> d
     MemoryLimitError
         A single response does not fit the memory.
     """
-    how = policy_gradient.How(
-        name="REINFORCE",
-        group=1,
-        epochs=1,
-        advantages=lambda reward: advantages(reward, settings.baseline),
-        weights="sequence",
-        clip=None,
-    )
-    return policy_gradient.step(state, settings, problem, how)
+    return policy_gradient.step(state, settings, problem, how(settings))
 
 
 def state_tensors(state: rollouts.PolicyState) -> dict[str, Tensor]:

@@ -70,6 +70,18 @@ def start(policy: Backbone, settings: Settings, problem: Problem) -> rollouts.Po
     return rollouts.PolicyState(policy, rollouts.adam(policy, settings.lr))
 
 
+def how(settings: Settings) -> policy_gradient.How:
+    """Advantages against the others of a group; whole responses, no ratio."""
+    return policy_gradient.How(
+        name="RLOO",
+        group=settings.group,
+        epochs=1,
+        advantages=partial(policy_gradient.leave_one_out, group=settings.group),
+        weights="sequence",
+        clip=None,
+    )
+
+
 def step(state: rollouts.PolicyState, settings: Settings, problem: Problem) -> dict[str, float]:
     """One step in place; returns its diagnostics (see docs/metrics.md).
 
@@ -80,15 +92,7 @@ def step(state: rollouts.PolicyState, settings: Settings, problem: Problem) -> d
     MemoryLimitError
         A single response does not fit the memory.
     """
-    how = policy_gradient.How(
-        name="RLOO",
-        group=settings.group,
-        epochs=1,
-        advantages=partial(policy_gradient.leave_one_out, group=settings.group),
-        weights="sequence",
-        clip=None,
-    )
-    return policy_gradient.step(state, settings, problem, how)
+    return policy_gradient.step(state, settings, problem, how(settings))
 
 
 def state_tensors(state: rollouts.PolicyState) -> dict[str, Tensor]:

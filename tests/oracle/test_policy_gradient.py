@@ -27,7 +27,7 @@ def loss_of(policy, every, weights, *, ref_policy=None, advantage=None, ref_logp
         clip=None,
         ways=Compute(),
         n_tokens=int(every.mask.sum()),
-        is_first=False,
+        with_entropy=False,
     )[0]
 
 
@@ -83,8 +83,9 @@ def test_k3_as_a_loss_has_the_gradient_of_the_other_kl():
     assert float((ours - forward).norm() / forward.norm()) > 0.1
 
 
-def test_exact_penalty_has_the_gradient_of_the_vocabulary_kl():
-    value, kl, ours, forward, reverse = penalty_alone("exact_loss")
+@pytest.mark.parametrize("kl_in", ["exact_loss", "weighted_k3_loss"])
+def test_penalty_has_the_gradient_of_the_vocabulary_kl(kl_in):
+    value, kl, ours, forward, reverse = penalty_alone(kl_in)
     assert value == pytest.approx(kl, rel=1e-5)
     assert float((ours - forward).norm() / forward.norm()) < 1e-5
     assert float((ours - reverse).norm() / reverse.norm()) > 0.1
@@ -168,7 +169,7 @@ def test_loss_does_not_depend_on_how_rows_are_divided():
                 clip=0.2,
                 ways=Compute(),
                 n_tokens=int(mine.mask.sum()),
-                is_first=True,
+                with_entropy=True,
             ).detach()
             for rows in torch.arange(n).split(division)
         )

@@ -1,6 +1,7 @@
 """The bench harness: rows, limits, peers that fail, the report and its picture. No TRL in here."""
 
 import json
+import math
 import subprocess
 import sys
 import textwrap
@@ -23,6 +24,7 @@ from overopt.bench.groups import (
     estimators,
     mfu,
     pairs,
+    peer_methods,
     pool,
     ppo_defaults,
     reward,
@@ -351,6 +353,38 @@ def test_methods_are_timed_against_ppo_in_turn(tiny_task):
     for row in rows:
         assert len(row["samples"]) == len(row["reference_samples"]) == 2
         assert row["ratio"] > 0 and row["details"]["peak_mb"] == {"ppo": 7}
+
+
+def peer_method_rows(task, peer):
+    return peer_methods.peer_rows(task, peer, n_pairs=4, n_responses=8, repeats=1)
+
+
+def test_peer_methods_without_peer_say_their_losses(tiny_task):
+    rows = peer_method_rows(tiny_task, NO_PEER)
+    assert [row["name"] for row in rows] == list(peer_methods.NAMES)
+    for row in rows:
+        assert row["ratio"] is None and row["reason"] == "nobody asked for it"
+        assert len(row["samples"]) == 1
+    dpo, ipo, grpo, rloo = (row["details"] for row in rows)
+    # Policy and reference differ: where they were the same, DPO's loss would be log 2, IPO's 25.
+    assert abs(dpo["loss"]["ours"] - math.log(2)) > 1e-4 and abs(ipo["loss"]["ours"] - 25) > 1e-4
+    assert grpo["clip_fraction"]["ours"] > 0 and grpo["loss"]["ours"] != 0
+    assert rloo["gradient_norm"] == {"ours": rloo["gradient_norm"]["ours"], "peer": None}
+
+
+def test_peer_methods_refuse_a_peer_with_another_loss(tiny_task, worker):
+    worker(loss="0.123")
+    with pytest.raises(
+        BenchError, match=r"dpo: loss of the same batch is .* and 0.123 with the peer"
+    ):
+        peer_method_rows(tiny_task, PeerSource(HERE))
+
+
+def test_peer_methods_take_the_seconds_of_the_peer(tiny_task, worker):
+    loss = peer_method_rows(tiny_task, NO_PEER)[0]["details"]["loss"]["ours"]
+    worker(loss=repr(loss * (1 + 1e-6)))  # the same to single precision
+    with pytest.raises(BenchError, match="ipo: loss"):
+        peer_method_rows(tiny_task, PeerSource(HERE))
 
 
 def test_every_method_makes_steps_on_the_task_and_a_missing_one_is_named(tiny_task):
