@@ -199,14 +199,9 @@ class RayCluster:
             time.sleep(timeout_s)
             return
         refs = list(self._in_hand)
-        try:
+        with _unless_lost(self._ray):
             self._ray.wait(refs, num_returns=1, timeout=timeout_s)
             ready, _ = self._ray.wait(refs, num_returns=len(refs), timeout=0)
-        except self._ray.exceptions.RayError as error:
-            raise RayError(
-                f"the Ray cluster is lost ({_first(error)}); what is finished is in the store, and the"
-                " same command goes on from there"
-            ) from error
         for ref in ready:
             yield self._event(ref, self._in_hand.pop(ref).task)
         if time.monotonic() - self._looked > LOOK_S:
@@ -230,7 +225,8 @@ class RayCluster:
 
     def _look(self) -> None:
         """See which nodes there are, and how far the stages got."""
-        self._nodes = _alive(self._ray)
+        with _unless_lost(self._ray):
+            self._nodes = _alive(self._ray)
         reached = {each.fingerprint: each for each in attempts.working(self._store.root)}
         for known in self._in_hand.values():
             working = reached.get(known.task.identity.fingerprint)
@@ -330,6 +326,18 @@ def _reach(address: str) -> None:
     host, colon, port = address.rpartition(":")
     if colon and port.isdecimal():
         socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_S).close()
+
+
+@contextlib.contextmanager
+def _unless_lost(ray: Any) -> Iterator[None]:
+    """Say what is left and what to do where Ray does not answer any more."""
+    try:
+        yield
+    except (ray.exceptions.RayError, ConnectionError, TimeoutError) as error:
+        raise RayError(
+            f"the Ray cluster is lost ({_first(error)}); what is finished is in the store, and the same"
+            " command goes on from there"
+        ) from error
 
 
 def _alive(ray: Any) -> list[dict[str, float]]:
