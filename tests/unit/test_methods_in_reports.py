@@ -13,7 +13,7 @@ from overopt.base.errors import ConfigError, DataError
 from overopt.base.shown import Shown
 from overopt.records.curves import load_curves
 from overopt.records.view import view
-from overopt.reports.figures import overoptimization, size_and_peak
+from overopt.reports.figures import optimisers, overoptimization, size_and_peak
 from overopt.reports.fit import fit
 from overopt.reports.forecast import forecast
 from overopt.reports.stops import stops
@@ -175,3 +175,42 @@ def test_the_reading_wing_names_no_method():
             ("records", "settings.py"),
         ):
             assert not names.search(file.read_text(encoding="utf-8")), file
+
+
+def test_methods_on_one_proxy_are_drawn_side_by_side(folder):
+    results = view(folder)
+    figure = optimisers.draw(results)
+    assert titles(figure) == ["0.028M proxy", "", "", "0.2M proxy", "", "", "0.8M proxy", "", ""]
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["best-of-n", "PPO", "Tempered search"]
+    kl, proxy, seconds = figure.axes[6:]
+    curves = results.groups["ppo"]["0.8M proxy"]
+    n = min(len(c.rows) for c in curves)
+    last = {
+        name: np.mean([c[name][n - 1] for c in curves])
+        for name in ("sqrt_kl", "proxy_gain", "gold_gain")
+    }
+    for ax, name in ((kl, "sqrt_kl"), (proxy, "proxy_gain")):
+        drawn = ax.containers[1].lines[0]
+        assert drawn.get_xdata()[-1] == pytest.approx(last[name])
+        assert drawn.get_ydata()[-1] == pytest.approx(last["gold_gain"])
+    assert not seconds.containers  # no costs were written
+    assert optimisers.draw(view(RECORDS)) is None
+
+
+def test_cpu_seconds_of_a_method_are_those_of_its_stage(folder, tmp_path):
+    place = tmp_path / "records"
+    shutil.copytree(folder, place)
+    found = load_curves(place)
+    costs = [
+        {"run_id": c.meta["run_id"], "stage": stage, "cpu_s": cpu}
+        for c in found
+        if not c.is_bon
+        for stage, cpu in ((c.meta["method"], 60.0), ("proxy", 1000.0))
+    ]
+    (place / "costs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in costs))
+    seconds = optimisers.draw(view(place)).axes[2]
+    assert [c.get_label() for c in seconds.containers] == ["PPO", "Tempered search"]
+    for line in seconds.containers:
+        x = line.lines[0].get_xdata()
+        assert x[0] == 0 and (np.diff(x) > 0).all() and 30 < x[-1] <= 60
