@@ -27,15 +27,27 @@ Cost: about 3 hours of CPU time. In a minute, to see that it works (the first pr
         bon.n_prompts=4 method.steps=1 method.batch=16 method.eval_prompts=4 \\
         --results results/exp006_smoke
 
-In full:
+In full, and then the table and the picture:
 
     overopt run experiments/exp006_optimisers.py --results experiments/results/exp006_optimisers
+    python experiments/exp006_optimisers.py experiments/results/exp006_optimisers
+    overopt figures experiments/results/exp006_optimisers --figure optimisers
 """
 
+import sys
+from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
+from overopt.analysis.peaks import peak_of
+from overopt.analysis.reach import gold_at
+from overopt.fits.fit import t_quantile
 from overopt.methods import dpo, grpo, ppo, reinforce, rejection, rloo
 from overopt.methods.method import Schedule
+from overopt.records.curves import Curve, load_curves, read_costs
+from overopt.reports.figures.optimisers import lines_of
+from overopt.reports.text import markdown_table
 from overopt.stages.settings import Experiment
 from overopt.study.presets import LARGE, MIDDLE, SMALL, proxy, study_run
 
@@ -76,3 +88,49 @@ def build() -> Experiment:
     return Experiment(
         name="exp006_optimisers", runs=tuple(runs), description="methods × proxies × seeds"
     )
+
+
+AT = (0.5, 1.0, 2.0)
+"""Values of √KL at which gold of all methods is compared."""
+
+
+def table(results: str) -> str:
+    """A row for each proxy and method, means over seeds with the half widths of 95 % intervals."""
+    cpu_s = read_costs(results, without="_gold")
+    rows = []
+    for proxy_name, of in lines_of(load_curves(results)).items():
+        for label, curves in of.items():
+            peaks = [peak_of(c) for c in curves]
+            cells = [
+                _mean([p[key] for p in peaks]) for key in ("peak_gold", "peak_sqrt_kl", "fall")
+            ]
+            cells += [
+                _mean([c[key][-1] for c in curves])
+                for key in ("sqrt_kl", "gold_gain", "proxy_gain")
+            ]
+            cells += [_mean([_at(c, d) for c in curves]) for d in AT]
+            cells.append(_mean([cpu_s.get(c.meta["run_id"], np.nan) for c in curves]))
+            rows.append([proxy_name, label, str(len(curves)), *cells])
+    names = ["proxy", "method", "seeds", "peak gold", "√KL of peak", "fall", "end √KL", "end gold"]
+    names += ["end proxy", *(f"gold at √KL {d:g}" for d in AT), "CPU s"]
+    return "\n".join(markdown_table(names, rows))
+
+
+def _at(curve: Curve, sqrt_kl: float) -> float:
+    """Mean gold gain at a √KL; nan where the curve does not reach it."""
+    if curve["sqrt_kl"].max() < sqrt_kl:
+        return np.nan
+    return float(gold_at(curve, np.array([sqrt_kl])).mean())
+
+
+def _mean(values: Sequence[float]) -> str:
+    """Mean of those that are known, and the half width of its interval over seeds."""
+    x = np.array([v for v in values if np.isfinite(v)])
+    if len(x) < 2:
+        return f"{x[0]:.2f}" if len(x) else ""
+    half = t_quantile(0.95, len(x) - 1) * x.std(ddof=1) / len(x) ** 0.5
+    return f"{x.mean():.2f} ± {half:.2f}" + ("" if len(x) == len(values) else f" ({len(x)})")
+
+
+if __name__ == "__main__":
+    print(table(*sys.argv[1:]))
