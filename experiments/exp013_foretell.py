@@ -59,7 +59,7 @@ from overopt.analysis.predictors import (
     rank_correlation,
     tail_index,
 )
-from overopt.base import files
+from overopt.base import files, pictures
 from overopt.base.errors import DataError
 from overopt.base.seeding import numpy_rng
 from overopt.engine.graph import Stage
@@ -363,7 +363,7 @@ def main(results: str, store: str) -> None:
         folder / "predictors.json", _without_nan({"proxies": rows, "predictors": found})
     )
     files.atomic_write(folder / "predictors.md", markdown(found).encode())
-    files.save_figure(folder / "foretell.png", picture(found))
+    pictures.save_figure(folder / "foretell.png", picture(found))
     print(markdown(found))
 
 
