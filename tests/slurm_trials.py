@@ -116,12 +116,14 @@ def jobs(*ids: str) -> dict[str, str]:
     return {job: state for job, state in known.items() if job.split("_")[0] in ids}
 
 
-def wait_for(condition: Callable[[], object], patience_s: float = 600.0) -> None:
-    """Wait until a condition holds."""
+def wait_for(
+    condition: Callable[[], object], patience_s: float = 600.0, *, pause_s: float = 0.3
+) -> None:
+    """Wait until a condition holds, which is asked every ``pause_s`` seconds."""
     end = time.monotonic() + patience_s
     while not condition():
         assert time.monotonic() < end, slurm("squeue", "-t", "all")
-        time.sleep(0.3)
+        time.sleep(pause_s)
 
 
 def hasten(*ids: str) -> None:
@@ -349,8 +351,8 @@ class Trials:
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         folder = place / "store" / ".slurm"
-        wait_for(lambda: list(folder.glob("*/*")) or process.poll() is not None)
-        time.sleep(self.rng.uniform(0, 1.0))
+        wait_for(lambda: list(folder.glob("*/*")) or process.poll() is not None, pause_s=0.002)
+        time.sleep(self.rng.uniform(0, 0.3))  # sbatch is asked twice in about that time
         hit = process.poll() is None
         process.kill()
         process.wait()
