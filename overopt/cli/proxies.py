@@ -1,4 +1,4 @@
-"""What finished proxies pay for: ``hacks``."""
+"""What finished proxies pay for, and how well they rank policies: ``hacks``, ``rank``."""
 
 from __future__ import annotations
 
@@ -43,6 +43,19 @@ def add(
     hacks.add_argument("--figure", type=Path, default=None, help="picture of the cues to draw")
     _output_options(hacks)
     hacks.set_defaults(command=run_hacks)
+
+    ranks = commands.add_parser(
+        "rank",
+        parents=[experiment_options(), common],
+        help="how well finished proxies rank policies, those optimised against them and others",
+        description="Kendall's tau of the ranking of policies by each proxy with the ranking by gold:"
+        " on policies that were optimised against the same proxy, and against other seeds.",
+    )
+    ranks.add_argument(
+        "--draws", type=count, default=1000, help="draws of the bootstrap (default: 1000)"
+    )
+    _output_options(ranks)
+    ranks.set_defaults(command=run_rank)
 
 
 def _output_options(command: argparse.ArgumentParser) -> None:
@@ -96,3 +109,13 @@ def run_hacks(args: argparse.Namespace) -> int:
         figure = growth_figure(found.to_json())
         pictures.save_figure(folders.made_for(args.figure), figure)
     return _tell(args, found.to_json(), hacks.text_of(found))
+
+
+def run_rank(args: argparse.Namespace) -> int:
+    """``overopt rank``."""
+    curves = _curves(args)
+    from overopt.study import ranking
+
+    found = ranking.rank(curves, n_draws=args.draws)
+    made = {"format": 1, "ci_level": ranking.CI_LEVEL, "series": [one.to_json() for one in found]}
+    return _tell(args, made, ranking.text_of(found))
