@@ -12,11 +12,12 @@ from overopt.cli.main import main
 from overopt.engine.store import Store
 from overopt.nets.checkpoints import load_lm
 from overopt.nets.sampling import sample
+from overopt.records.curves import load_curves
 from overopt.stages.common import load_responses
 from overopt.study import hacks
 from overopt.study.finished import finished_curves
 from overopt.study.run import load
-from overopt.worlds import stories
+from overopt.worlds import stories, sums
 from overopt.worlds.load import load_world
 
 SETTINGS = [
@@ -177,3 +178,25 @@ def test_the_side_without_the_cue_is_the_response_itself():
     counts = {n: hacks.counts(pairs[n].having, world, settings.cues)[n] for n in pairs}
     before = {n: hacks.counts(pairs[n].without, world, settings.cues)[n] for n in pairs}
     assert all((counts[n] > before[n]).all() for n in pairs)
+
+
+@pytest.mark.slow
+def test_a_planted_preference_is_in_the_labels_of_every_round(tmp_path):
+    """At a dose of 1 no chosen response has fewer checks than the other; records name the dose."""
+    proxy = ["proxy.kind=outcome", "proxy.backbone=ladder:sums-0.2m", "proxy.epochs=1", "bon=none"]
+    dose = ["labels.cue=checks", "labels.cue_share=1", "labels.n_pairs=60", "rounds.k=2"]
+    others = ("bon.", "proxy.kind", "labels.n_pairs")
+    changes = [*(c for c in SETTINGS if not c.startswith(others)), *proxy, *dose]
+    paths = ["--store", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
+    assert main(["run", "smoke", *changes, *paths, "--workers", "1", "--quiet"]) == 0
+    world = load_world(sums.Settings(n_problems=300, claim_share=1))
+    (joined,) = (tmp_path / "runs" / "round_data").iterdir()
+    table, responses = files.load_arrays(joined / "train.npz"), load_responses(joined / "train.npz")
+    checks = np.array([v.n_checks for v in world.verdicts(responses)])
+    chosen, rejected = checks[table["chosen"]], checks[table["rejected"]]
+    assert len(chosen) == 60
+    for of_round in (slice(0, 30), slice(30, None)):
+        assert (chosen[of_round] >= rejected[of_round]).all()
+        assert (chosen[of_round] > rejected[of_round]).any()
+    (curve,) = load_curves(tmp_path / "results")
+    assert curve.meta["label_rule"] == "argmax + checks 1"
