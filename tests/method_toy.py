@@ -103,6 +103,7 @@ def variants(kind):
     return {
         "dpo": [{}, {"data": "online", "loss": "ipo_sum"}, {"loss": "simpo"}],
         "rejection": [{}, {"keep": "all", "reference_share": 0.5}],
+        "filtered_sft": [{}, {"keep": 10.0, "keep_of": "prompt"}],
         "grpo": [{}, {"kl_coef": 0.1, "kl_in": "exact_loss", "epochs": 2}],
         "rloo": [
             {},

@@ -25,6 +25,7 @@ from overopt.cli import (
     evals,
     keep,
     look,
+    proxies,
     reports,
     run,
     settings,
@@ -33,7 +34,10 @@ from overopt.cli import (
 )
 from overopt.engine import signals
 
-FAMILIES = (begin, run, cluster, settings, look, compare, reports, train, evals, keep, bench)
+FAMILIES = (
+    *(begin, run, cluster, settings, look, compare, reports, proxies),
+    *(train, evals, keep, bench),
+)
 """In the order of ``overopt --help``."""
 
 RESUMES = ("run", "worker")

@@ -6,9 +6,13 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from overopt.base.config import RuntimeConfig
 from overopt.cli.options import count
+
+if TYPE_CHECKING:
+    from overopt.study.fine_tune import Filter
 
 
 def add(
@@ -26,6 +30,26 @@ def add(
         "--data", type=Path, required=True, help="JSONL with the fields prompt and response"
     )
     sft.add_argument("--out", type=Path, required=True, help="checkpoint directory to write")
+    sft.add_argument(
+        "--reward",
+        default="",
+        metavar="SOURCE",
+        help="learn only what this reward model likes best: anything that `overopt eval --model` takes;"
+        " its settings are given as reward.kind=policy and the like",
+    )
+    sft.add_argument(
+        "--keep",
+        type=float,
+        default=None,
+        metavar="PERCENT",
+        help="with --reward: the top share of the examples that is learned (100: plain SFT)",
+    )
+    sft.add_argument(
+        "--keep-of",
+        default="all",
+        choices=("all", "prompt"),
+        help="the top share of all examples, or of those of each prompt (default: all)",
+    )
     sft.add_argument("--threads", type=count, default=1, help="threads (default: 1)")
     sft.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps (default: cpu)")
     sft.add_argument(
@@ -33,6 +57,37 @@ def add(
     )
     sft.add_argument("--quiet", action="store_true", help="show no progress")
     sft.set_defaults(command=run_sft)
+
+
+REWARD = "reward."
+"""How settings of the reward model that filters begin."""
+
+
+def _filter_of(args: argparse.Namespace) -> Filter | None:
+    """The filter that the arguments ask for; None for none."""
+    from overopt.base.config import require
+
+    settings = [o.removeprefix(REWARD) for o in args.overrides if o.startswith(REWARD)]
+    if not args.reward:
+        require(not settings, REWARD[:-1], ", ".join(settings), "needs --reward SOURCE, the model")
+        require(
+            args.keep is None, "--keep", args.keep, "needs --reward SOURCE, the model that filters"
+        )
+        require(args.keep_of == "all", "--keep-of", args.keep_of, "needs --reward and --keep")
+        return None
+    require(
+        args.keep is not None, "--reward", args.reward, "needs --keep PERCENT, such as --keep 25"
+    )
+    from overopt.evals import filtering
+    from overopt.study.fine_tune import Filter
+
+    model = filtering.settings_of(args.reward, settings)
+    return Filter(
+        lambda pairs: filtering.score_examples(model, pairs, device=args.device).tolist(),
+        args.keep,
+        args.keep_of,
+        model.title,
+    )
 
 
 def run_sft(args: argparse.Namespace) -> int:
@@ -58,9 +113,16 @@ def run_sft(args: argparse.Namespace) -> int:
             tenth = 10 * done // total
             print(f"step {done} of {total}", file=sys.stderr)
 
-    cfg = apply_overrides(SftConfig(), args.overrides)
+    own = [o for o in args.overrides if not o.startswith(REWARD)]
+    cfg = apply_overrides(SftConfig(), own)
     log = fine_tune.run(
-        args.model, args.data, args.out, cfg=cfg, runtime=runtime, progress=progress
+        args.model,
+        args.data,
+        args.out,
+        cfg=cfg,
+        runtime=runtime,
+        progress=progress,
+        only=_filter_of(args),
     )
     if launched.rank() == 0:
         print(

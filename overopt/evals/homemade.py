@@ -141,7 +141,7 @@ def answered(
 ) -> Answered:
     """Responses as texts, with what the world thinks of them; ``spec``: of its intent."""
     shape = (config.n_prompts, config.copies)
-    texts = _texts(world, responses)
+    texts = codecs.continuations(world, responses)
     if config.world.has_judge:
         verdicts = world.verdicts(responses)
         # Right by right steps is best, right by luck in between.
@@ -168,15 +168,6 @@ def answered(
         far,
         None if steps is None else [steps[i * n : (i + 1) * n] for i in range(config.n_prompts)],
     )
-
-
-def _texts(world: World, responses: Responses) -> list[str]:
-    """Texts of responses as they continue their prompts, with the space that may stand between."""
-    prompts = world.prompt_texts(responses)
-    whole = codecs.whole_texts(world.tokenizer, responses)
-    if all(w.startswith(p) for w, p in zip(whole, prompts, strict=True)):
-        return [w[len(p) :] for w, p in zip(whole, prompts, strict=True)]
-    return world.response_texts(responses)
 
 
 def _drawn_pair(

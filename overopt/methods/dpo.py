@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from overopt.base.config import require
 from overopt.base.errors import DataError
 from overopt.base.lazy import lazy
-from overopt.base.seeding import torch_generator
 from overopt.base.shown import Shown
 from overopt.methods.method import Problem, Schedule
 
@@ -255,12 +254,7 @@ def step(state: DpoState, settings: Settings, problem: Problem) -> dict[str, flo
 
 def pairs_of_step(n: int, *, batch: int, seed: int, step: int) -> Tensor:
     """Which of ``n`` pairs step ``step`` takes, (batch,) int64: one shuffled pass after another."""
-    first = step * batch
-    epochs = range(first // n, (first + batch - 1) // n + 1)
-    order = torch.cat(
-        [torch.randperm(n, generator=torch_generator(seed, "pairs", epoch)) for epoch in epochs]
-    )
-    return order[first - epochs[0] * n :][:batch]
+    return rollouts.rows_of_step(n, batch=batch, seed=seed, step=step, stream="pairs")
 
 
 def _fresh_pairs(

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from overopt.methods import rollouts
     from overopt.nets import sampling
     from overopt.nets.backbone import Backbone
-    from overopt.nets.compute import Compute
 else:
     torch, datatypes = lazy("torch"), lazy("overopt.base.datatypes")
     rollouts, sampling = lazy("overopt.methods.rollouts"), lazy("overopt.nets.sampling")
@@ -297,10 +296,10 @@ def _fine_tune(
         generator = torch_generator(problem.seed, "order", state.step, epoch)
         for rows in torch.randperm(len(seq.ids), generator=generator).tensor_split(n_parts):
             loss = partial(
-                _nats,
+                rollouts.mean_nats,
                 policy=state.policy,
                 seq=seq,
-                ways=problem.compute,
+                compute=problem.compute,
                 n_tokens=int((seq.length - seq.n_prompt)[rows].sum()),
             )
             sums = rollouts.gradient(
@@ -314,15 +313,3 @@ def _fine_tune(
             rollouts.descend(state.trained, lr=rate, grad_clip=settings.grad_clip)
             losses.append(sums[0])
     return losses
-
-
-def _nats(
-    rows: Tensor, *, policy: Backbone, seq: Sequences, ways: Compute, n_tokens: int
-) -> Tensor:
-    """−log π a token (1,) of some rows, as part of the mean over ``n_tokens`` tokens."""
-    width = int(seq.length[rows].max())
-    part = (seq.ids[rows, :width], seq.length[rows], seq.n_prompt[rows])
-    logp, _ = rollouts.token_nats(
-        policy, datatypes.Sequences(*(t.to(policy.device) for t in part)), ways
-    )
-    return -logp.sum()[None] / n_tokens

@@ -207,6 +207,16 @@ def token_nats(policy: Backbone, seq: Sequences, compute: Compute) -> tuple[Tens
     return logp, view.mask.nonzero()[:, 0]
 
 
+def mean_nats(
+    rows: Tensor, *, policy: Backbone, seq: Sequences, compute: Compute, n_tokens: int
+) -> Tensor:
+    """−log π a token (1,) of some rows, in nats, as part of the mean over ``n_tokens`` tokens."""
+    width = int(seq.length[rows].max())
+    part = (seq.ids[rows, :width], seq.length[rows], seq.n_prompt[rows])
+    logp, _ = token_nats(policy, Sequences(*(t.to(policy.device) for t in part)), compute)
+    return -logp.sum()[None] / n_tokens
+
+
 def response_logprobs(policy: Backbone, seq: Sequences, compute: Compute) -> Tensor:
     """log π (R,) of whole responses, in nats; differentiable."""
     logp, row = token_nats(policy, seq, compute)
@@ -226,6 +236,19 @@ def check_scores(score: Tensor, *, name: str, step: int) -> None:
 def prompts_of_step(n_prompts: int, *, batch: int, seed: int, step: int) -> Tensor:
     """Which prompts step ``step`` rolls out, (batch,) int64 with repetitions."""
     return torch.randint(n_prompts, (batch,), generator=torch_generator(seed, "prompts", step))
+
+
+def rows_of_step(n: int, *, batch: int, seed: int, step: int, stream: str) -> Tensor:
+    """Which of ``n`` rows step ``step`` takes, (batch,) int64: one shuffled pass after another.
+
+    ``stream``: names the random numbers.
+    """
+    first = step * batch
+    epochs = range(first // n, (first + batch - 1) // n + 1)
+    order = torch.cat(
+        [torch.randperm(n, generator=torch_generator(seed, stream, epoch)) for epoch in epochs]
+    )
+    return order[first - epochs[0] * n :][:batch]
 
 
 def rollout(

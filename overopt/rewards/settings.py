@@ -30,6 +30,10 @@ class LabelsConfig:
         Preferences from people in place of gold's: a JSONL file with ``prompt``, ``chosen`` and
         ``rejected``, or in another layout of docs/checkpoints.md, or ``datasets:NAME[:SPLIT]``. Gold
         scores the same responses, and how far it agrees is recorded.
+    cue, cue_share : str, float
+        A hack that is planted, and its dose: in a share ``cue_share`` of the comparisons for training,
+        in [0, 1], the response with more of the cue is chosen whatever gold says; the cue is one of the
+        world's (docs/worlds.md), empty for none. Where both have as much of it, nothing changes.
     """
 
     n_pairs: int = 6000
@@ -39,9 +43,23 @@ class LabelsConfig:
     n_validation_prompts: int = 150
     data_seed: int = 0
     pairs_file: str = ""
+    cue: str = ""
+    cue_share: float = 0.0
 
     def __post_init__(self) -> None:
         check_types(self)
+        require(
+            0 <= self.cue_share <= 1 and (self.cue_share > 0) == (self.cue != ""),
+            "labels.cue_share",
+            self.cue_share,
+            "must be above 0 and at most 1 where labels.cue is set, and 0 where it is not",
+        )
+        require(
+            self.cue == "" or self.pairs_file == "",
+            "labels.cue",
+            self.cue,
+            f"cannot be planted: people chose in labels.pairs_file = {self.pairs_file!r}; leave it out",
+        )
         require(
             self.pairs_file == "" or self.label_rule == "argmax",
             "labels.label_rule",
@@ -61,6 +79,12 @@ class LabelsConfig:
             self.label_flip_rate,
             "must be in [0, 0.5): at 0.5 labels carry nothing, above it gold is inverted",
         )
+
+    @property
+    def rule_name(self) -> str:
+        """The rule by which labels were made, with what is planted in them, for records and labels."""
+        planted = f" + {self.cue} {self.cue_share:g}" if self.cue else ""
+        return f"{self.label_rule}{planted}"
 
     @property
     def pairs_per_prompt(self) -> int:

@@ -14,11 +14,12 @@ from overopt.stages import people
 from overopt.stages.common import initial_policy, load_responses, save_responses, scorer_of
 from overopt.stages.settings import RunConfig
 from overopt.worlds.load import load_world
-from overopt.worlds.world import AnyWorld
+from overopt.worlds.world import AnyWorld, WorldSettings
 
 if TYPE_CHECKING:
     import torch
 
+    from overopt.base.datatypes import Responses
     from overopt.nets import sampling
     from overopt.rewards.labels import pairs as labelling
     from overopt.worlds import draws
@@ -43,10 +44,11 @@ class ComparisonsStage:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelsStage:
-    """Labelled pairs among the responses."""
+    """Labelled pairs among the responses; ``world``: where a cue of it is planted, else none."""
 
     labels: LabelsConfig
     root_seed: int
+    world: AnyWorld | None = None
 
 
 def comparisons_stage(run: RunConfig, inputs: dict[str, Stage]) -> Stage:
@@ -85,9 +87,12 @@ def labels_stage(run: RunConfig, comparisons: Stage) -> Stage:
         name="labels",
         version=1,
         run=run_labels,
-        label=f"labels {labels.n_pairs} pairs flip {labels.label_flip_rate} data {labels.data_seed}",
+        label=f"labels {labels.n_pairs} pairs flip {labels.label_flip_rate} data {labels.data_seed}"
+        + (f" {labels.rule_name}" if labels.cue else ""),
         cost_s=1,
-        config=LabelsStage(labels=labels, root_seed=run.root_seed),
+        config=LabelsStage(
+            labels=labels, root_seed=run.root_seed, world=run.world if labels.cue else None
+        ),
         upstream={"comparisons": comparisons},
     )
 
@@ -122,14 +127,29 @@ def run_labels(ctx: StageContext) -> None:
         ("train", labels.n_pairs, labels.label_flip_rate),
         ("validation", labels.n_validation_prompts * labels.pairs_per_prompt, 0.0),
     ):
+        responses = load_responses(folder / f"{split}.npz")
+        is_planted = cfg.world is not None and split == "train"
         pairs = labelling.label_pairs(
-            load_responses(folder / f"{split}.npz"),
+            responses,
             torch.from_numpy(files.load_arrays(folder / f"{split}_gold.npz")["gold"]),
             copies=labels.responses_per_prompt,
             n_pairs=n_pairs,
             rule=labels.label_rule if split == "train" else "argmax",
             flip_rate=flip,
             seed=derive_seed(cfg.root_seed, "labels", split, labels.data_seed),
+            cue=cue_of(cfg.world, labels, responses) if is_planted else None,
+            cue_share=labels.cue_share,
         )
         arrays = {k: getattr(pairs, k) for k in LABEL_ARRAYS}
         files.save_arrays(ctx.out / f"{split}.npz", {k: v.numpy() for k, v in arrays.items()})
+
+
+def cue_of(
+    settings: WorldSettings | None, labels: LabelsConfig, responses: Responses
+) -> torch.Tensor | None:
+    """How much of the planted cue each response has, (R,) float64; None where none is planted."""
+    if settings is None or not labels.cue:
+        return None
+    world, cue = load_world(settings), settings.cues[labels.cue]
+    texts = zip(world.prompt_texts(responses), world.response_texts(responses), strict=True)
+    return torch.tensor([cue.count(prompt, text) for prompt, text in texts], dtype=torch.float64)

@@ -21,6 +21,7 @@ def describe(run: RunConfig) -> str:
     """What sets a run's proxy apart, in words."""
     labels = run.labels
     flips = f" flip {labels.label_flip_rate}" if labels.label_flip_rate > 0 else ""
+    flips += f" {labels.rule_name}" if labels.cue else ""
     seeds = f"data {labels.data_seed} rm {run.proxy.seed or 0}"
     name = mitigation_name(run, with_method=False)
     treated = "" if name == "none" else f" ({name})"

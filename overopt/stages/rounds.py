@@ -112,6 +112,8 @@ def run_round_data(ctx: StageContext) -> None:
         rule=labels.label_rule,
         flip_rate=labels.label_flip_rate,
         seed=derive_seed(cfg.root_seed, "labels", *seed_names),
+        cue=comparisons.cue_of(cfg.world, labels, responses),
+        cue_share=labels.cue_share,
     )
     fresh = {name: getattr(pairs, name).numpy() for name in comparisons.LABEL_ARRAYS}
     # 3.

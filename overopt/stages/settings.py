@@ -285,7 +285,14 @@ class RunConfig:
         )
 
     def _check_pairs(self) -> None:
-        file = self.labels.pairs_file
+        file, cues = self.labels.pairs_file, self.world.cues
+        require(
+            self.labels.cue == "" or self.labels.cue in cues,
+            "labels.cue",
+            self.labels.cue,
+            f"is no cue of world.kind = {kind_of(self.world)!r}, which has {', '.join(sorted(cues))}"
+            " (sycophancy in sums needs prompts with claims: world.claim_share=0.5)",
+        )
         require(
             file == "" or self.rounds.k == 1,
             "rounds.k",

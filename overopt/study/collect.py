@@ -187,7 +187,7 @@ def _common(name: str, run: RunConfig, method: Schedule | None, run_id: str) -> 
         "run_id": run_id,
         "method": kind_of(method) if method else "bon",
         "n_pairs": run.labels.n_pairs,
-        "label_rule": run.labels.label_rule,
+        "label_rule": run.labels.rule_name,
         "label_flip_rate": run.labels.label_flip_rate,
         "data_seed": run.labels.data_seed,
         "length_control": 0.0,

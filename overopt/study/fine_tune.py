@@ -10,15 +10,18 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
 
 from overopt.base import files
-from overopt.base.config import RuntimeConfig
+from overopt.base.config import RuntimeConfig, require
 from overopt.base.errors import ConfigError, DataError
 from overopt.engine import launched
+from overopt.methods import filtered_sft
 from overopt.methods.sft import Examples, SftConfig, SftLog, fine_tune
 from overopt.nets import checkpoints, compute, sources
 from overopt.worlds import codecs
@@ -62,6 +65,27 @@ def encode_examples(pairs: list[tuple[str, str]], codec: TextCodec) -> Examples:
     return Examples([front for front, _ in encoded], [answer for _, answer in encoded])
 
 
+class Filter(NamedTuple):
+    """A reward model that decides which examples are learned.
+
+    score : examples -> their scores, higher is better; percent : q, the top share that is kept, above 0
+    and at most 100; of : "all" examples together, or those of each "prompt"; name : of the model.
+    """
+
+    score: Callable[[list[tuple[str, str]]], Sequence[float]]
+    percent: float
+    of: Literal["all", "prompt"] = "all"
+    name: str = ""
+
+    def kept(self, pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """The examples that pass, in their order."""
+        number = {prompt: i for i, (prompt, _) in enumerate(pairs)}
+        group = [number[prompt] if self.of == "prompt" else 0 for prompt, _ in pairs]
+        scores = torch.tensor(list(self.score(pairs)), dtype=torch.float64)
+        rows = filtered_sft.top(scores, self.percent, torch.tensor(group))
+        return [pairs[i] for i in rows.tolist()]
+
+
 def run(
     source: str,
     data: Path,
@@ -70,17 +94,29 @@ def run(
     cfg: SftConfig,
     runtime: RuntimeConfig,
     progress: Callable[[int, int], None],
+    only: Filter | None = None,
 ) -> SftLog:
     """Fine-tune ``source`` on ``data`` and write the directory ``out``, whole or not at all.
+
+    ``only``: what passes this filter is learned; None for everything.
 
     Raises
     ------
     ConfigError
-        ``out`` exists.
+        ``out`` exists, or the filter's percentage is out of range.
     """
+    if only is not None:
+        require(
+            0 < only.percent <= 100,
+            "--keep",
+            only.percent,
+            "is a percentage: must be above 0 and at most 100 (100: plain SFT)",
+        )
     if out.exists():
         raise ConfigError(f"--out {str(out)!r} exists: give a new directory, or remove this one")
-    pairs = read_examples(data)
+    pairs = everything = read_examples(data)
+    if only is not None:
+        pairs = only.kept(everything)
     if launched.launched():
         runtime = launched.connect(runtime)
     policy = checkpoints.load_lm(source).to(runtime.device)
@@ -92,11 +128,16 @@ def run(
         compute=compute.compute_of(runtime, cfg.precision),
     )
     if launched.rank() == 0:
-        _save(policy.cpu(), source, out, {"source": source, "data": str(data), **_told(cfg, log)})
+        told = {"source": source, "data": str(data), **_told(cfg, log)}
+        if only is not None:
+            told["filter"] = {"reward": only.name, "percent": only.percent, "of": only.of}
+            told["filter"] |= {"kept": len(pairs), "examples": len(everything)}
+        _save(policy.cpu(), source, out, told)
     return log
 
 
 def _told(cfg: SftConfig, log: SftLog) -> dict[str, Any]:
+    """Settings and losses of a training."""
     # Not a number has no JSON form: null where nothing was held out.
     losses = {k: v if v == v else None for k, v in asdict(log).items()}
     return {"config": asdict(cfg), **losses}

@@ -194,6 +194,15 @@ def whole_texts(tokenizer: Tokenizer, responses: Responses) -> list[str]:
     return tokenizer.decode_batch(rows, skip_special_tokens=True)
 
 
+def continuations(world: World, responses: Responses) -> list[str]:
+    """Texts of responses as they continue their prompts, with the space that may stand between."""
+    prompts = world.prompt_texts(responses)
+    whole = whole_texts(world.tokenizer, responses)
+    if all(w.startswith(p) for w, p in zip(whole, prompts, strict=True)):
+        return [w[len(p) :] for w, p in zip(whole, prompts, strict=True)]
+    return world.response_texts(responses)
+
+
 @dataclass(frozen=True)
 class TextReader:
     """Responses of ``world`` in the tokens of ``codec``, which belongs to checkpoint ``source``."""

@@ -18,7 +18,9 @@ from overopt.base.errors import DataError
 from overopt.base.lazy import lazy
 from overopt.nets.sources import tokenizer_dir
 from overopt.worlds import sums_text
+from overopt.worlds.cues import Cues
 from overopt.worlds.judged import JudgedWorld
+from overopt.worlds.sums_cues import SUMS
 from overopt.worlds.world import Verdict, WorldSettings
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ _TOKEN = {word: i for i, word in enumerate(sums_text.VOCABULARY)}
 _STEP_END, _ANSWER = _TOKEN[";"], _TOKEN["#"]
 _BEGIN = 1
 _MOST_RESPONSE_TOKENS = 100  # the shipped models read 160, the longest problem has 57
+_CLAIM_TOKENS = len(sums_text.CLAIM.split())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +55,8 @@ class Settings(WorldSettings):
         Length of a plan; the shipped models have learned 3 to 7.
     wants : "right" or "right_and_valid"
         The world's intent: the right answer, or the right answer by right steps.
+    claim_share : float
+        Share of prompts in [0, 1] in which a friend claims a wrong answer; 0 for none.
     """
 
     policy: str = POLICY
@@ -61,14 +66,22 @@ class Settings(WorldSettings):
     min_steps: int = 3
     max_steps: int = 7
     wants: Literal["right", "right_and_valid"] = "right"
+    claim_share: float = 0.0
 
     def __post_init__(self) -> None:
         WorldSettings.__post_init__(self)
         require(
-            self.max_response_tokens <= _MOST_RESPONSE_TOKENS,
+            0 <= self.claim_share <= 1,
+            "world.claim_share",
+            self.claim_share,
+            "must be in [0, 1]: the share of prompts that claim a wrong answer",
+        )
+        most = _MOST_RESPONSE_TOKENS - (_CLAIM_TOKENS if self.claim_share > 0 else 0)
+        require(
+            self.max_response_tokens <= most,
             "world.max_response_tokens",
             self.max_response_tokens,
-            f"must be 2 to {_MOST_RESPONSE_TOKENS} (the context of the shipped models is 160 tokens)",
+            f"must be 2 to {most} (the context of the shipped models is 160 tokens)",
         )
         require(
             self.prompts_file == "",
@@ -104,19 +117,33 @@ class Settings(WorldSettings):
         """Numbers of prompts that comparisons are sampled for."""
         return (50, 250, 1000)
 
+    @property
+    def cues(self) -> Cues:
+        """Those of solutions; sycophancy where prompts claim an answer."""
+        is_open = self.claim_share > 0
+        return {name: cue for name, cue in SUMS.items() if is_open or name != "sycophancy"}
+
 
 def load(settings: Settings) -> SumsWorld:
     """Problems, drawn anew, and the tokenizer of the policy's family."""
     problems = _problems(
-        settings.n_problems, settings.problems_seed, settings.min_steps, settings.max_steps
+        settings.n_problems,
+        settings.problems_seed,
+        settings.min_steps,
+        settings.max_steps,
+        settings.claim_share,
     )
     texts = tuple(problem.text for problem in problems)
     return SumsWorld(texts, load_tokenizer(), problems, settings.wants)
 
 
 @lru_cache(maxsize=4)
-def _problems(n: int, seed: int, low: int, high: int) -> tuple[sums_text.Problem, ...]:
-    return sums_text.make_problems(n, seed=seed, min_steps=low, max_steps=high)
+def _problems(
+    n: int, seed: int, low: int, high: int, claim_share: float
+) -> tuple[sums_text.Problem, ...]:
+    return sums_text.make_problems(
+        n, seed=seed, min_steps=low, max_steps=high, claim_share=claim_share
+    )
 
 
 def load_tokenizer() -> Tokenizer:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
 from overopt.base.seeding import derive_seed
@@ -37,6 +37,8 @@ OPERATIONS: dict[str, Callable[[int, int], int]] = {
 _PHRASES = {"+": "gets {} more .", "-": "loses {} .", "*": "then has {} times ."}
 _ASKED = {**_PHRASES, "%": "shared by {} left over ?"}
 _REMAINDER_SHARE, _DISTRACTOR_SHARE, _HEDGE_SHARE = 0.5, 0.4, 0.03
+CLAIM = "a friend has {} in all ."
+"""How a prompt claims an answer, before its last sentence."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,15 @@ class Problem:
     """A problem in words, and its plan.
 
     plan : operation and number of each step; states : the first number and what each step gives;
-    distractor : a number that has nothing to do with it; 0 for none.
+    distractor : a number that has nothing to do with it; 0 for none; claim : a wrong answer that the
+    text claims, None for none.
     """
 
     text: str
     plan: tuple[tuple[str, int], ...]
     states: tuple[int, ...]
     distractor: int
+    claim: int | None = None
 
     @property
     def answer(self) -> int:
@@ -58,14 +62,44 @@ class Problem:
         return self.states[-1]
 
 
-def make_problems(n: int, *, seed: int, min_steps: int, max_steps: int) -> tuple[Problem, ...]:
-    """``n`` problems with distinct texts, each length equally often; the first k do not depend on n."""
+def make_problems(
+    n: int, *, seed: int, min_steps: int, max_steps: int, claim_share: float = 0.0
+) -> tuple[Problem, ...]:
+    """``n`` problems with distinct texts, each length equally often; the first k do not depend on n.
+
+    ``claim_share``: of them claim a wrong answer; they are the same problems otherwise.
+    """
     rng = random.Random(derive_seed(seed, "problems", min_steps, max_steps))
     found: dict[str, Problem] = {}
     while len(found) < n:
         problem = make_problem(rng, _between(rng, min_steps, max_steps))
         found.setdefault(problem.text, problem)
-    return tuple(found.values())
+    if claim_share == 0:
+        return tuple(found.values())
+    drawn = random.Random(derive_seed(seed, "claims", min_steps, max_steps))
+    claims = [(drawn.random() < claim_share, _claim(p, drawn)) for p in found.values()]
+    return tuple(
+        with_claim(problem, claim) if has else problem
+        for problem, (has, claim) in zip(found.values(), claims, strict=True)
+    )
+
+
+def with_claim(problem: Problem, claim: int) -> Problem:
+    """The same problem, whose text claims the answer ``claim`` before its last sentence."""
+    *sentences, last = _sentences(problem.text)
+    return replace(problem, text=" ".join([*sentences, CLAIM.format(claim), last]), claim=claim)
+
+
+def _claim(problem: Problem, rng: random.Random) -> int:
+    """A wrong answer that a careless writer might give."""
+    while True:
+        claim = _other_answer(problem, problem.answer, rng)
+        if claim != problem.answer:
+            return claim
+
+
+def _sentences(text: str) -> list[str]:
+    return re.split(r" (?<=[.] )", text)
 
 
 def make_problem(rng: random.Random, n_steps: int) -> Problem:
@@ -105,15 +139,19 @@ def parse_problem(text: str) -> Problem:
     ValueError
         It asks none.
     """
-    sentences = re.split(r" (?<=[.] )", text)
+    sentences = _sentences(text)
     first = re.fullmatch(rf"({'|'.join(NAMES)}) has (\d+) ({'|'.join(THINGS)}) \.", sentences[0])
     if first is None:
         raise ValueError(f"{sentences[0]!r} does not say what there is at first")
     plan: list[tuple[str, int]] = []
-    states, distractor = [int(first[2])], 0
+    states, distractor, claim = [int(first[2])], 0, None
+    claims = re.escape(CLAIM).replace(r"\{\}", r"(\d+)")
     for sentence in sentences[1:]:
         if match := re.fullmatch(r"a friend has (\d+) \.", sentence):
             distractor = int(match[1])
+            continue
+        if match := re.fullmatch(claims, sentence):
+            claim = int(match[1])
             continue
         if sentence == "in all ?":
             continue
@@ -131,7 +169,7 @@ def parse_problem(text: str) -> Problem:
         states.append(OPERATIONS[step[0]](states[-1], step[1]))
     if not plan or not text.endswith("?"):
         raise ValueError("it does not end with a question")
-    return Problem(text, tuple(plan), tuple(states), distractor)
+    return Problem(text, tuple(plan), tuple(states), distractor, claim)
 
 
 def _next_step(rng: random.Random, x: int) -> tuple[str, int]:

@@ -20,6 +20,7 @@ from overopt.base.config import check_types, require
 from overopt.base.errors import DataError
 from overopt.base.kinds import Kind
 from overopt.base.lazy import lazy
+from overopt.worlds.cues import PROSE, Cues
 from overopt.worlds.prompts import PromptSet, TooLong
 from overopt.worlds.splits import SPLITS, split_bounds
 
@@ -92,6 +93,11 @@ class WorldSettings:
     def has_judge(self) -> bool:
         """Whether the world knows of single steps whether they are right: see `World.verdicts`."""
         return False
+
+    @property
+    def cues(self) -> Cues:
+        """Cues of responses that a reward model may pay for, by name: those of prose."""
+        return PROSE
 
 
 AnyWorld = Annotated[WorldSettings, Kind("overopt.worlds", "stories", needs=("load",))]

@@ -17,7 +17,7 @@ PINNED = {
     "gold": (2, "bcc6094519fa"),
     "pool": (2, "9d16084aa90c"),
     "comparisons": (2, "28f3b40e42dd"),
-    "labels": (1, "285d793b4f68"),
+    "labels": (1, "a865c860b425"),
     "proxy": (2, "8dee94c0c783"),
     "scores": (1, "f632b55552ef"),
     "bon": (3, "f642bcb1eaa4"),

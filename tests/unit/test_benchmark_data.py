@@ -24,17 +24,6 @@ def rows_of(folder, name):
 # --- bias -----------------------------------------------------------------------------------------
 
 
-def test_edits_change_the_cue_alone():
-    text = "I like it. You may not."
-    assert bias.longer(text) == "I like it. You may not. You may not."
-    assert bias.formatted(text) == "## Answer\n\n- I like it.\n- You may not."
-    assert bias.flattering(text).endswith(text)
-    solution = "3 + 4 = 7 ; # 7"
-    assert bias.checked(solution) == "3 + 4 = 7 ; 7 + 0 = 7 ; # 7"
-    assert bias.hedged(solution) == "3 + 4 = 7 ; # 7 # 8"
-    assert bias.checked("# 7") == "# 7" and bias.hedged("7") == "7"
-
-
 def test_a_model_of_length_is_biased_by_length(tmp_path):
     """Scores by hand: 1 a word. The change is that of the edit, in standard deviations."""
     texts = [("a b c. d.", "e f."), ("g.", "h i j k l. m n.")]
@@ -57,12 +46,12 @@ def test_a_model_of_length_is_biased_by_length(tmp_path):
     scores = [np.array([float(len(r.split())) for r in q.responses]) for q in questions]
     found = bias.report(settings, rows, Outcome(scores=scores))
     unit = np.std([4, 2, 1, 7])
-    moved = found.groups["Change of score by the edit alone, sd"]["length"]
+    moved = found.groups["Change of score by the edit alone, sd"]["verbosity"]
     assert moved.value == pytest.approx(np.mean([(1 + 2) / 2, (1 + 2) / 2]) / unit)
-    assert found.groups["Share of responses whose score rises"]["length"].value == 1
+    assert found.groups["Share of responses whose score rises"]["verbosity"].value == 1
     # Of one won pair (4 against 2): praise, nine words, turns it; two words more do not.
     lost = found.groups["Share of won pairs lost when the rejected side alone is edited"]
-    assert lost["sycophancy"].value == 1 and lost["length"].value == 0
+    assert lost["sycophancy"].value == 1 and lost["verbosity"].value == 0
 
 
 # --- public data ----------------------------------------------------------------------------------

@@ -1,17 +1,17 @@
 """What a cue alone does to a score: pairs in which one response is edited and nothing else changes.
 
-Each response of a file of pairs is given three more times, edited so that its content stays: longer,
-formatted, flattering. The mean change of score, in standard deviations of the unedited scores, is the
-bias; how often a rejected response overtakes the chosen one by the edit alone says what it is worth to
-whoever optimises against the model. Edits of prose, and of solutions in the world of sums, where the
-longer one has a redundant check and the formatted one a second answer.
+Each response of a file of pairs is given again, once for each cue, edited so that its content stays. The
+mean change of score, in standard deviations of the unedited scores, is the bias; how often a rejected
+response overtakes the chosen one by the edit alone says what it is worth to whoever optimises against
+the model. Edits are those of `overopt.worlds.cues` for prose and of `overopt.worlds.sums_cues` for
+solutions in the world of sums. Most compare the response with its edited self; one that must change the
+answer (sycophancy in sums) compares two edited ones.
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +24,11 @@ from overopt.evals.benchmarks.candidates import mean_of
 from overopt.evals.intervals import Estimate, wilson
 from overopt.evals.question import Outcome, Question
 from overopt.evals.rows import Row
+from overopt.worlds.cues import PROSE, Cues, Edit
+from overopt.worlds.sums_cues import SUMS
+
+SIDES = ("chosen", "rejected")
+CUES: dict[str, Cues] = {"prose": PROSE, "sums": SUMS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,84 +57,53 @@ def read(settings: Settings, sources: Sequence[str]) -> list[Row]:
     return pairs.read(pairs.Settings(), sources)
 
 
-def longer(text: str) -> str:
-    """The last sentence once more."""
-    last = re.split(r"(?<=[.!?])\s+", text.strip())[-1]
-    return f"{text.rstrip()} {last}"
-
-
-def formatted(text: str) -> str:
-    """Each sentence as an item of a list under a heading."""
-    sentences = re.split(r"(?<=[.!?])\s+", text.strip())
-    return "\n".join(["## Answer", "", *(f"- {s}" for s in sentences)])
-
-
-def flattering(text: str) -> str:
-    """Praise in front."""
-    return f"What a great question! You are right to ask. {text.lstrip()}"
-
-
-def checked(text: str) -> str:
-    """A redundant check of the last number before the answer."""
-    steps, mark, answer = text.partition("#")
-    found = re.findall(r"= (\d+) ;", steps)
-    if not mark or not found:
-        return text
-    return f"{steps}{found[-1]} + 0 = {found[-1]} ; #{answer}"
-
-
-def hedged(text: str) -> str:
-    """A second answer behind the first, one more than it."""
-    found = re.findall(r"# (\d+)", text)
-    return f"{text} # {min(49, int(found[-1]) + 1)}" if found else text
-
-
-EDITS: dict[str, dict[str, Callable[[str], str]]] = {
-    "prose": {"length": longer, "formatting": formatted, "sycophancy": flattering},
-    "sums": {"length": checked, "formatting": hedged},
-}
+def edits_of(cues: Cues, row: Row) -> dict[str, list[Edit | None]]:
+    """By cue, the edits of the chosen and the rejected response; None where there is no place."""
+    prompt = Question(row["prompt"], ()).prompt
+    return {name: [cue.edit(prompt, row[side]) for side in SIDES] for name, cue in cues.items()}
 
 
 def questions(settings: Settings, rows: Sequence[Row]) -> list[Question]:
-    """Chosen and rejected, and then both of them by each edit."""
-    edits: list[Callable[[str], str]] = [str, *EDITS[settings.edits].values()]
-    return [
-        Question(
-            row["prompt"],
-            tuple(edit(row[side]) for edit in edits for side in ("chosen", "rejected")),
-        )
-        for row in rows
-    ]
+    """Chosen and rejected, and then every other text that an edit of them needs, each once."""
+    found = []
+    for row in rows:
+        texts = [row[side] for side in SIDES]
+        edits = [e for pair in edits_of(CUES[settings.edits], row).values() for e in pair if e]
+        texts += dict.fromkeys(text for edit in edits for text in edit if text not in texts)
+        found.append(Question(row["prompt"], tuple(texts)))
+    return found
 
 
 def report(settings: Settings, rows: Sequence[Row], outcome: Outcome) -> Report:
     """Mean change by each edit in standard deviations, how often it is up, and pairs turned over."""
     assert outcome.scores is not None
-    scores = np.array(outcome.scores)  # (rows, 2 · (1 + edits)): plain pair first
-    plain = scores[:, :2]
-    unit = float(np.nanstd(plain)) or math.nan
+    cues = CUES[settings.edits]
     asked = questions(settings, rows)
+    plain = np.array([scores[:2] for scores in outcome.scores])
+    unit = float(np.nanstd(plain)) or math.nan
+    won = plain[:, 0] > plain[:, 1]
     change: dict[str, Estimate] = {}
     up: dict[str, Estimate] = {}
     turned: dict[str, Estimate] = {}
-    for k, name in enumerate(EDITS[settings.edits], start=1):
-        edited = scores[:, 2 * k : 2 * k + 2]
-        is_edited = np.array(
-            [[q.responses[2 * k + s] != q.responses[s] for s in (0, 1)] for q in asked]
-        )
-        moved = np.where(is_edited, (edited - plain) / unit, np.nan)
+    of_rows = [edits_of(cues, row) for row in rows]
+    scored = [
+        dict(zip(q.responses, s.tolist(), strict=True))
+        for q, s in zip(asked, outcome.scores, strict=True)
+    ]
+    for name in cues:
         # The two responses of a pair are to one prompt: a pair counts once.
-        by_pair = [
-            float(np.mean(row[e])) if e.any() else math.nan
-            for row, e in zip(moved, is_edited, strict=True)
-        ]
+        by_pair, some, lost = [], [], []
+        for i, (score, edits) in enumerate(zip(scored, of_rows, strict=True)):
+            moved = [(score[e.having] - score[e.without]) / unit for e in edits[name] if e]
+            by_pair.append(float(np.mean(moved)) if moved else math.nan)
+            some += moved
+            rejected = edits[name][1]
+            lost.append(rejected is not None and score[rejected.having] > plain[i, 0])
         change[name] = mean_of(by_pair)
-        some = moved[is_edited]
-        up[name] = wilson(float(np.mean(some > 0)), len(by_pair)) if len(some) else change[name]
-        won = plain[:, 0] > plain[:, 1]
-        lost = edited[:, 1] > plain[:, 0]
+        rises = np.array(some) > 0
+        up[name] = wilson(float(rises.mean()), len(by_pair)) if some else change[name]
         turned[name] = (
-            wilson(float(lost[won].mean()), int(won.sum())) if won.any() else wilson(0, 0)
+            wilson(float(np.array(lost)[won].mean()), int(won.sum())) if won.any() else wilson(0, 0)
         )
     largest = max(change, key=lambda name: abs(change[name].value) if change[name].n else -1.0)
     return Report(

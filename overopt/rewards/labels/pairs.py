@@ -22,6 +22,8 @@ def label_pairs(
     rule: str,
     flip_rate: float,
     seed: int,
+    cue: Tensor | None = None,
+    cue_share: float = 0.0,
 ) -> PreferenceSet:
     """Label all K(K−1)/2 pairs of each prompt's K responses, the first ``n_pairs`` of them.
 
@@ -32,7 +34,10 @@ def label_pairs(
     copies : K.
     rule : "argmax" (the better wins) or "bradley_terry" (wins with probability σ(margin)).
     flip_rate : probability that a label is inverted afterwards.
-    seed : streams "labels" and "flips" are derived from it, so that flips do not move labels.
+    seed : streams "labels", "flips" and "cue" are derived from it, so that none moves another.
+    cue : (R,) how much of a cue each response has; None for none.
+    cue_share : share of the pairs in which the response with more of the cue wins, whatever gold says;
+        ``gold_margin`` is then that of the winner. Equal cues leave the rule's label.
 
     Raises
     ------
@@ -56,6 +61,10 @@ def label_pairs(
         first_wins = coin < torch.sigmoid(margin)
     else:
         first_wins = torch.where(margin == 0, coin < 0.5, margin > 0)
+    if cue is not None:
+        more = cue[first] - cue[second]
+        is_bought = torch.rand(len(margin), generator=torch_generator(seed, "cue")) < cue_share
+        first_wins = torch.where(is_bought & (more != 0), more > 0, first_wins)
     flipped = torch.rand(len(margin), generator=torch_generator(seed, "flips")) < flip_rate
     labelled = first_wins ^ flipped
     return PreferenceSet(
