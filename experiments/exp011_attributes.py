@@ -1,0 +1,78 @@
+"""Attributes and two aims against a single reward model: what do weights, debiasing and a gate buy?
+
+The world of sums. Regression on four attributes (right, valid, redundant checks, tokens) with the weight
+of tokens, the one on verbosity, at −0.4, 0 and 0.4; a mixture of the same attributes whose gate learns
+from attributes that are not debiased against length (as published), from debiased ones, or without any
+debiasing; two models, of right answers and of valid steps, combined piecewise; and one Bradley-Terry
+model. All have the 0.2M rung below, and data from the same 3,000 comparisons. Best-of-n and RLOO, five
+seeds, each a replicate of comparisons, reward model and method.
+
+Predictions, written before any of these runs; gold is whether the answer is right, in sd:
+
+1. Length of the best of 128 and at the end of RLOO grows with the weight of verbosity, in every seed; at
+   0.4 it is at least 1.2 times that at −0.4.
+2. Gold at the end of RLOO is lower at 0.4 than at 0 by at least 0.1.
+3. The debiased mixtures have shorter responses in the best of 128 than the one without debiasing; the
+   order of debiasing and gate makes less than 5 % of length and 0.1 of gold.
+4. Two models end RLOO with gold at least 0.1 above the single model, and peak no higher under best-of-n
+   than regression without a weight on verbosity.
+5. Every one of the eight turns over under best-of-n: gold at n = 128 below that at n = 4.
+
+Cost: about half an hour of CPU time. In two minutes, to see that it works:
+
+    overopt run experiments/exp011_attributes.py --part 1/40 labels.n_pairs=120 bon.n_prompts=4 \\
+        bon.pool_size=16 bon.ns=1,4,16 method.steps=2 method.batch=16 method.eval_prompts=4 \\
+        --results results/exp011_smoke
+
+In full:
+
+    overopt run experiments/exp011_attributes.py --results experiments/results/exp011_attributes
+    overopt fit experiments/results/exp011_attributes
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from overopt.methods import rloo
+from overopt.rewards.kinds import bradley_terry, mixture, regression, rubric, two_models
+from overopt.rewards.settings import LabelsConfig
+from overopt.stages.settings import BonConfig, Experiment, RunConfig
+from overopt.worlds import sums
+
+SEEDS = (0, 1, 2, 3, 4)
+N_PAIRS = 3000
+VERBOSITY = (-0.4, 0.0, 0.4)
+
+
+def proxies(seed: int) -> list[Any]:
+    """Three regressions, three mixtures, two models, one model."""
+    weights = regression.Settings().weights[:3]
+    return [
+        *(regression.Settings(rm_seed=seed, weights=(*weights, v)) for v in VERBOSITY),
+        mixture.Settings(rm_seed=seed, order="gate_first"),
+        mixture.Settings(rm_seed=seed, order="debias_first"),
+        mixture.Settings(rm_seed=seed, order="no_debiasing"),
+        two_models.Settings(rm_seed=seed),
+        bradley_terry.Settings(rm_seed=seed, backbone="ladder:sums-0.2m"),
+    ]
+
+
+def build() -> Experiment:
+    """Seeds × kinds."""
+    base = RunConfig(
+        world=sums.Settings(),
+        gold=rubric.Settings(),
+        bon=BonConfig(n_prompts=48, pool_size=256, ns=(1, 2, 4, 8, 16, 32, 64, 128)),
+    )
+    runs = []
+    for seed in SEEDS:
+        labels = LabelsConfig(n_pairs=N_PAIRS, data_seed=seed)
+        method = rloo.Settings(
+            steps=24, batch=64, lr=2e-3, eval_every=6, eval_prompts=64, eval_copies=2, seed=seed
+        )
+        runs += [
+            replace(base, labels=labels, proxy=proxy, method=method) for proxy in proxies(seed)
+        ]
+    return Experiment(
+        name="exp011_attributes", runs=tuple(runs), description="attributes, two aims"
+    )
