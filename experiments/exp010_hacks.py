@@ -7,7 +7,7 @@ optimised against by best-of-n and by RLOO. Measured are what the cue alone does
 edits of the same responses), how much of the cue there is at each n and step, and what gold loses. Three
 doses, of which 0 is shared, five seeds, each a replicate of comparisons, reward model and method.
 
-Predictions, written before any of these runs, after three seeds of two of the cues with 1,500 comparisons:
+Predictions, written before any of these runs, after three seeds of two cues with 1,500 comparisons:
 
 1. The change of score by the edit grows with the dose for checks and for verbosity (slope over doses
    positive, t test over seeds p < 0.05), and not for contradiction, which hardly any response has.
