@@ -205,7 +205,6 @@ def train_groups(job: dict[str, Any], answers: Any) -> None:
 
     Prompts are named by their number: their tokens come from the file, not from text.
     """
-    import torch
     from datasets import Dataset
     from transformers import AutoTokenizer
     from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
@@ -213,36 +212,13 @@ def train_groups(job: dict[str, Any], answers: Any) -> None:
     is_grpo = job["method"] == "grpo"
     base, config = (GRPOTrainer, GRPOConfig) if is_grpo else (RLOOTrainer, RLOOConfig)
     own = {"loss_type": "grpo", "scale_rewards": "group"} if is_grpo else {}
-    prompts, given = read_json(job["prompts"]), read_json(job["given"])
+    prompts = read_json(job["prompts"])
     policy, scorer = load(job["policy"], "lm"), load(job["reward"], "scalar").eval()
     policy.config.eos_token_id = policy.generation_config.eos_token_id = None
-
-    class Numbered(base):  # type: ignore[misc, valid-type]
-        given: Any = None
-
-        def _tokenize_prompts(self, texts: list[str]) -> Any:
-            return [prompts[int(text)] for text in texts], None, {}
-
-        def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
-            if self.given is None:
-                return super()._generate_single_turn(*args, **kwargs)
-            return (self.given["completions"], None) if is_grpo else self.given["completions"]
-
-    @torch.no_grad()
-    def reward(prompts: Any, completion_ids: Any, **kwargs: Any) -> list[float]:
-        if trainer.given is not None:
-            return trainer.given["rewards"]
-        if any(len(ids) != job["n_tokens"] for ids in completion_ids):
-            raise RuntimeError(f"a response has not {job['n_tokens']} tokens")
-        start, _, _ = trainer._tokenize_prompts(prompts)
-        ids = torch.tensor([a + b for a, b in zip(start, completion_ids, strict=True)])
-        hidden = scorer.model(input_ids=ids.to(scorer.device)).last_hidden_state[:, -1]
-        return (scorer.score(hidden)[:, 0] + job["reward_bias"]).tolist()
-
     turns = make_turns(answers, job["steps"], job["device"])
-    trainer = Numbered(
+    trainer: Any = numbered(base, prompts)(
         model=policy,
-        reward_funcs=reward,
+        reward_funcs=lambda **batch: rewards(trainer, scorer, job, **batch),
         args=config(
             **common_arguments(job),
             **own,
@@ -263,10 +239,45 @@ def train_groups(job: dict[str, Any], answers: Any) -> None:
     trainer.ref_model.load_state_dict(load(job["ref"], "lm").state_dict())
     trainer.eos_token_ids = [-1]
     trainer.generation_config.eos_token_id = trainer.generation_kwargs["eos_token_id"] = None
-    turns.extra |= given_batch(trainer, given)
+    turns.extra |= given_batch(trainer, read_json(job["given"]))
     trainer.train()
     wait_for("finish")
     answer(answers, done={})
+
+
+def numbered(base: type, prompts: list[list[int]]) -> type:
+    """``base``, to which prompts are numbers of ``prompts``, and which may be given its responses."""
+
+    class Numbered(base):
+        given: Any = None
+
+        def _tokenize_prompts(self, texts: list[str]) -> Any:
+            return [prompts[int(text)] for text in texts], None, {}
+
+        def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+            if self.given is None:
+                return super()._generate_single_turn(*args, **kwargs)
+            tokens = self.given["completions"]
+            return (tokens, None) if base.__name__ == "GRPOTrainer" else tokens
+
+    return Numbered
+
+
+def rewards(
+    trainer: Any, scorer: Any, job: dict[str, Any], prompts: Any, completion_ids: Any, **_: Any
+) -> list[float]:
+    """What is given, or the scores of responses of ``n_tokens`` tokens each at their last token."""
+    import torch
+
+    if trainer.given is not None:
+        return trainer.given["rewards"]
+    if any(len(ids) != job["n_tokens"] for ids in completion_ids):
+        raise RuntimeError(f"a response has not {job['n_tokens']} tokens")
+    start, _, _ = trainer._tokenize_prompts(prompts)
+    ids = torch.tensor([a + b for a, b in zip(start, completion_ids, strict=True)])
+    with torch.no_grad():
+        hidden = scorer.model(input_ids=ids.to(scorer.device)).last_hidden_state[:, -1]
+        return (scorer.score(hidden)[:, 0] + job["reward_bias"]).tolist()
 
 
 def given_batch(trainer: Any, given: dict[str, Any]) -> dict[str, float]:

@@ -208,12 +208,13 @@ def step(state: FilteredState, settings: Settings, problem: Problem) -> dict[str
         len(state.kept), batch=settings.batch, seed=problem.seed, step=state.step, stream="order"
     )
     rows, data = state.kept[at], state.data
+    length = (data.length - data.n_prompt)[rows]
     loss = partial(
         rollouts.mean_nats,
         policy=state.policy,
         seq=data,
         compute=problem.compute,
-        n_tokens=int((data.length - data.n_prompt)[rows].sum()),
+        n_tokens=int(length.sum()),
     )
     nats, *_ = rollouts.gradient(
         state.trained, rows, loss, problem.compute, name="filtered SFT", lr=settings.lr
@@ -224,6 +225,7 @@ def step(state: FilteredState, settings: Settings, problem: Problem) -> dict[str
     state.trained.step += 1
     return {
         "loss": nats,
+        "train_response_tokens": float(length.float().mean()),
         "kept": float(len(state.kept)),
         "epoch": state.step * settings.batch / len(state.kept),
     }

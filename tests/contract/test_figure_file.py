@@ -103,7 +103,8 @@ def test_two_figures_of_one_name_do_not_overwrite_each_other(tmp_path, capsys):
 @pytest.mark.parametrize("figure", built_in(), ids=lambda figure: figure.name)
 def test_every_built_in_figure_draws_committed_records(figure, tmp_path):
     """Each has records in the repository that show it."""
-    for name in ("exp001_figure1", "desk", "gpu", "control", "search_steps"):
+    places = ("exp001_figure1", "desk", "gpu", "control", "search_steps", "exp006_optimisers")
+    for name in places:
         records = RECORDS.parent / name
         names = [p.name for p in draw(records, tmp_path / name)]
         stem = figure.picture + ("" if name == "exp001_figure1" else f"_{name}")

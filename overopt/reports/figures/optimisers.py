@@ -17,7 +17,7 @@ PICTURE = "optimisers"
 ENOUGH = 2
 """Methods that move a policy, on one proxy, for which there is a picture."""
 _AXES = (
-    r"$\sqrt{\mathrm{KL}}$ from the initial policy (√nats)",
+    "√KL from the initial policy (√nats)",
     "proxy gain (sd of the initial policy)",
     "CPU seconds of the method",
 )
@@ -41,7 +41,7 @@ def draw(results: ResultsView) -> Figure | None:
     labels = list(dict.fromkeys(label for of in lines.values() for label in of))
     styles = series_styles(labels)
     figure = Figure(figsize=(11.5, 2.9 * len(lines) + 0.5), layout="constrained")
-    grid = figure.subplots(len(lines), 3, squeeze=False, sharey=True)
+    grid = figure.subplots(len(lines), 3, squeeze=False, sharex="col", sharey=True)
     for axes, (name, of) in zip(grid, lines.items(), strict=True):
         for label, curves in of.items():
             places = (
