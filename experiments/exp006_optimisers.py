@@ -42,10 +42,10 @@ import numpy as np
 
 from overopt.analysis.peaks import peak_of
 from overopt.analysis.reach import gold_at
-from overopt.fits.fit import t_quantile
+from overopt.fits.linear import half_width
 from overopt.methods import dpo, grpo, ppo, reinforce, rejection, rloo
 from overopt.methods.method import Schedule
-from overopt.records.curves import Curve, load_curves, read_costs
+from overopt.records.curves import Curve, cost_rows, load_curves
 from overopt.reports.figures.optimisers import lines_of
 from overopt.reports.text import markdown_table
 from overopt.stages.settings import Experiment
@@ -96,7 +96,7 @@ AT = (0.5, 1.0, 2.0)
 
 def table(results: str) -> str:
     """A row for each proxy and method, means over seeds with the half widths of 95 % intervals."""
-    cpu_s = read_costs(results, without="_gold")
+    spent = {(row["run_id"], row["stage"]): row["cpu_s"] for row in cost_rows(results)}
     rows = []
     for proxy_name, of in lines_of(load_curves(results)).items():
         for label, curves in of.items():
@@ -109,10 +109,11 @@ def table(results: str) -> str:
                 for key in ("sqrt_kl", "gold_gain", "proxy_gain")
             ]
             cells += [_mean([_at(c, d) for c in curves]) for d in AT]
-            cells.append(_mean([cpu_s.get(c.meta["run_id"], np.nan) for c in curves]))
+            stage = [(c.meta["run_id"], c.meta["method"]) for c in curves]
+            cells.append("" if curves[0].is_bon else _mean([spent.get(s, np.nan) for s in stage]))
             rows.append([proxy_name, label, str(len(curves)), *cells])
     names = ["proxy", "method", "seeds", "peak gold", "√KL of peak", "fall", "end √KL", "end gold"]
-    names += ["end proxy", *(f"gold at √KL {d:g}" for d in AT), "CPU s"]
+    names += ["end proxy", *(f"gold at √KL {d:g}" for d in AT), "CPU s of the method"]
     return "\n".join(markdown_table(names, rows))
 
 
@@ -128,7 +129,7 @@ def _mean(values: Sequence[float]) -> str:
     x = np.array([v for v in values if np.isfinite(v)])
     if len(x) < 2:
         return f"{x[0]:.2f}" if len(x) else ""
-    half = t_quantile(0.95, len(x) - 1) * x.std(ddof=1) / len(x) ** 0.5
+    half = float(half_width(x))
     return f"{x.mean():.2f} ± {half:.2f}" + ("" if len(x) == len(values) else f" ({len(x)})")
 
 

@@ -47,7 +47,7 @@ import numpy as np
 
 from overopt.base import files
 from overopt.engine.store import Store
-from overopt.fits.fit import t_quantile
+from overopt.fits.linear import half_width
 from overopt.methods import grpo
 from overopt.records.curves import load_curves
 from overopt.reports.text import markdown_table
@@ -180,7 +180,7 @@ def _mean(values: Sequence[float]) -> str:
     x = np.array(values)
     if len(x) < 2:
         return "".join(f"{v:.2f}" for v in x)
-    half = t_quantile(0.95, len(x) - 1) * x.std(ddof=1) / len(x) ** 0.5
+    half = float(half_width(x))
     return f"{x.mean():.2f} ± {half:.2f}"
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import special
 
 from overopt.base.errors import FitError
@@ -48,6 +49,12 @@ def t_quantile(level: float, dof: float) -> float:
     if np.isinf(dof):
         return float(special.ndtri(0.5 + level / 2.0))
     return float(special.stdtrit(dof, 0.5 + level / 2.0))
+
+
+def half_width(values: ArrayLike, level: float = 0.95) -> Array:
+    """Half the t interval of the mean of ``values`` (S, …) over its S ≥ 2 replicates, (…)."""
+    x = np.asarray(values, dtype=float)
+    return t_quantile(level, len(x) - 1) * x.std(0, ddof=1) / len(x) ** 0.5
 
 
 def quadratic_form_p(chi2: float, noise: Array, residual_maker: Array) -> float:

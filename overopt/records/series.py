@@ -29,11 +29,10 @@ _TREATMENTS = {
     "label_rule": "",
     "label_flip_rate": "flips",
     "mitigation": "",
-    "kl_coef": "kl_coef",
 }
-"""Columns that set series apart under every method -> what a legend calls them."""
-_PROXY_TREATMENTS = ("label_rule", "label_flip_rate", "mitigation")
-"""Those of them that the proxy had, not the policy."""
+"""What the proxy had: columns that set series apart under every method -> what a legend calls them."""
+_PENALTY = {"kl_coef": "kl_coef"}
+"""The same of the policy: compared within a method alone, since a method without one has no weight."""
 _PLAIN = {"", "none", 0, "argmax"}
 """Values of a treatment that a legend need not name, unless others occur beside them."""
 
@@ -53,7 +52,7 @@ def of_shared_data(curves: Sequence[Curve], *, treated_alike: bool = False) -> l
     ``treated_alike``: and of one kind of labels and one mitigation, by the same rule; plain ones
     come first where as many proxies have others.
     """
-    columns = ("n_pairs", *(_PROXY_TREATMENTS if treated_alike else ()))
+    columns = ("n_pairs", *(_TREATMENTS if treated_alike else ()))
     ran: dict[tuple[Any, ...], list[Curve]] = {}
     for curve in curves:
         ran.setdefault(tuple(curve.meta.get(c) for c in columns), []).append(curve)
@@ -86,21 +85,27 @@ def group_curves(curves: Sequence[Curve]) -> Groups:
 
 def treatments_of(curves: Sequence[Curve]) -> dict[str, list[str]]:
     """By run_id, what sets a curve apart beside its method, proxy, data size and seed, in words."""
-    values = {t: _values(curves, t) for t in _TREATMENTS}
-    shared = [t for t, v in values.items() if len(v) > 1 or v - _PLAIN]
+    shared = [t for t in _TREATMENTS if _is_told(curves, t)]
     varying = {}
     for method in methods_of(curves):
         same = [c for c in curves if c.meta["method"] == method]
+        penalty = [t for t in _PENALTY if _is_told(same, t)]
         own = [t for t in same[0].shown.treatments if len(_values(same, t)) > 1]
-        varying[method] = dict.fromkeys([*shared, *own])
+        varying[method] = dict.fromkeys([*shared, *penalty, *own])
     found: dict[str, list[str]] = {}
     for curve in curves:
-        words = _TREATMENTS | curve.shown.treatments
+        words = _TREATMENTS | _PENALTY | curve.shown.treatments
         told = ((words[t], curve.meta.get(t)) for t in varying[curve.meta["method"]])
         found[curve.meta["run_id"]] = [
-            f"{word} {value}".strip() for word, value in told if value not in (None, "none")
+            f"{word.strip()} {value}".strip() for word, value in told if value not in (None, "none")
         ]
     return found
+
+
+def _is_told(curves: Sequence[Curve], column: str) -> bool:
+    """Whether a legend has to say a treatment: it differs between curves, or is not the plain one."""
+    values = _values(curves, column)
+    return len(values) > 1 or bool(values - _PLAIN)
 
 
 def _values(curves: Sequence[Curve], column: str) -> set[Any]:

@@ -214,3 +214,11 @@ def test_cpu_seconds_of_a_method_are_those_of_its_stage(folder, tmp_path):
     for line in seconds.containers:
         x = line.lines[0].get_xdata()
         assert x[0] == 0 and (np.diff(x) > 0).all() and 30 < x[-1] <= 60
+
+
+def test_the_strength_of_one_method_is_not_named_in_others():
+    """DPO has a β; methods without a penalty have no weight to be told apart by."""
+    groups = view(RECORDS.parent / "exp006_optimisers").groups
+    plain = ["0.056M proxy", "0.2M proxy", "0.8M proxy"]
+    assert all(list(groups[method]) == plain for method in ("bon", "ppo", "grpo", "rejection"))
+    assert list(groups["dpo"])[:2] == ["0.056M proxy, beta 0.1", "0.056M proxy, online, beta 0.1"]

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from overopt.fits.fit import t_quantile
+from overopt.fits.linear import half_width
 from overopt.records.curves import BON, Curve
 from overopt.records.series import of_shared_data, proxy_names, treatments_of
 from overopt.records.view import ResultsView
@@ -69,26 +69,17 @@ def lines_of(curves: Sequence[Curve]) -> dict[str, dict[str, list[Curve]]]:
     """Proxy -> method with its treatment -> replicates; best-of-n first, sizes increasing.
 
     Best-of-n and methods that move a policy; other choices from a pool, and searches, are left out.
-
-    The strength of a penalty is not named where a method has one alone: that other methods have none
-    sets none of its runs apart.
     """
     kept = [c for c in curves if c.is_bon or c.meta["kl_estimator"] == "exact"]
     shared = of_shared_data(kept)
     called, told = proxy_names(shared), treatments_of(shared)
-    penalised: dict[str, set[float]] = {}
-    for curve in shared:
-        penalised.setdefault(curve.meta["method"], set()).add(curve.meta["kl_coef"])
     found: dict[str, dict[str, list[Curve]]] = {}
     order = {m: i for i, m in enumerate(dict.fromkeys(c.meta["method"] for c in shared))}
     for curve in sorted(
         shared, key=lambda c: (c.meta["n_params"], not c.is_bon, order[c.meta["method"]])
     ):
         meta = curve.meta
-        words = told[meta["run_id"]]
-        if len(penalised[meta["method"]]) == 1:
-            words = [w for w in words if not w.endswith(f" {meta['kl_coef']}")]
-        label = ", ".join([curve.shown.label, *words])
+        label = ", ".join([curve.shown.label, *told[meta["run_id"]]])
         found.setdefault(called[meta["backbone"]], {}).setdefault(label, []).append(curve)
     return found
 
@@ -119,7 +110,7 @@ def _draw_line(
     gold = np.stack([c["gold_gain"][: len(x)] for c in curves])
     half = None
     if len(gold) > 1:
-        half = t_quantile(0.95, len(gold) - 1) * gold.std(0, ddof=1) / len(gold) ** 0.5
+        half = half_width(gold)
     ax.errorbar(
         x, gold.mean(0), half, color=style.color, marker=style.marker, ls=style.line, ms=3.5, lw=1.2,
         elinewidth=0.7, capsize=1.5, label=label,

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from overopt.fits.fit import t_quantile
+from overopt.fits.linear import half_width
 from overopt.records.curves import Curve
 from overopt.records.view import ResultsView
 from overopt.reports.figures.style import series_styles
@@ -74,7 +74,7 @@ def _draw_line(ax: Axes, curves: Sequence[Curve], color: str, apart: str, line: 
     x = np.mean([tokens_drawn(c)[at] for c, at in zip(curves, rows, strict=True)], axis=0)
     gold = np.stack([c["gold_gain"][at] for c, at in zip(curves, rows, strict=True)])
     if len(curves) > 1:
-        half = t_quantile(0.95, len(curves) - 1) * gold.std(0, ddof=1) / len(curves) ** 0.5
+        half = half_width(gold)
     else:
         half = 1.96 * curves[0]["gold_gain_stderr"][rows[0]]
     shown = curves[0].shown
