@@ -352,7 +352,9 @@ class Trials:
         )  # fmt: skip
         folder = place / "store" / ".slurm"
         wait_for(lambda: list(folder.glob("*/*")) or process.poll() is not None, pause_s=0.002)
-        time.sleep(self.rng.uniform(0, 0.3))  # sbatch is asked twice in about that time
+        time.sleep(
+            self.rng.uniform(0, 0.15)
+        )  # it goes on for 0.2 s at least: sbatch is asked twice
         hit = process.poll() is None
         process.kill()
         process.wait()

@@ -111,6 +111,24 @@ def common_arguments(job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def arguments_on_tokens(job: dict[str, Any]) -> dict[str, Any]:
+    """The same of jobs on ready-made tokens, which are read in their order and never cut."""
+    return common_arguments(job) | {
+        "per_device_train_batch_size": job["batch"],
+        "max_steps": job["steps"],
+        "max_length": None,
+        "train_sampling_strategy": "sequential",
+        "logging_steps": job["steps"],
+    }
+
+
+def train_to_the_end(trainer: Any, answers: Any) -> None:
+    """All steps, in turn with the other side; nothing is handed over in the end."""
+    trainer.train()
+    wait_for("finish")
+    answer(answers, done={})
+
+
 def load(path: str, head: str) -> Any:
     """The model of a directory, float32; ``head`` "lm" or "scalar"."""
     import torch
@@ -154,21 +172,14 @@ def train_reward(job: dict[str, Any], answers: Any) -> None:
     trainer = with_first_loss(RewardTrainer, turns)(
         model=load(job["model"], "scalar"),
         args=RewardConfig(
-            **common_arguments(job),
-            per_device_train_batch_size=job["batch"],
-            max_steps=job["steps"],
-            max_length=None,
-            train_sampling_strategy="sequential",
-            logging_steps=job["steps"],
+            **arguments_on_tokens(job),
             center_rewards_coefficient=None,
         ),
         processing_class=AutoTokenizer.from_pretrained(job["tokenizer"]),
         train_dataset=Dataset.from_dict(read_json(job["pairs"])),
         callbacks=[turns],
     )
-    trainer.train()
-    wait_for("finish")
-    answer(answers, done={})
+    train_to_the_end(trainer, answers)
 
 
 def train_pairs(job: dict[str, Any], answers: Any) -> None:
@@ -182,12 +193,7 @@ def train_pairs(job: dict[str, Any], answers: Any) -> None:
         model=load(job["policy"], "lm"),
         ref_model=load(job["ref"], "lm"),
         args=DPOConfig(
-            **common_arguments(job),
-            per_device_train_batch_size=job["batch"],
-            max_steps=job["steps"],
-            max_length=None,
-            train_sampling_strategy="sequential",
-            logging_steps=job["steps"],
+            **arguments_on_tokens(job),
             loss_type=[job["loss"]],
             beta=job["beta"],
         ),
@@ -195,9 +201,7 @@ def train_pairs(job: dict[str, Any], answers: Any) -> None:
         train_dataset=Dataset.from_dict(read_json(job["pairs"])),
         callbacks=[turns],
     )
-    trainer.train()
-    wait_for("finish")
-    answer(answers, done={})
+    train_to_the_end(trainer, answers)
 
 
 def train_groups(job: dict[str, Any], answers: Any) -> None:
@@ -240,9 +244,7 @@ def train_groups(job: dict[str, Any], answers: Any) -> None:
     trainer.eos_token_ids = [-1]
     trainer.generation_config.eos_token_id = trainer.generation_kwargs["eos_token_id"] = None
     turns.extra |= given_batch(trainer, read_json(job["given"]))
-    trainer.train()
-    wait_for("finish")
-    answer(answers, done={})
+    train_to_the_end(trainer, answers)
 
 
 def numbered(base: type, prompts: list[list[int]]) -> type:

@@ -134,12 +134,8 @@ def test_a_node_is_lost_and_its_zombie_wakes_up(sixty, tmp_path):
 
 @pytest.mark.parametrize("kind", ["worker", "preempt", "submitter"])
 def test_trials(trials, kind):
-    """The short form of `slurm_trials.py`; requeued and lost nodes are above.
-
-    Each trial draws its moment, and checks the records whether it hit work or not; five misses in a
-    row would say that nothing is there to be hit.
-    """
-    assert any(trials.trial(kind) for _ in range(5))
+    """The short form of `slurm_trials.py`; requeued and lost nodes are above."""
+    assert trials.trial(kind)
 
 
 def test_cancel_ends_the_jobs_and_keeps_what_is_finished(sixty, tmp_path):
