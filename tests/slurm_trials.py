@@ -99,7 +99,9 @@ def places(place: Path) -> list[str]:
 
 def slurm(*words: str) -> str:
     """Output of a command of SLURM."""
-    return subprocess.run(words, check=True, capture_output=True, text=True).stdout
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, f"{' '.join(words)}: {done.stderr}"
+    return done.stdout
 
 
 def submit(place: Path, what: list[str], *options: str) -> dict:
@@ -174,9 +176,8 @@ def slurmd(node: str) -> int:
 
 
 def bring_back(node: str) -> None:
-    """A node whose slurmd was killed."""
+    """A node whose slurmd was killed; ReturnToService=2 in slurm.sh lets it work as soon as it is up."""
     subprocess.run(["slurmd", "-f", os.environ["SLURM_CONF"], "-N", node], check=True)
-    slurm("scontrol", "update", f"nodename={node}", "state=resume")
     wait_for(lambda: slurm("sinfo", "-h", "-p", "low", "-t", "idle", "-o", "%D").strip() == "2")
 
 
