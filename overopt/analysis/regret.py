@@ -107,7 +107,7 @@ def regret(
 
 
 _PROXY = ("backbone", "n_pairs", "label_rule", "label_flip_rate", "data_seed", "rm_seed", "rounds",
-          "proxy_lr")  # fmt: skip
+          "start_policy", "proxy_lr")  # fmt: skip
 _REWARD = ("length_control", "reward_members", "members_by", "reward_combine", "reward_strength")
 _PRICE = ("length_penalty", "length_coef", "length_budget")
 

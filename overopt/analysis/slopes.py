@@ -1,4 +1,4 @@
-"""How overoptimization depends on proxy size or on comparisons: slopes per decade, paired by seed.
+"""How overoptimization depends on proxy size, comparisons or policy size: slopes per decade.
 
 A run is described by four numbers, the first of which is never read off the prompts that chose it:
 the height of its peak, the √KL of the peak, its end, and the fall from peak to end.
@@ -28,7 +28,8 @@ SHAPE = {
     "fall": "peak minus end, cross-fitted",
 }
 """What describes a run: gains in sd of gold, √KL in √nats."""
-AXES = ("n_params", "n_pairs")
+AXES = {"n_params": "backbone", "n_pairs": "n_pairs", "policy_params": "start_policy"}
+"""What slopes can be on: the column that measures it -> the column that names what varies."""
 SAME = ("method", "label_rule", "label_flip_rate", "mitigation", "kl_coef")
 """Columns in which curves of one sweep may not differ."""
 
@@ -78,7 +79,7 @@ def shape_slopes(
     n_permutations: int = PERMUTATIONS,
     ci_level: float = 0.95,
 ) -> ShapeSlopes:
-    """Slopes of peak, its √KL, end and fall per decade of proxy size, or of comparisons.
+    """Slopes of peak, its √KL, end and fall per decade of proxy size, of comparisons or of policy size.
 
     From a directory with ``records.jsonl`` and ``curves.npz``::
 
@@ -106,7 +107,8 @@ def shape_slopes(
         numbers of comparisons) or more, two data seeds or more each. Runs of one data seed and size
         (seeds of the proxy, seeds of the method) are averaged: the data seed is the replicate.
     by
-        ``n_params`` for curves of one number of comparisons, ``n_pairs`` for curves of one backbone.
+        ``n_params`` for curves of one number of comparisons, ``n_pairs`` for curves of one backbone,
+        ``policy_params`` for curves of both.
     rng
         Random halves of the prompts, and permutations.
     collapsed_below
@@ -194,8 +196,7 @@ def _grouped(curves: Sequence[Curve], by: str) -> dict[float, dict[Hashable, lis
         raise ConfigError(f"by is {by!r}; use one of {', '.join(AXES)}")
     if not curves:
         raise DataError("no curves given; choose the curves of one method")
-    other = "n_pairs" if by == "n_params" else "backbone"
-    for column in (*SAME, other):
+    for column in (*SAME, *_others(by)):
         found = {c.meta.get(column) for c in curves}
         if len(found) > 1:
             raise DataError(
@@ -215,12 +216,17 @@ def _grouped(curves: Sequence[Curve], by: str) -> dict[float, dict[Hashable, lis
         by_seed = groups.setdefault(float(curve.meta[by]), {})
         by_seed.setdefault(curve.meta["data_seed"], []).append(curve)
     for size, by_seed in groups.items():
-        backbones = {c.meta.get("backbone") for runs in by_seed.values() for c in runs}
-        if len(backbones) > 1:
+        named = {c.meta.get(AXES[by]) for runs in by_seed.values() for c in runs}
+        if len(named) > 1:
             raise DataError(
-                f"{', '.join(sorted(map(str, backbones)))} all have {by} = {size:g}: choose one"
+                f"{', '.join(sorted(map(str, named)))} all have {by} = {size:g}: choose one"
             )
     return groups
+
+
+def _others(by: str) -> tuple[str, ...]:
+    """Columns of the other axes, in which curves of a sweep may not differ."""
+    return tuple(column for axis, column in AXES.items() if axis != by)
 
 
 def sweeps(curves: Sequence[Curve]) -> list[tuple[str, list[Curve]]]:
@@ -230,11 +236,12 @@ def sweeps(curves: Sequence[Curve]) -> list[tuple[str, list[Curve]]]:
     Gold as its own proxy is no size.
     """
     found = []
-    for by, other in (("n_params", "n_pairs"), ("n_pairs", "backbone")):
+    for by in AXES:
         alike: dict[Hashable, list[Curve]] = {}
         for curve in curves:
-            if curve.meta["backbone"] != "gold" and curve.meta["n_params"] > 0:
-                key = tuple(curve.meta.get(column) for column in (*SAME, other))
+            is_sized = curve.meta["backbone"] != "gold" and curve.meta["n_params"] > 0
+            if is_sized and curve.meta.get(by) is not None:
+                key = tuple(curve.meta.get(column) for column in (*SAME, *_others(by)))
                 alike.setdefault(key, []).append(curve)
         for same in alike.values():
             seeds: dict[float, set[Hashable]] = {}

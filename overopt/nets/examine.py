@@ -5,6 +5,7 @@ What cannot be told without loading is still checked when it is loaded (`overopt
 """
 
 import importlib.util
+import math
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -25,6 +26,7 @@ _EMBEDDINGS = (
     *("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight"),
     *("tok_embeddings.weight", "shared.weight"),
 )
+_POSITIONS = ("wpe.weight", "embed_positions.weight", "position_embeddings.weight")
 # Architectures that have an output matrix unless their config.json says otherwise.
 _UNTIED = ("llama", "qwen2", "mistral", "gpt_neox")
 
@@ -64,6 +66,24 @@ def _examine(source: str, role: Role) -> None:
             f"weights {bad} are not finite: training diverged or the file is damaged; use another"
             " checkpoint"
         )
+
+
+@lru_cache(maxsize=16)
+def policy_params(source: str) -> int:
+    """Parameters of a language model without its embedding and output tables, from its headers."""
+    path = sources.checkpoint_dir(source)
+    weights = read_headers(sources.weight_files(path))
+    if adapters.is_adapter(path):
+        weights = adapters.merged_headers(path, weights)
+    table = next((w for name, w in weights.items() if name.endswith(_EMBEDDINGS)), None)
+    rows = table.shape[0] if table else None
+    counted = [
+        weight.shape
+        for name, weight in weights.items()
+        if not name.endswith(_POSITIONS)
+        and not (len(weight.shape) == 2 and weight.shape[0] == rows)
+    ]
+    return sum(map(math.prod, counted))
 
 
 def _check_code(spec: Mapping[str, Any]) -> None:

@@ -429,6 +429,11 @@ def unnamed_ids(source: str, n_vocab: int) -> tuple[int, ...]:
     return _unnamed_ids(source, folder, n_vocab)
 
 
+def masked_ids(source: str) -> tuple[int, ...]:
+    """Tokens of a policy that are never sampled: its tokenizer lacks them."""
+    return unnamed_ids(source, vocab_size(read_config(source_dir(source))))
+
+
 @lru_cache(maxsize=16)
 def _unnamed_ids(source: str, folder: Path, n_vocab: int) -> tuple[int, ...]:
     named = auto_tokenizer(source, folder).get_vocab().values()

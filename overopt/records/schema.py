@@ -42,6 +42,8 @@ FIELDS: dict[str, Field] = {
     "data_seed": Field(int, "", "replicate of the comparisons"),
     "rm_seed": Field(int, "", "replicate of the proxy's training"),
     "mitigation": Field(str, "", "short name of the mitigations, or none", False),
+    "start_policy": Field(str, "", "policy that was optimised, none for the world's own", False),
+    "policy_params": Field(int, "parameters", "non-embedding parameters of that policy", False),
     "reward_members": Field(int, "", "reward models behind the proxy score", False),
     "members_by": Field(str, "", "what sets ensemble members apart", False),
     "reward_combine": Field(str, "", "how members become one score, or a user's file", False),

@@ -29,6 +29,7 @@ _TREATMENTS = {
     "label_rule": "",
     "label_flip_rate": "flips",
     "mitigation": "",
+    "start_policy": "policy",
 }
 """What the proxy had: columns that set series apart under every method -> what a legend calls them."""
 _PENALTY = {"kl_coef": "kl_coef"}
@@ -119,7 +120,8 @@ def data_sweeps(curves: Sequence[Curve]) -> dict[str, dict[int, list[Curve]]]:
     called = proxy_names(curves)
     for curve in sorted(curves, key=lambda c: (c.meta["n_params"], c.meta["n_pairs"])):
         meta = curve.meta
-        plain = meta.get("mitigation") in (None, "none") and meta["label_flip_rate"] == 0
+        plain = all(meta.get(name) in (None, "none") for name in ("mitigation", "start_policy"))
+        plain = plain and meta["label_flip_rate"] == 0
         if curve.is_bon and plain and meta["label_rule"] == "argmax":
             sweep = sweeps.setdefault(called[meta["backbone"]], {})
             sweep.setdefault(meta["n_pairs"], []).append(curve)

@@ -11,16 +11,22 @@ from overopt.records.curves import Curve
 from overopt.records.series import series_name, size_name
 from overopt.reports.text import with_error
 
-WORDS = {"n_params": "parameters", "n_pairs": "comparisons"}
+WORDS = {
+    "n_params": "parameters",
+    "n_pairs": "comparisons",
+    "policy_params": "parameters of the policy",
+}
 
 
 def slope_lines(curves: Sequence[Curve]) -> list[str]:
-    """Lines on every sweep over sizes or comparisons in the curves; none without one."""
+    """Lines on every sweep over an axis of `shape_slopes` in the curves; none without one."""
     lines = []
     for by, same in sweeps(curves):
         meta = same[0].meta
-        fixed = f"{meta['n_pairs']} comparisons" if by == "n_params" else series_name(same[0])
-        title = f"{meta['method']}, {fixed}, per tenfold {WORDS[by]}"
+        pairs = f"{meta['n_pairs']} comparisons"
+        fixed = {"n_params": pairs, "n_pairs": series_name(same[0])}
+        title = f"{meta['method']}, {fixed.get(by, f'{series_name(same[0])}, {pairs}')}"
+        title += f", per tenfold {WORDS[by]}"
         try:
             found = shape_slopes(same, by, rng=numpy_rng(0, "slopes"))
         except OveroptError as error:
@@ -45,7 +51,7 @@ def _rows(found: ShapeSlopes) -> list[str]:
         + f" {'at horizon':>10} {'median end':>10} {'sd':>5} {'collapsed':>9}  clusters"
     ]
     for at in found.at:
-        size = size_name(at.size) if found.by == "n_params" else f"{at.size:g}"
+        size = f"{at.size:g}" if found.by == "n_pairs" else size_name(at.size)
         lines.append(
             f"  {size:>9} {at.n_runs:4d} "
             + " ".join(f"{with_error(at.shape[n].estimate, at.shape[n].stderr):>12}" for n in SHAPE)

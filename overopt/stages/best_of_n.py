@@ -16,7 +16,7 @@ from overopt.pools.best_of_n import best_of_n, kl_bon, kl_bon_ties
 from overopt.pools.tilt import exponential_tilt
 from overopt.rewards.kind import Scorer
 from overopt.stages.common import load_responses, scorer_of
-from overopt.stages.names import describe
+from overopt.stages.names import describe_curve
 from overopt.stages.points import correlation, moments, save_curve, stderr
 from overopt.stages.pool import pool_folders
 from overopt.stages.samples import pool_samples, save_samples
@@ -87,7 +87,7 @@ def stage(run: RunConfig, proxy: Stage, pools: dict[str, Stage], calibration: St
         name="bon",
         version=3,
         run=run_bon,
-        label=f"bon {describe(run)}",
+        label=f"bon {describe_curve(run)}",
         cost_s=3,
         config=BonStage(
             world=run.world,

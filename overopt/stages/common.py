@@ -20,8 +20,10 @@ from overopt.base.kinds import names
 from overopt.base.lazy import lazy
 from overopt.engine.graph import StageContext
 from overopt.engine.manifest import Artefact, Asked
+from overopt.nets import sources
 from overopt.rewards.kind import Place, Scorer
 from overopt.rewards.kinds.rubric import RubricScorer, calibrated
+from overopt.stages.settings import RunConfig
 from overopt.worlds.load import load_world
 from overopt.worlds.prompts import as_prompt
 from overopt.worlds.world import World, with_prompts
@@ -56,6 +58,17 @@ def world_of(ctx: StageContext) -> World:
 def initial_policy(ctx: StageContext) -> Backbone:
     """A fresh copy of the initial policy, on the device."""
     return checkpoints.load_lm(ctx.config.world.policy).to(ctx.runtime.device)
+
+
+def start_sources(run: RunConfig) -> tuple[str, ...]:
+    """SHA-256 of the files of ``run.start_policy``; none where the world's own policy is optimised,
+    whose files `calibration` has.
+    """
+    if not run.start_policy:
+        return ()
+    masked = len(sources.masked_ids(run.start_policy))
+    found = [sources.checksum(file) for file in sources.source_files(run.start_policy)]
+    return (*found, *([f"masked: {masked}"] if masked else []))
 
 
 def place_of(ctx: StageContext, world: World) -> Place:

@@ -14,7 +14,7 @@ from overopt.base.shown import Shown, from_json
 from overopt.engine.graph import Stage, StageContext
 from overopt.rewards.kind import Scorer
 from overopt.stages.common import intent_of, load_responses, scorer_of, truth_scores
-from overopt.stages.names import describe
+from overopt.stages.names import describe_curve
 from overopt.stages.optimise import method_role
 from overopt.stages.points import (
     member_spread,
@@ -54,7 +54,7 @@ def stage(run: RunConfig, method: Stage, inputs: dict[str, Stage]) -> Stage:
         version=2,
         run=run_judge,
         gpu=True,
-        label=f"{method.name} gold {describe(run)} {settings.title}",
+        label=f"{method.name} gold {describe_curve(run)} {settings.title}",
         cost_s=5 + 2 * len(settings.evaluation_steps),
         config=JudgeStage(world=run.world, root_seed=run.root_seed),
         upstream=inputs | {method.name: method},

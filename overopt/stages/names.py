@@ -28,6 +28,11 @@ def describe(run: RunConfig) -> str:
     return f"{run.proxy.title} {labels.n_pairs} pairs{flips} {seeds}{treated}"
 
 
+def describe_curve(run: RunConfig) -> str:
+    """The same, and the policy that is optimised against the proxy where it is not the world's."""
+    return describe(run) + (f" policy {run.start_policy}" if run.start_policy else "")
+
+
 def mitigation_name(run: RunConfig, *, with_method: bool) -> str:
     """Short name of what a run does against overoptimization; "none" for the plain proxy.
 

@@ -23,8 +23,9 @@ from overopt.stages.common import (
     load_responses,
     response_arrays,
     scorer_of,
+    start_sources,
 )
-from overopt.stages.names import describe
+from overopt.stages.names import describe_curve
 from overopt.stages.settings import RunConfig
 from overopt.worlds.load import load_world
 from overopt.worlds.world import AnyWorld
@@ -65,6 +66,7 @@ class MethodStage:
     world: AnyWorld
     method: NamedMethod
     root_seed: int
+    start_sources: tuple[str, ...] = ()
 
 
 def stage(run: RunConfig, inputs: dict[str, Stage], *, note: str = "") -> Stage:
@@ -78,10 +80,15 @@ def stage(run: RunConfig, inputs: dict[str, Stage], *, note: str = "") -> Stage:
         version=method.version,
         run=run_method,
         gpu=True,
-        label=f"{kind} {describe(run)} {method.title}{note}",
+        label=f"{kind} {describe_curve(run)} {method.title}{note}",
         cost_s=method.cost_s,
         disk_mb=20,
-        config=MethodStage(world=run.world, method=method, root_seed=run.root_seed),
+        config=MethodStage(
+            world=run.optimised_world,
+            method=method,
+            root_seed=run.root_seed,
+            start_sources=start_sources(run),
+        ),
         upstream={role: inputs[role] for role in roles},
     )
 

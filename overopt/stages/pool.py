@@ -15,6 +15,7 @@ from overopt.stages.common import (
     intent_of,
     save_responses,
     scorer_of,
+    start_sources,
     truth_scores,
 )
 from overopt.stages.settings import RunConfig
@@ -41,6 +42,7 @@ class PoolStage:
     pool_size: int
     root_seed: int
     eval_offset: int = 0
+    start_sources: tuple[str, ...] = ()
 
 
 def run_pool(ctx: StageContext) -> None:
@@ -91,6 +93,7 @@ def pool_stages(run: RunConfig, inputs: dict[str, Stage]) -> dict[str, Stage]:
     for start in range(0, bon.n_prompts, size):
         n_prompts = min(size, bon.n_prompts - start)
         part = "" if size >= bon.n_prompts else f" from prompt {start}"
+        part += f" of {run.start_policy}" if run.start_policy else ""
         pieces[f"pool_{len(pieces):03d}"] = Stage(
             name="pool",
             version=2,
@@ -100,11 +103,12 @@ def pool_stages(run: RunConfig, inputs: dict[str, Stage]) -> dict[str, Stage]:
             cost_s=5 + n_prompts * bon.pool_size * 0.0075,
             disk_mb=n_prompts * bon.pool_size * 5e-4,
             config=PoolStage(
-                world=run.world,
+                world=run.optimised_world,
                 n_prompts=n_prompts,
                 pool_size=bon.pool_size,
                 root_seed=run.root_seed,
                 eval_offset=bon.eval_offset + start,
+                start_sources=start_sources(run),
             ),
             upstream=inputs,
         )

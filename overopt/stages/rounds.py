@@ -69,6 +69,7 @@ class RoundMethodStage:
     round: int
     k: int
     root_seed: int
+    start_sources: tuple[str, ...] = ()
 
     @property
     def evaluation_steps(self) -> tuple[int, ...]:
@@ -191,7 +192,11 @@ def _data_stage(
         label=f"labels of {policy.label}",
         cost_s=5 + 0.03 * labels.n_prompts,
         config=RoundDataStage(
-            world=run.world, labels=labels, data=run.rounds.data, round=j, root_seed=run.root_seed
+            world=run.optimised_world,
+            labels=labels,
+            data=run.rounds.data,
+            round=j,
+            root_seed=run.root_seed,
         ),
         upstream={r: inputs[r] for r in ("calibration", "comparisons", "labels")}
         | {"gold": gold, "policy": policy},
@@ -205,7 +210,12 @@ def _carried_on(run: RunConfig, method: Stage, policy: Stage | None, j: int) -> 
         method,
         run=run_round_method,
         config=RoundMethodStage(
-            world=run.world, method=run.method, round=j, k=run.rounds.k, root_seed=run.root_seed
+            world=run.optimised_world,
+            method=run.method,
+            round=j,
+            k=run.rounds.k,
+            root_seed=run.root_seed,
+            start_sources=common.start_sources(run),
         ),
         upstream=method.upstream if policy is None else {**method.upstream, "start": policy},
         cost_s=method.cost_s / run.rounds.k,

@@ -20,9 +20,10 @@ from overopt.stages.common import (
     load_responses,
     save_responses,
     scorer_of,
+    start_sources,
     truth_scores,
 )
-from overopt.stages.names import describe
+from overopt.stages.names import describe_curve
 from overopt.stages.points import member_spread, pearson, save_curve
 from overopt.stages.samples import sample_rows, save_samples
 from overopt.stages.settings import RunConfig, SearchConfig
@@ -60,20 +61,26 @@ class SearchStage:
     world: AnyWorld
     search: SearchConfig
     root_seed: int
+    start_sources: tuple[str, ...] = ()
 
 
 def stages(run: RunConfig, inputs: dict[str, Stage]) -> list[Stage]:
     """The curve of a run's search, from ``calibration``, ``gold`` and ``proxy``, if there is one."""
     if not run.search.candidates:
         return []
-    config = SearchStage(world=run.world, search=run.search, root_seed=run.root_seed)
+    config = SearchStage(
+        world=run.optimised_world,
+        search=run.search,
+        root_seed=run.root_seed,
+        start_sources=start_sources(run),
+    )
     widest = sum(run.search.candidates) * run.search.n_prompts * (1 + run.search.lookahead)
     found = Stage(
         name="searched",
         version=1,
         run=run_search,
         gpu=True,
-        label=f"search {describe(run)} {run.search.title}",
+        label=f"search {describe_curve(run)} {run.search.title}",
         cost_s=5 + 0.0016 * widest * run.proxy.rate,
         config=config,
         upstream={role: inputs[role] for role in ("calibration", "proxy")},
@@ -82,7 +89,7 @@ def stages(run: RunConfig, inputs: dict[str, Stage]) -> list[Stage]:
         name=SEARCH,
         version=1,
         run=run_curve,
-        label=f"search gold {describe(run)} {run.search.title}",
+        label=f"search gold {describe_curve(run)} {run.search.title}",
         cost_s=5,
         config=config,
         upstream=inputs | {"searched": found},

@@ -181,6 +181,11 @@ class RunConfig:
     world, gold, labels, proxy, reward, bon, method, rounds, search : configs
         One for each part; ``bon`` and ``method`` may be none. ``world``, ``gold``, ``proxy`` and
         ``method`` hold the settings of a kind.
+    start_policy : str
+        Policy that best-of-n, searches and methods start from, where it is another than
+        ``world.policy``, whose tokenizer it shares: policies of several sizes against one proxy (Gao et
+        al. 2022, figure 7). Comparisons, and zero and unit of every score, stay those of
+        ``world.policy``; gains and KL are over this one.
     root_seed : int
         What all other random streams are derived from, pool and evaluation included.
     """
@@ -194,6 +199,7 @@ class RunConfig:
     method: AnyMethod | None = None
     rounds: RoundsConfig = field(default_factory=RoundsConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
+    start_policy: str = ""
     root_seed: int = 0
 
     def __post_init__(self) -> None:
@@ -312,6 +318,11 @@ class RunConfig:
             f"world.kind = {kind_of(self.world)!r} knows the answers to its own prompts only: use"
             " world.kind=hf",
         )
+
+    @property
+    def optimised_world(self) -> AnyWorld:
+        """The world with the policy that is optimised for its own."""
+        return replace(self.world, policy=self.start_policy) if self.start_policy else self.world
 
     @property
     def labels_per_round(self) -> LabelsConfig:

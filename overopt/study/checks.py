@@ -55,27 +55,29 @@ def source_checksums(run: RunConfig) -> tuple[str, ...]:
         files += sources.source_files(source)
     sums = (sources.checksum(f) for f in dict.fromkeys(files))
     # What is masked decides what is sampled, as files do.
-    return (*found, *sums, *(f"masked: {len(_masked(run))}" for _ in masked_tokens(run)))
+    masked = sources.masked_ids(run.world.policy)
+    return (*found, *sums, *([f"masked: {len(masked)}"] if masked else []))
 
 
 def masked_tokens(run: RunConfig) -> tuple[str, ...]:
-    """A sentence on the tokens that the policy's tokenizer lacks, where it lacks any."""
-    masked = _masked(run)
-    if not masked:
-        return ()
-    return (
-        f"world.policy = {run.world.policy!r}: its embedding has {_rows(run)} rows, its tokenizer lacks"
-        f" {len(masked)} of them (first: {masked[0]}); these tokens get probability 0, in the policy and"
-        " in the reference",
-    )
+    """A sentence for each policy whose tokenizer lacks tokens."""
+    told = []
+    for field, policy in policies_of(run).items():
+        masked = sources.masked_ids(policy)
+        if masked:
+            rows = sources.vocab_size(sources.read_config(sources.source_dir(policy)))
+            told.append(
+                f"{field} = {policy!r}: its embedding has {rows} rows, its tokenizer lacks"
+                f" {len(masked)} of them (first: {masked[0]}); these tokens get probability 0, in the"
+                " policy and in the reference"
+            )
+    return tuple(told)
 
 
-def _masked(run: RunConfig) -> tuple[int, ...]:
-    return sources.unnamed_ids(run.world.policy, _rows(run))
-
-
-def _rows(run: RunConfig) -> int:
-    return sources.vocab_size(sources.read_config(sources.source_dir(run.world.policy)))
+def policies_of(run: RunConfig) -> dict[str, str]:
+    """The policies of a run, by the name of the setting."""
+    start = {"start_policy": run.start_policy} if run.start_policy else {}
+    return {"world.policy": run.world.policy, **start}
 
 
 def check_transform(run: RunConfig, transform: Reward) -> None:
@@ -94,8 +96,9 @@ def check_checkpoints(run: RunConfig) -> None:
     Reads headers and configurations, and renders a chat in each template; torch is not imported.
     """
     greeting = [{"role": "user", "content": "Hello"}]
-    examine.examine("world.policy", run.world.policy, "policy")
-    examine.render("world.policy", run.world.policy, greeting, answer=True)
+    for field, policy in policies_of(run).items():
+        examine.examine(field, policy, "policy")
+        examine.render(field, policy, greeting, answer=True)
     for role, settings in (("gold", run.gold), ("proxy", run.proxy)):
         if hasattr(module_of(settings), "check"):
             _of_role(role, partial(module_of(settings).check, settings))
@@ -110,7 +113,8 @@ def check_texts(run: RunConfig, world: World) -> None:
     if run.labels.pairs_file:
         read_pairs(run.labels.pairs_file)  # its errors before what takes longer
     for text in by_roles.values():
-        examine.render("world.policy", run.world.policy, turns_of(text), answer=True)
+        for field, policy in policies_of(run).items():
+            examine.render(field, policy, turns_of(text), answer=True)
     for role, settings in (("gold", run.gold), ("proxy", run.proxy)):
         if hasattr(module_of(settings), "check_texts"):
             check = module_of(settings).check_texts
@@ -214,14 +218,24 @@ def check_sources(run: RunConfig, world: World) -> None:
             kind not in RESERVED, "method.kind", kind, "is the name of a stage: rename the file"
         )
     policy, longest = run.world.policy, world.longest_prompt + run.world.max_response_tokens
-    sources.checkpoint_dir(policy)
-    _check_pieces("world.policy", policy)
+    for field, source in policies_of(run).items():
+        sources.checkpoint_dir(source)
+        _check_pieces(field, source)
     require(
         tokenizers.shares_vocabulary(policy, world.tokenizer),
         "world.policy",
         policy,
         "has another tokenizer than the embedded world: use world.kind=hf",
     )
+    require(
+        not run.start_policy or tokenizers.shares_vocabulary(run.start_policy, world.tokenizer),
+        "start_policy",
+        run.start_policy,
+        f"has another tokenizer than world.policy = {policy!r}, in whose tokens comparisons and scores"
+        " are: use a model that shares its tokenizer",
+    )
+    if run.start_policy:
+        _check_context("start_policy", run.start_policy, longest)
     for role, settings in (("gold", run.gold), ("proxy", run.proxy)):
         for name, source in settings.sources.items():
             _check_pieces(f"{role}.{name}", source)
@@ -235,14 +249,20 @@ def check_sources(run: RunConfig, world: World) -> None:
             f"has another tokenizer than the policy, and values are per token: use {policy!r} or a "
             "model that shares its tokenizer",
         )
-        context = sources.context_tokens(source)
-        require(
-            not is_shared or context is None or longest <= context,
-            field,
-            source,
-            f"has a context of {context} tokens; the longest prompt and world.max_response_tokens "
-            f"make {longest}: shorten them",
-        )
+        if is_shared:
+            _check_context(field, source, longest)
+
+
+def _check_context(field: str, source: str, longest: int) -> None:
+    """Raise unless a prompt with its response fits."""
+    context = sources.context_tokens(source)
+    require(
+        context is None or longest <= context,
+        field,
+        source,
+        f"has a context of {context} tokens; the longest prompt and world.max_response_tokens "
+        f"make {longest}: shorten them",
+    )
 
 
 def _check_pieces(field: str, source: str) -> None:

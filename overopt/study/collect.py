@@ -11,6 +11,7 @@ from overopt.control.settings import ControlExperiment, ControlRun
 from overopt.engine import store
 from overopt.engine.graph import Stage, flatten, topological
 from overopt.methods.method import Schedule
+from overopt.nets import examine
 from overopt.pools import selection
 from overopt.records.curves import BON
 from overopt.records.results import (
@@ -194,6 +195,8 @@ def _common(name: str, run: RunConfig, method: Schedule | None, run_id: str) -> 
         "proxy_lr": None,
         **run.proxy.columns,
         "mitigation": mitigation_name(run, with_method=method is not None),
+        "start_policy": run.start_policy or "none",
+        "policy_params": examine.policy_params(run.optimised_world.policy),
         "reward_members": reward.members,
         "members_by": reward.members_by if reward.members > 1 else None,
         "reward_combine": Path(reward.transform).name if reward.transform else reward.combine,

@@ -34,7 +34,7 @@ Role = Literal["tuning", "test"]
 
 
 PROTOCOL = (
-    "world", "gold", "root_seed", "labels.data_seed", "labels.n_validation_prompts",
+    "world", "gold", "root_seed", "start_policy", "labels.data_seed", "labels.n_validation_prompts",
     "labels.label_rule", "labels.label_flip_rate",
     "proxy.rm_seed", "proxy.kind", "method.kind", "method.seed", "method.eval_every",
     "method.eval_early_every", "method.eval_sqrt_kl", "method.eval_prompts", "method.eval_copies",

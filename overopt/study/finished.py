@@ -21,7 +21,7 @@ from overopt.engine.store import Store
 from overopt.records.curves import BON
 from overopt.rewards.kind import Scorer
 from overopt.stages.common import load_asked
-from overopt.stages.names import describe
+from overopt.stages.names import describe_curve
 from overopt.stages.optimise import method_role
 from overopt.stages.settings import RunConfig
 from overopt.study.chain import curve_stages
@@ -69,7 +69,7 @@ class Finished(NamedTuple):
     @property
     def title(self) -> str:
         """What its proxy is, in words, without seeds."""
-        return describe(unseeded(self.run)).replace(" data 0 rm 0", "")
+        return describe_curve(unseeded(self.run)).replace(" data 0 rm 0", "")
 
     @property
     def method(self) -> str:

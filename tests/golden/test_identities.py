@@ -15,13 +15,13 @@ from overopt.study.presets import load_experiment
 PINNED = {
     "calibration": (3, "dea5305005f1"),
     "gold": (2, "bcc6094519fa"),
-    "pool": (2, "9d16084aa90c"),
+    "pool": (2, "5a5927d37b9d"),
     "comparisons": (2, "28f3b40e42dd"),
     "labels": (1, "a865c860b425"),
     "proxy": (2, "8dee94c0c783"),
     "scores": (1, "f632b55552ef"),
     "bon": (3, "f642bcb1eaa4"),
-    "ppo": (2, "dbb003546957"),
+    "ppo": (2, "44f6f7d8d660"),
     "ppo_gold": (2, "cf59d9467044"),
 }
 # Identities of the same instances. They leave defaults out, so a setting that is new and does nothing by

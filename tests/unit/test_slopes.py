@@ -6,7 +6,7 @@ from scipy import stats
 from simulated_curves import simulate
 from tolerances import FP64
 
-from overopt.analysis.slopes import shape_slopes
+from overopt.analysis.slopes import shape_slopes, sweeps
 from overopt.base.errors import ConfigError, DataError
 from overopt.base.seeding import numpy_rng
 from overopt.fits.pvalues import p_text
@@ -47,6 +47,22 @@ def test_comparisons_are_the_other_axis(curves):
     one, other = slopes(curves), slopes(pairs, "n_pairs")
     assert other.by == "n_pairs" and [s.size for s in other.at] == [1e5, 1e6]
     assert one.slopes["peak"].slope == other.slopes["peak"].slope
+
+
+def test_policies_are_the_third_axis(curves):
+    params = {10**5: "none", 10**6: "ladder:3m"}
+    policies = [
+        changed(c, policy_params=n, start_policy=params[n], n_params=7, backbone="b")
+        for c in curves
+        for n in (c.meta["n_params"],)
+    ]
+    one, other = slopes(curves), slopes(policies, "policy_params")
+    assert one.slopes["end"].slope == other.slopes["end"].slope
+    assert [(by, len(same)) for by, same in sweeps(policies)] == [("policy_params", 6)]
+    with pytest.raises(DataError, match="curves differ in start_policy"):
+        slopes(policies)
+    with pytest.raises(DataError, match="none, other all have policy_params = 100000"):
+        slopes([*policies[1:], changed(policies[0], start_policy="other")], "policy_params")
 
 
 def test_the_order_of_curves_does_not_matter(curves):
