@@ -137,14 +137,18 @@ def size_rank_correlation(peaks: Sequence[dict[str, Any]], method: str) -> float
 
 def peak_table(curves: Sequence[Curve]) -> str:
     """One line a curve: where gold peaks, how far it falls, and how far the proxy does."""
+    told = series.treatments_of(curves)
+    names = [", ".join([series.series_name(c), *told[c.meta["run_id"]]]) for c in curves]
+    width = max([14, *map(len, names)])
+    first = max([6, *(len(c.meta["method"]) for c in curves)])
     head = (
-        f"{'method':6} {'series':14} {'pairs':>6} {'seed':>4} {'acc':>5} {'peak at':>7} {'√KL':>5}"
-        f" {'peak gold':>12} {'end √KL':>7} {'end':>6} {'fall':>12} {'proxy fall':>10}"
+        f"{'method':{first}} {'series':{width}} {'pairs':>6} {'seed':>4} {'acc':>5} {'peak at':>7}"
+        f" {'√KL':>5} {'peak gold':>12} {'end √KL':>7} {'end':>6} {'fall':>12} {'proxy fall':>10}"
     )
     lines = [head]
-    for p in map(peak_of, curves):
+    for name, p in zip(names, map(peak_of, curves), strict=True):
         lines.append(
-            f"{p['method']:6} {p['series']:14} {p['n_pairs']:6d} {p['rm_seed']:4d}"
+            f"{p['method']:{first}} {name:{width}} {p['n_pairs']:6d} {p['rm_seed']:4d}"
             f" {p['accuracy']:5.2f} {p['peak_at']:7d} {p['peak_sqrt_kl']:5.2f}"
             f" {p['peak_gold']:6.2f}±{p['peak_stderr']:.2f}  {p['end_sqrt_kl']:7.2f}"
             f" {p['end_gold']:6.2f} {p['fall']:6.2f}±{p['fall_stderr']:.2f}"

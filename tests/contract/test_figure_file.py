@@ -7,6 +7,7 @@ import pytest
 from matplotlib.image import imread
 from matplotlib.lines import Line2D
 
+from overopt.base.errors import DataError
 from overopt.cli.main import main
 from overopt.records.view import view
 from overopt.reports.draw import built_in, draw
@@ -102,15 +103,17 @@ def test_two_figures_of_one_name_do_not_overwrite_each_other(tmp_path, capsys):
 
 @pytest.mark.parametrize("figure", built_in(), ids=lambda figure: figure.name)
 def test_every_built_in_figure_draws_committed_records(figure, tmp_path):
-    """Each has records in the repository that show it."""
-    places = ("exp001_figure1", "desk", "gpu", "control", "search_steps", "exp006_optimisers")
+    """Each has records in the repository that show it, the first of these."""
+    places = ("exp001_figure1", "desk", "exp012_control", "search_steps", "exp006_optimisers")
     for name in places:
-        records = RECORDS.parent / name
-        names = [p.name for p in draw(records, tmp_path / name)]
+        try:
+            names = [p.name for p in draw(RECORDS.parent / name, tmp_path, [figure.name])]
+        except DataError as error:
+            assert "does not hold what it shows" in str(error)
+            continue
         stem = figure.picture + ("" if name == "exp001_figure1" else f"_{name}")
-        if f"{stem}.png" in names:
-            assert f"{stem}.json" in names
-            return
+        assert {f"{stem}.png", f"{stem}.json"} <= set(names)
+        return
     pytest.fail(f"no committed records show {figure.name}")
 
 
