@@ -70,8 +70,9 @@ def remark_lines(curves: Sequence[Curve]) -> list[str]:
     """The remarks of all curves, those of a series that say the same in one line."""
     counted: dict[tuple[str, str, str], int] = {}
     total: dict[tuple[str, str], int] = {}
+    names = series.series_names(curves)
     for curve in curves:
-        name = (curve.shown.label, series.series_name(curve))
+        name = (curve.shown.label, names[curve.meta["run_id"]])
         total[name] = total.get(name, 0) + 1
         for remark in remarks(curve):
             counted[*name, remark] = counted.get((*name, remark), 0) + 1

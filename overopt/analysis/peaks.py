@@ -110,9 +110,15 @@ def peak_of(curve: Curve) -> dict[str, Any]:
     }
 
 
+def peaks_of(curves: Sequence[Curve]) -> list[dict[str, Any]]:
+    """`peak_of` each curve; ``series`` says what sets it apart among these."""
+    names = series.series_names(curves)
+    return [peak_of(curve) | {"series": names[curve.meta["run_id"]]} for curve in curves]
+
+
 def peaks_of_shared_data(curves: Sequence[Curve]) -> list[dict[str, Any]]:
     """`peak_of` each curve of the number of comparisons that most proxies share."""
-    return [peak_of(c) for c in series.of_shared_data(curves)]
+    return peaks_of(series.of_shared_data(curves))
 
 
 def peaks_by_size(curves: Sequence[Curve]) -> list[dict[str, Any]]:
@@ -137,18 +143,17 @@ def size_rank_correlation(peaks: Sequence[dict[str, Any]], method: str) -> float
 
 def peak_table(curves: Sequence[Curve]) -> str:
     """One line a curve: where gold peaks, how far it falls, and how far the proxy does."""
-    told = series.treatments_of(curves)
-    names = [", ".join([series.series_name(c), *told[c.meta["run_id"]]]) for c in curves]
-    width = max([14, *map(len, names)])
-    first = max([6, *(len(c.meta["method"]) for c in curves)])
+    peaks = peaks_of(curves)
+    width = max([14, *(len(p["series"]) for p in peaks)])
+    first = max([6, *(len(p["method"]) for p in peaks)])
     head = (
         f"{'method':{first}} {'series':{width}} {'pairs':>6} {'seed':>4} {'acc':>5} {'peak at':>7}"
         f" {'√KL':>5} {'peak gold':>12} {'end √KL':>7} {'end':>6} {'fall':>12} {'proxy fall':>10}"
     )
     lines = [head]
-    for name, p in zip(names, map(peak_of, curves), strict=True):
+    for p in peaks:
         lines.append(
-            f"{p['method']:{first}} {name:{width}} {p['n_pairs']:6d} {p['rm_seed']:4d}"
+            f"{p['method']:{first}} {p['series']:{width}} {p['n_pairs']:6d} {p['rm_seed']:4d}"
             f" {p['accuracy']:5.2f} {p['peak_at']:7d} {p['peak_sqrt_kl']:5.2f}"
             f" {p['peak_gold']:6.2f}±{p['peak_stderr']:.2f}  {p['end_sqrt_kl']:7.2f}"
             f" {p['end_gold']:6.2f} {p['fall']:6.2f}±{p['fall_stderr']:.2f}"

@@ -74,13 +74,12 @@ def group_curves(curves: Sequence[Curve]) -> Groups:
     the curves, or are not the plain ones, are named in the legend and never averaged. So is what
     the method's own description calls a treatment, where it differs between curves of the method.
     """
-    treatments = treatments_of(curves)
+    names = series_names(curves)
     groups: Groups = {}
-    called = proxy_names(curves)
     shared = of_shared_data(curves)
     for curve in sorted(shared, key=lambda c: (c.meta["n_params"], c.meta["backbone"])):
-        parts = [called[curve.meta["backbone"]], *treatments[curve.meta["run_id"]]]
-        groups.setdefault(curve.meta["method"], {}).setdefault(", ".join(parts), []).append(curve)
+        name = names[curve.meta["run_id"]]
+        groups.setdefault(curve.meta["method"], {}).setdefault(name, []).append(curve)
     return groups
 
 
@@ -283,6 +282,17 @@ def series_name(curve: Curve) -> str:
     if backbone == "gold":
         return "gold as proxy"
     return f"{size_name(n_params)} proxy" if n_params else backbone
+
+
+def series_names(curves: Sequence[Curve]) -> dict[str, str]:
+    """By run_id, the series of each curve: its proxy, and the treatment that sets it apart."""
+    called, told = proxy_names(curves), treatments_of(curves)
+    return {
+        curve.meta["run_id"]: ", ".join(
+            [called[curve.meta["backbone"]], *told[curve.meta["run_id"]]]
+        )
+        for curve in curves
+    }
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from overopt.analysis.degenerate import remark_lines, remarks, why_unfitted
-from overopt.analysis.peaks import peak_of, peak_table, peaks_by_size, size_rank_correlation
+from overopt.analysis.peaks import peak_table, peaks_by_size, peaks_of, size_rank_correlation
 from overopt.base import files
 from overopt.fits.fit import POOR_FIT_P
 from overopt.fits.pvalues import p_text
@@ -65,8 +65,8 @@ def fit_json(records: str | Path) -> dict[str, Any]:
         {
             "experiment": results.experiment,
             "peaks": [
-                {"run_id": c.meta["run_id"]} | peak_of(c) | {"remarks": remarks(c)}
-                for c in results.curves
+                {"run_id": c.meta["run_id"]} | peak | {"remarks": remarks(c)}
+                for c, peak in zip(results.curves, peaks_of(results.curves), strict=True)
             ],
             "fits": {
                 method: {name: result.to_dict() for name, result in series.items()}

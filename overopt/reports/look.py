@@ -68,7 +68,8 @@ def _hacked(results: ResultsView, curve: Curve) -> list[str]:
     if of_run is None:
         return [NO_RESPONSES]
     end = [s for s in of_run if s.value == point_at(curve, "end")]
-    lines = [f"what the proxy puts furthest above gold, {_where(curve, 'end')}"]
+    name = series.series_names(results.curves)[curve.meta["run_id"]]
+    lines = [f"what the proxy puts furthest above gold, {_where(curve, 'end', name)}"]
     return lines + [line for s in worst(end, "gap", SHOWN_HACKED) for line in told(s)]
 
 
@@ -93,22 +94,23 @@ def samples(
     results = view(records)
     if not results.samples:
         raise DataError(f"{results.folder}: {NO_RESPONSES}")
+    names = series.series_names(results.curves)
     lines: list[str] = []
     for curve in curves_of(results, run):
         value = point_at(curve, at)
         of_run = results.samples.get(curve.meta["run_id"], [])
-        lines += [*([""] if lines else []), _where(curve, at)]
+        lines += [*([""] if lines else []), _where(curve, at, names[curve.meta["run_id"]])]
         for sample in worst([s for s in of_run if s.value == value], by, n):
             lines += told(sample)
     return "\n".join(lines)
 
 
-def _where(curve: Curve, at: str) -> str:
-    """A curve and a point of it in words."""
+def _where(curve: Curve, at: str, name: str) -> str:
+    """A curve and a point of it in words; ``name`` of its series."""
     k = list(curve["value"]).index(point_at(curve, at))
     seeds = ", ".join(f"{name} {seed}" for name, seed in curve.seeds.items() if seed is not None)
     return (
-        f"{curve.shown.label}, {series.series_name(curve)}, {seeds} (run {curve.meta['run_id']}):"
+        f"{curve.shown.label}, {name}, {seeds} (run {curve.meta['run_id']}):"
         f" {curve.shown.axis} {int(curve['value'][k])}, √KL {curve['sqrt_kl'][k]:.2f},"
         f" gold {curve['gold_gain'][k]:+.2f}, proxy {curve['proxy_gain'][k]:+.2f}"
     )

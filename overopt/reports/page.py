@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ import numpy as np
 from markupsafe import Markup
 
 from overopt.analysis.degenerate import remark_lines, why_unfitted
-from overopt.analysis.peaks import peak_of
+from overopt.analysis.peaks import peaks_of
 from overopt.base import escape, files
 from overopt.base.durations import duration
 from overopt.base.errors import DataError
@@ -89,7 +89,7 @@ def page(results: ResultsView, *, made_by: str) -> str:
         has_seeds=any(c["seed"] == "mean" for c in curves),
         data=_json(data),
         samples_note=samples.note,
-        peaks=[_peak_row(curve) for curve in results.curves],
+        peaks=list(map(_peak_row, results.curves, peaks_of(results.curves))),
         remarks=remark_lines(results.curves),
         fits=list(_fit_rows(results)),
         poor_fit_p=f"{POOR_FIT_P:g}",
@@ -257,8 +257,7 @@ def _shown(sample: Sample, prompt: int) -> dict[str, Any]:
 # --- tables ---------------------------------------------------------------------------------------
 
 
-def _peak_row(curve: Curve) -> list[str]:
-    peak = peak_of(curve)
+def _peak_row(curve: Curve, peak: Mapping[str, Any]) -> list[str]:
     return [
         curve.shown.label,
         peak["series"],

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from matplotlib.figure import Figure
 
 from overopt.analysis.degenerate import remark_lines
-from overopt.analysis.peaks import peak_of, peak_of_mean
+from overopt.analysis.peaks import peak_of_mean, peaks_of
 from overopt.base import escape
 from overopt.fits.fit import POOR_FIT_P, FitResult
 from overopt.fits.pvalues import p_text
@@ -62,7 +62,7 @@ class Results(ResultsView):
         """
         import pandas as pd
 
-        return pd.DataFrame([peak_of(curve) for curve in self.curves])
+        return pd.DataFrame(peaks_of(self.curves))
 
     def fit(self, form: str | None = None) -> dict[str, dict[str, FitResult]]:
         """Gold against √KL fitted to each series: method -> series -> result.

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from overopt.analysis.peaks import peak_of
+from overopt.analysis.peaks import peaks_of
 from overopt.base import escape
 from overopt.base.errors import ConfigError
 from overopt.records.schema import FIELDS
@@ -64,8 +64,8 @@ def table(
     rows = []
     for place in records:
         results = view(place)
-        for curve in results.curves:
-            about = {"results": str(results.folder)} | curve.rows[-1] | peak_of(curve)
+        for curve, peak in zip(results.curves, peaks_of(results.curves), strict=True):
+            about = {"results": str(results.folder)} | curve.rows[-1] | peak
             rows.append(about | {"experiment": curve.meta["experiment"]})
     known = list(rows[0])
     shown = [_known(name, known, "--columns") for name in columns or COLUMNS]

@@ -7,11 +7,14 @@ import json
 import pytest
 from report_results import RECORDS, write_results
 
+from overopt.analysis.peaks import peak_table
 from overopt.base.errors import ConfigError, DataError
 from overopt.cli.main import main
 from overopt.records.curves import load_curves
+from overopt.reports.fit import fit_json
 from overopt.reports.look import diff, samples, show
 from overopt.reports.plot import HEIGHT, plot
+from overopt.reports.results import Results
 from overopt.reports.table import table
 
 OTHERS = RECORDS.parent
@@ -180,3 +183,16 @@ def test_the_table_command_writes_a_file(results, tmp_path, capsys):
         "ppo     53M proxy",
         "ppo     106M proxy",
     ]
+
+
+def test_every_table_says_what_sets_arms_apart():
+    """Four arms of one proxy are four names, in the table, in fit and in Results.peaks."""
+    place = OTHERS / "exp012_control"
+    proxy = "0.0012M proxy, flips 0.1"
+    arms = [proxy, *(f"{proxy}, {arm}" for arm in ("mean of 3", "WCO of 3", "4 rounds, mean of 3"))]
+    assert list(Results(place).peaks.series.unique()) == arms
+    assert {peak["series"] for peak in fit_json(place)["peaks"]} == set(arms)
+    rows = csv.DictReader(io.StringIO(table([place], columns=["series"], format="csv")))
+    assert {row["series"] for row in rows} == set(arms)
+    printed = peak_table(load_curves(place))
+    assert all(printed.count(f" {arm}  ") == 5 for arm in arms)
