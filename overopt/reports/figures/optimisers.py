@@ -61,7 +61,12 @@ def draw(results: ResultsView) -> Figure | None:
     for ax, label in zip(grid[-1], _AXES, strict=True):
         ax.set_xlabel(label)
     handles, names = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside right upper", frameon=False, fontsize=8)
+    replicated = any(len(curves) > 1 for of in lines.values() for curves in of.values())
+    title = "bars: 95 % intervals over replicates" if replicated else None
+    figure.legend(
+        handles, names, loc="outside right upper", frameon=False, fontsize=8,
+        title=title, title_fontsize=8,
+    )  # fmt: skip
     return figure
 
 
