@@ -9,7 +9,7 @@ from overopt.base import files
 from overopt.base.lazy import lazy
 from overopt.base.seeding import derive_seed
 from overopt.engine.graph import Stage, StageContext
-from overopt.stages.common import initial_policy, save_responses
+from overopt.stages.common import initial_policy, policy_cost, save_responses
 from overopt.stages.settings import RunConfig
 from overopt.worlds.load import load_world
 from overopt.worlds.world import AnyWorld
@@ -52,7 +52,7 @@ def stage(run: RunConfig, sources: tuple[str, ...]) -> Stage:
         run=run_calibration,
         gpu=True,
         label="calibration",
-        cost_s=6,
+        cost_s=6 * policy_cost(run.world),
         config=CalibrationStage(
             world=run.world, rubric=Moved(), root_seed=run.root_seed, sources=sources
         ),

@@ -20,13 +20,13 @@ from overopt.base.kinds import names
 from overopt.base.lazy import lazy
 from overopt.engine.graph import StageContext
 from overopt.engine.manifest import Artefact, Asked
-from overopt.nets import sources
+from overopt.nets import examine, sources
 from overopt.rewards.kind import Place, Scorer
 from overopt.rewards.kinds.rubric import RubricScorer, calibrated
 from overopt.stages.settings import RunConfig
 from overopt.worlds.load import load_world
 from overopt.worlds.prompts import as_prompt
-from overopt.worlds.world import World, with_prompts
+from overopt.worlds.world import World, WorldSettings, with_prompts
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +40,9 @@ else:
     torch, datatypes = lazy("torch"), lazy("overopt.base.datatypes")
     checkpoints, load = lazy("overopt.nets.checkpoints"), lazy("overopt.rewards.load")
 
+
+SHIPPED_PARAMS = 803_968
+"""Of ``ladder:policy-0.8m``, without its embedding."""
 
 PROMPTS_FILE = "prompts.json"
 """Of comparisons whose prompts are none of the world's."""
@@ -69,6 +72,15 @@ def start_sources(run: RunConfig) -> tuple[str, ...]:
     masked = len(sources.masked_ids(run.start_policy))
     found = [sources.checksum(file) for file in sources.source_files(run.start_policy)]
     return (*found, *([f"masked: {masked}"] if masked else []))
+
+
+def policy_cost(world: WorldSettings) -> float:
+    """CPU seconds of sampling from the world's policy, in those of the shipped one, on which estimates
+    were measured: by the number of parameters, and no less than 1.
+    """
+    if world.policy.startswith("ladder:sums-"):
+        return 1.0  # measured on its own
+    return max(1.0, examine.policy_params(world.policy) / SHIPPED_PARAMS)
 
 
 def place_of(ctx: StageContext, world: World) -> Place:

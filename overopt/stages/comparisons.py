@@ -11,7 +11,13 @@ from overopt.base.seeding import derive_seed
 from overopt.engine.graph import Stage, StageContext
 from overopt.rewards.settings import LabelsConfig
 from overopt.stages import people
-from overopt.stages.common import initial_policy, load_responses, save_responses, scorer_of
+from overopt.stages.common import (
+    initial_policy,
+    load_responses,
+    policy_cost,
+    save_responses,
+    scorer_of,
+)
 from overopt.stages.settings import RunConfig
 from overopt.worlds.load import load_world
 from overopt.worlds.world import AnyWorld, WorldSettings
@@ -67,7 +73,7 @@ def comparisons_stage(run: RunConfig, inputs: dict[str, Stage]) -> Stage:
         run=run_comparisons,
         gpu=True,
         label=f"comparisons data seed {labels.data_seed} ({n_prompts} prompts)",
-        cost_s=0.03 * n_prompts + 5,
+        cost_s=0.03 * n_prompts * policy_cost(run.world) + 5,
         config=ComparisonsStage(
             world=run.world,
             n_prompts=n_prompts,

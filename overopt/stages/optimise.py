@@ -21,6 +21,7 @@ from overopt.stages.common import (
     initial_policy,
     keep_diverged,
     load_responses,
+    policy_cost,
     response_arrays,
     scorer_of,
     start_sources,
@@ -81,7 +82,7 @@ def stage(run: RunConfig, inputs: dict[str, Stage], *, note: str = "") -> Stage:
         run=run_method,
         gpu=True,
         label=f"{kind} {describe_curve(run)} {method.title}{note}",
-        cost_s=method.cost_s,
+        cost_s=method.cost_s * policy_cost(run.optimised_world),
         disk_mb=20,
         config=MethodStage(
             world=run.optimised_world,

@@ -13,6 +13,7 @@ from overopt.engine.graph import Stage, StageContext
 from overopt.stages.common import (
     initial_policy,
     intent_of,
+    policy_cost,
     save_responses,
     scorer_of,
     start_sources,
@@ -100,7 +101,7 @@ def pool_stages(run: RunConfig, inputs: dict[str, Stage]) -> dict[str, Stage]:
             run=run_pool,
             gpu=True,
             label=f"pool {n_prompts} x {bon.pool_size}{part}",
-            cost_s=5 + n_prompts * bon.pool_size * 0.0075,
+            cost_s=5 + n_prompts * bon.pool_size * 0.0075 * policy_cost(run.optimised_world),
             disk_mb=n_prompts * bon.pool_size * 5e-4,
             config=PoolStage(
                 world=run.optimised_world,

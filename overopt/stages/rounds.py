@@ -190,7 +190,7 @@ def _data_stage(
         run=run_round_data,
         gpu=True,
         label=f"labels of {policy.label}",
-        cost_s=5 + 0.03 * labels.n_prompts,
+        cost_s=5 + 0.03 * labels.n_prompts * common.policy_cost(run.optimised_world),
         config=RoundDataStage(
             world=run.optimised_world,
             labels=labels,

@@ -18,6 +18,7 @@ from overopt.stages.common import (
     initial_policy,
     intent_of,
     load_responses,
+    policy_cost,
     save_responses,
     scorer_of,
     start_sources,
@@ -81,7 +82,7 @@ def stages(run: RunConfig, inputs: dict[str, Stage]) -> list[Stage]:
         run=run_search,
         gpu=True,
         label=f"search {describe_curve(run)} {run.search.title}",
-        cost_s=5 + 0.0016 * widest * run.proxy.rate,
+        cost_s=5 + 0.0016 * widest * run.proxy.rate * policy_cost(run.optimised_world),
         config=config,
         upstream={role: inputs[role] for role in ("calibration", "proxy")},
     )
