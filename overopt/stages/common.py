@@ -76,11 +76,14 @@ def start_sources(run: RunConfig) -> tuple[str, ...]:
 
 def policy_cost(world: WorldSettings) -> float:
     """CPU seconds of sampling from the world's policy, in those of the shipped one, on which estimates
-    were measured: by the number of parameters, and no less than 1.
+    were measured; no less than 1.
+
+    Larger networks make better use of a core: GRPO on SmolLM2-135M took 42 times as long as on the
+    shipped policy, which has a 132nd of its parameters, PPO on the 3M rung 1.8 times.
     """
     if world.policy.startswith("ladder:sums-"):
         return 1.0  # measured on its own
-    return max(1.0, examine.policy_params(world.policy) / SHIPPED_PARAMS)
+    return max(1.0, (examine.policy_params(world.policy) / SHIPPED_PARAMS) ** 0.75)
 
 
 def place_of(ctx: StageContext, world: World) -> Place:
