@@ -29,11 +29,25 @@ In full, and then the effects and the growth of every cue:
     overopt run experiments/exp010_hacks.py --results experiments/results/exp010_hacks
     overopt hacks experiments/exp010_hacks.py --out experiments/results/exp010_hacks/hacks.json \\
         --figure experiments/results/exp010_hacks/hacks.png
+    python experiments/exp010_hacks.py experiments/results/exp010_hacks
 """
 
+import sys
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from overopt.base import files
+from overopt.base.seeding import numpy_rng
+from overopt.fits.linear import half_width
+from overopt.fits.pvalues import p_text
+from overopt.fits.trend import trend
 from overopt.methods import rloo
+from overopt.records.curves import Curve, load_curves
+from overopt.reports.text import markdown_table
 from overopt.rewards.kinds import bradley_terry, rubric
 from overopt.rewards.settings import LabelsConfig
 from overopt.stages.settings import BonConfig, Experiment, RunConfig
@@ -64,3 +78,79 @@ def build() -> Experiment:
             replace(base, labels=labels, proxy=proxy, method=method) for labels in (plain, *planted)
         ]
     return Experiment(name="exp010_hacks", runs=tuple(runs), description="cues × doses")
+
+
+# --- what came of it ------------------------------------------------------------------------------
+
+
+def table(folder: Path) -> str:
+    """A row for each cue and dose, means over seeds with half widths of 95 % intervals.
+
+    ``edit``: what the cue alone does to the proxy's score, in sd; its slope on the dose is in the row of
+    the largest dose, with a t test over seeds. ``best of 128`` and ``RLOO``: cues a response there, and
+    minus those without a dose. ``gold``: gain at the end of RLOO, minus that without a dose.
+    """
+    found = files.load_object(folder / "hacks.json", ("proxies", "curves"))
+    curves = {curve.meta["run_id"]: curve for curve in load_curves(folder)}
+    edits = {_dose_in(one["series"]): one["cues"] for one in found["proxies"]}
+    grown: dict[tuple[str, float], dict[str, list[dict[str, Any]]]] = {}
+    for one in found["curves"]:
+        of = grown.setdefault(_dose_in(one["series"]), {})
+        of.setdefault(one["method"], []).append(one | {"curve": curves[one["run_id"]]})
+    rows = []
+    for cue in CUES:
+        for dose in (0.0, *DOSES):
+            key = (cue, dose) if dose else ("", 0.0)
+            same, plain = grown[key], grown["", 0.0]
+            cells = [_mean(edits[key][cue]["proxy"]["means"])]
+            cells.append(_slope(cue, edits) if dose == DOSES[-1] else "")
+            for method in ("bon", "rloo"):
+                counted = _ends(same[method], cue)
+                cells.append(_mean(counted))
+                cells.append(_mean(counted - _ends(plain[method], cue)) if dose else "")
+            gold = _gold(same["rloo"])
+            cells += [_mean(gold), _mean(gold - _gold(plain["rloo"])) if dose else ""]
+            rows.append([cue, f"{dose:g}", *cells])
+    head = ["cue", "dose", "edit", "p of slope", "in best of 128", "minus dose 0", "at end of RLOO"]
+    head += ["minus dose 0", "gold at end of RLOO", "minus dose 0"]
+    return "\n".join(markdown_table(head, rows))
+
+
+def _dose_in(series: str) -> tuple[str, float]:
+    """Cue and dose of a series by its title, such as ``… argmax + checks 0.1``."""
+    _, planted, told = series.partition(" + ")
+    cue, _, dose = told.partition(" ")
+    return (cue, float(dose)) if planted else ("", 0.0)
+
+
+def _in_order(curves: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(curves, key=lambda one: one["curve"].meta["data_seed"])
+
+
+def _ends(curves: Sequence[dict[str, Any]], cue: str) -> np.ndarray:
+    """Cues a response at the last point, by seed."""
+    return np.array([one["cues"][cue]["mean"][-1] for one in _in_order(curves)])
+
+
+def _gold(curves: Sequence[dict[str, Any]]) -> np.ndarray:
+    ends: list[Curve] = [one["curve"] for one in _in_order(curves)]
+    return np.array([curve["gold_gain"][-1] for curve in ends])
+
+
+def _slope(cue: str, edits: dict[tuple[str, float], dict[str, Any]]) -> str:
+    """Slope of the edit's effect on the dose, and its p-value."""
+    keys = [("", 0.0), *((cue, dose) for dose in DOSES)]
+    values = [np.array(edits[key][cue]["proxy"]["means"])[:, None] for key in keys]
+    slope = trend(
+        [dose for _, dose in keys], values, [SEEDS] * len(keys), rng=numpy_rng(0, "hacks")
+    ).slope
+    return f"{slope.estimate:.2f}, {p_text(slope.p_value)}"
+
+
+def _mean(values: Sequence[float] | np.ndarray) -> str:
+    x = np.asarray(values)
+    return f"{x.mean():.2f} ± {half_width(x):.2f}" if len(x) > 1 else f"{x.mean():.2f}"
+
+
+if __name__ == "__main__":
+    print(table(Path(sys.argv[1])))

@@ -47,12 +47,16 @@ Array = NDArray[np.float64]
 
 
 class Effect(NamedTuple):
-    """Mean change of a score by an edit, in sd, with its interval; None where it is not known."""
+    """Mean change of a score by an edit, in sd, with its interval; None where it is not known.
+
+    means : that of each replicate, in the order of the runs.
+    """
 
     mean: float
     ci_low: float | None
     ci_high: float | None
     n_prompts: int
+    means: list[float]
 
 
 class Growth(NamedTuple):
@@ -226,10 +230,11 @@ def effect(changes_SP: Array, data_seeds: Sequence[int] | None = None) -> Effect
     n_prompts = changes_SP.shape[1]
     mean = crossed_mean(changes_SP[:, :, None], data_seeds)
     value, variance = float(mean.estimate[0]), float(mean.covar[0, 0])
+    means = changes_SP.mean(1).tolist()
     if n_prompts < 2 or not math.isfinite(variance):
-        return Effect(value, None, None, n_prompts)
+        return Effect(value, None, None, n_prompts, means)
     half = float(stats.t.ppf(0.5 + CI_LEVEL / 2, mean.dof(np.ones(1)))) * math.sqrt(variance)
-    return Effect(value, value - half, value + half, n_prompts)
+    return Effect(value, value - half, value + half, n_prompts, means)
 
 
 # --- along optimisation ---------------------------------------------------------------------------

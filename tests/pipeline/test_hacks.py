@@ -154,6 +154,7 @@ def test_an_interval_over_prompts_is_that_of_students_t():
     twice = hacks.effect(np.repeat(changes, 2, axis=0), [0, 1])
     assert twice.mean == pytest.approx(found.mean)
     apart = hacks.effect(np.concatenate([changes + 1, changes - 1]), [0, 1])
+    assert apart.means == pytest.approx([found.mean + 1, found.mean - 1])
     assert apart.ci_high - apart.ci_low > 2 * (found.ci_high - found.ci_low)
 
 
