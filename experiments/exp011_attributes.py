@@ -27,13 +27,20 @@ Cost: about half an hour of CPU time. In two minutes, to see that it works:
 In full:
 
     overopt run experiments/exp011_attributes.py --results experiments/results/exp011_attributes
-    overopt fit experiments/results/exp011_attributes
+    python experiments/exp011_attributes.py experiments/results/exp011_attributes
 """
 
+import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
+from overopt.fits.linear import half_width
 from overopt.methods import rloo
+from overopt.records.curves import load_curves
+from overopt.reports.text import markdown_table
 from overopt.rewards.kinds import bradley_terry, mixture, regression, rubric, two_models
 from overopt.rewards.settings import LabelsConfig
 from overopt.stages.settings import BonConfig, Experiment, RunConfig
@@ -76,3 +83,34 @@ def build() -> Experiment:
     return Experiment(
         name="exp011_attributes", runs=tuple(runs), description="attributes, two aims"
     )
+
+
+# --- what came of it ------------------------------------------------------------------------------
+
+
+def table(results: str) -> str:
+    """A row a proxy: gold in sd and response length in tokens, means over seeds ± 95 % intervals."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for curve in load_curves(results):
+        of = found.setdefault(curve.meta["backbone"], {})
+        gold, tokens = curve["gold_gain"], curve["response_tokens"]
+        if curve.is_bon:
+            at_four = gold[list(curve["value"]).index(4)]
+            row = {"best of 4": at_four, "best of 128": gold[-1], "its tokens": tokens[-1]}
+        else:
+            row = {"RLOO peak": gold.max(), "RLOO end": gold[-1], "end tokens": tokens[-1]}
+            row["end √KL"] = curve["sqrt_kl"][-1]
+        for name, value in row.items():
+            of.setdefault(name, []).append(float(value))
+    names = list(dict.fromkeys(name for of in found.values() for name in of))
+    rows = [[proxy, *(_mean(of[name]) for name in names)] for proxy, of in found.items()]
+    return "\n".join(markdown_table(["proxy", *names], rows))
+
+
+def _mean(values: Sequence[float]) -> str:
+    x = np.array(values)
+    return f"{x.mean():.2f} ± {half_width(x):.2f}" if len(x) > 1 else f"{x.mean():.2f}"
+
+
+if __name__ == "__main__":
+    print(table(sys.argv[1]))
