@@ -27,24 +27,41 @@ Cost: about half an hour of CPU time. In two minutes, to see that it works:
 In full:
 
     overopt run experiments/exp011_attributes.py --results experiments/results/exp011_attributes
-    python experiments/exp011_attributes.py experiments/results/exp011_attributes
+    python experiments/exp011_attributes.py experiments/results/exp011_attributes runs
+
+The picture shows two aims at once, right answers and valid steps, along both methods.
 """
 
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
+from overopt.base import pictures
+from overopt.base.config import RuntimeConfig
+from overopt.engine.store import Store
 from overopt.fits.linear import half_width
 from overopt.methods import rloo
+from overopt.pools.best_of_n import best_of_n
 from overopt.records.curves import load_curves
+from overopt.reports.figures.style import series_styles
 from overopt.reports.text import markdown_table
 from overopt.rewards.kinds import bradley_terry, mixture, regression, rubric, two_models
+from overopt.rewards.labels import ratings
+from overopt.rewards.rated import Attribute
 from overopt.rewards.settings import LabelsConfig
+from overopt.stages.best_of_n import scored_pool
+from overopt.stages.common import load_responses
+from overopt.stages.pool import pool_folders
 from overopt.stages.settings import BonConfig, Experiment, RunConfig
+from overopt.study.finished import finished_curves
+from overopt.study.run import load
 from overopt.worlds import sums
+from overopt.worlds.load import load_world
 
 SEEDS = (0, 1, 2, 3, 4)
 N_PAIRS = 3000
@@ -107,6 +124,75 @@ def table(results: str) -> str:
     return "\n".join(markdown_table(["proxy", *names], rows))
 
 
+AIMS: tuple[Attribute, ...] = ("right", "valid")
+
+
+def paths(store: str) -> dict[tuple[str, str], list[np.ndarray]]:
+    """(method, proxy) -> shares (K, 2) of right answers and valid responses along it, one a seed."""
+    curves = finished_curves(load(build()), Store(Path(store)), RuntimeConfig(quiet=True))
+    world = load_world(curves[0].run.world)
+    pools: dict[Path, np.ndarray] = {}
+    found: dict[tuple[str, str], list[np.ndarray]] = {}
+    for curve in curves:
+        ctx = curve.context()
+        if curve.is_bon:
+            (folder,) = pool_folders(ctx)
+            if folder not in pools:
+                responses = load_responses(folder / "responses.npz")
+                pools[folder] = ratings.attribute_counts(world, responses, AIMS).double().numpy()
+            proxy_PN = scored_pool(ctx).proxy_PN
+            of: dict[str, np.ndarray] = {}
+            for i, aim in enumerate(AIMS):
+                of[aim] = pools[folder][:, i].reshape(proxy_PN.shape)
+            best = best_of_n(proxy_PN, of, [point["value"] for point in curve.rows])
+            path = np.stack([best[aim].mean for aim in AIMS], axis=1)
+        else:
+            evaluations = sorted(ctx.inputs[curve.method].path.glob("eval-*.npz"))
+            shares = [
+                ratings.attribute_counts(world, load_responses(file), AIMS).mean(0).numpy()
+                for file in evaluations
+            ]
+            path = np.stack(shares)
+        found.setdefault((curve.method, curve.title), []).append(path)
+    return found
+
+
+SHOWN = {
+    "+0 tokens": "regression",
+    "mixture debias first": "mixture",
+    "two models": "two models",
+    "sums-0.2m 3000 pairs": "one model (Bradley-Terry)",
+}
+"""Of whose title this is a part -> name in the picture: one of each family."""
+
+
+def picture(found: dict[tuple[str, str], list[np.ndarray]]) -> Figure:
+    """Valid against right, a panel a method; the last point with 95 % intervals over seeds."""
+    figure = Figure(figsize=(9, 3.9), layout="constrained")
+    axes = figure.subplots(1, 2)
+    looks = series_styles(list(SHOWN.values()))
+    for ax, method, title in zip(axes, ("bon", "rloo"), ("best of 1 to 128", "RLOO"), strict=True):
+        for part, name in SHOWN.items():
+            (title_of,) = [t for m, t in found if m == method and _is(part, t)]
+            seeds = np.stack(found[method, title_of])
+            right, valid = seeds.mean(0).T
+            look = looks[name]
+            ax.plot(right, valid, color=look.color, marker=look.marker, ms=4, lw=1.2, label=name)
+            half = [half_width(column) for column in seeds[:, -1].T]
+            ax.errorbar(right[-1], valid[-1], half[1], half[0], color=look.color, capsize=2)
+        ax.plot(right[0], valid[0], "o", ms=9, mfc="none", mec="0.3")
+        ax.set_title(title, loc="left", fontsize=10)
+        ax.set_xlabel("share of right answers")
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("share of valid responses")
+    axes[0].legend(frameon=False, fontsize=8, title="circle: the initial policy", title_fontsize=8)
+    return figure
+
+
+def _is(part: str, title: str) -> bool:
+    return title.startswith(part) if part.startswith(("sums", "mixture", "two")) else part in title
+
+
 def _mean(values: Sequence[float]) -> str:
     x = np.array(values)
     return f"{x.mean():.2f} ± {half_width(x):.2f}" if len(x) > 1 else f"{x.mean():.2f}"
@@ -114,3 +200,4 @@ def _mean(values: Sequence[float]) -> str:
 
 if __name__ == "__main__":
     print(table(sys.argv[1]))
+    pictures.save_figure(Path(sys.argv[1]) / "aims.png", picture(paths(sys.argv[2])))
